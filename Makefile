@@ -1,0 +1,44 @@
+# Every target sets up what it needs in .venv; the second call is quick.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
+# With a GPU the default build; without one the CPU build, where a configured index has it (give your
+# own with TORCH="torch==2.13.0 --index-url ..."; the plain package brings gigabytes of CUDA along).
+TORCH ?= $(if $(GPU),torch>=2.11,torch==2.13.0+cpu)
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python demo/run.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.torch:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH) || $(PIP) torch==2.13.0
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch setup.py
+	$(PIP) -e '.[demo]'
+	touch $@
+
+# DeepSpeed builds against the installed torch, so without build isolation, and its ops at first use.
+$(VENV)/.dev: $(VENV)/.torch setup.py
+	$(PIP) setuptools wheel
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -e '.[dev]'
+	touch $@

@@ -1,0 +1,181 @@
+"""The truth: every hot op as plain, differentiable PyTorch, written to be read.
+
+Legend: B clips, N = F*P tokens (F token-frames of P tokens, token (f, s) at index f*P + s),
+h heads of d channels, C = h*d, M masked or gathered tokens, D numbers in a patch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .dispatch import register
+
+
+@register("trajectory_attention", "reference")
+def trajectory_attention(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
+    """Spatial stage of trajectory attention: one softmax per key frame.
+
+    A[i,f,s] = softmax_s(d^-1/2 <q_i, k_{f,s}>),  y[i,f] = sum_s A[i,f,s] v_{f,s}
+    (Patrick et al. 2021, section 3, first stage; docs/method.md, "Trajectory attention").
+
+    Args:
+        q, k, v: (B, N, h, d), any strides.
+        frames: F; divides N.
+
+    Returns:
+        trajectory tokens (B, N, F, h*d).
+    """
+    batch, tokens, heads, dim = q.shape
+    k_frames = k.unflatten(1, (frames, tokens // frames))
+    v_frames = v.unflatten(1, (frames, tokens // frames))
+    scores = torch.einsum("bnhd,bfshd->bhnfs", q, k_frames) * dim**-0.5
+    attention = scores.softmax(dim=-1)
+    return torch.einsum("bhnfs,bfshd->bnfhd", attention, v_frames).reshape(
+        batch, tokens, frames, heads * dim
+    )
+
+
+@register("trajectory_temporal", "reference")
+def trajectory_temporal(
+    q2: Tensor, y: Tensor, weight_k: Tensor, weight_v: Tensor | None, bias_v: Tensor | None
+) -> Tensor:
+    """Temporal stage: attention of each token along its own trajectory.
+
+    k2 = W_k y,  v2 = W_v y + b_v,  a[i,f] = softmax_f <q2_i, k2_{i,f}>,
+    out_i = sum_f a[i,f] v2_{i,f}  (Patrick et al. 2021, section 3, second stage). A key bias
+    would add the same number to every logit of a softmax, so there is none.
+
+    Args:
+        q2: (B, N, h, d), already scaled by d^-1/2.
+        y: trajectory tokens (B, N, F, C).
+        weight_k: (h*d, C).
+        weight_v, bias_v: (h*d, C), (h*d,); both None = the value is y itself ("identity").
+
+    Returns:
+        (B, N, h*d).
+    """
+    batch, tokens, heads, dim = q2.shape
+    keys = (y @ weight_k.T).unflatten(-1, (heads, dim))
+    values = y if weight_v is None else torch.nn.functional.linear(y, weight_v, bias_v)
+    values = values.unflatten(-1, (heads, -1))
+    attention = torch.einsum("bnhd,bnfhd->bnhf", q2, keys).softmax(dim=-1)
+    return torch.einsum("bnhf,bnfhd->bnhd", attention, values).reshape(batch, tokens, -1)
+
+
+@register("token_gather", "reference")
+def token_gather(x: Tensor, index: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Pick tokens and add their positions: out[b, m] = x[b, index[b, m]] + positions[index[b, m]].
+
+    With x of 4 tokens and index [[2, 0]], row 0 of the result is token 2 plus position 2.
+
+    Args:
+        x: (B, N, C); index: (B, M) int64; positions: (N, C) or None.
+
+    Returns:
+        (B, M, C) in x's dtype. Its gradient scatters back; unpicked tokens get zero.
+    """
+    picked = x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+    return picked if positions is None else picked + positions[index].to(picked.dtype)
+
+
+@register("decoder_assemble", "reference")
+def decoder_assemble(
+    visible: Tensor,
+    mask_token: Tensor,
+    positions: Tensor,
+    visible_index: Tensor,
+    masked_index: Tensor,
+) -> Tensor:
+    """The decoder's input [visible + position ; mask token + position].
+
+    Args:
+        visible: projected encoder output (B, N_v, C); mask_token: (C,); positions: (N, C);
+        visible_index: (B, N_v); masked_index: (B, N_m).
+
+    Returns:
+        (B, N_v + N_m, C) in visible's dtype, visible tokens first, each part in its index's order.
+    """
+    dtype = visible.dtype
+    shown = visible + positions[visible_index].to(dtype)
+    hidden = mask_token.to(dtype) + positions[masked_index].to(dtype)
+    return torch.cat([shown, hidden], dim=1)
+
+
+def normalized_patches(patches: Tensor) -> Tensor:
+    """VideoMAE's regression target: each channel of a patch to zero mean and unit deviation.
+
+    (x - mean) / (sqrt(unbiased variance) + 1e-6) over the patch's pixels in [0, 1], per channel.
+
+    Args:
+        patches: (..., D) with D laid out (time, height, width, 3); uint8, or float in [0, 1].
+
+    Returns:
+        (..., D), fp32 or wider.
+    """
+    pixels = pixels_in_unit_range(patches).unflatten(-1, (-1, 3))
+    deviation = pixels.var(dim=-2, keepdim=True).sqrt()
+    return ((pixels - pixels.mean(dim=-2, keepdim=True)) / (deviation + 1e-6)).flatten(-2)
+
+
+def pixels_in_unit_range(patches: Tensor) -> Tensor:
+    """uint8 -> fp32 in [0, 1]; floating input is taken to be there, in at least fp32."""
+    if patches.dtype == torch.uint8:
+        return patches.float() / 255
+    return patches.to(torch.promote_types(patches.dtype, torch.float32))
+
+
+@register("masked_mse", "reference")
+def masked_mse(prediction: Tensor, patches: Tensor, masked_index: Tensor) -> Tensor:
+    """Error of every masked token against its normalised pixels (docs/method.md, "Target").
+
+    Args:
+        prediction: (B, M, D); patches: all patches (B, N, D), uint8 or float in [0, 1];
+        masked_index: (B, M).
+
+    Returns:
+        mean squared error over D, (B, M), fp32; its gradient goes to ``prediction`` only.
+    """
+    with torch.no_grad():
+        target = token_gather(normalized_patches(patches), masked_index)
+    return (prediction.to(target.dtype) - target).square().mean(dim=-1)
+
+
+@register("policy_logprob", "reference")
+def policy_logprob(logits: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropy of the floored softmax policy.
+
+    p = (1 - floor) softmax(l) + floor / N,  H = - sum_i p_i log p_i, in fp32 or wider.
+
+    Args:
+        logits: (B, N); floor: alpha in [0, 1].
+
+    Returns:
+        log p (B, N) and H (B,), in nats.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if floor == 0:  # stays finite where a probability underflows
+        log_p = wide.log_softmax(dim=-1)
+    else:
+        log_p = ((1 - floor) * wide.softmax(dim=-1) + floor / logits.shape[-1]).log()
+    return log_p, -(log_p.exp() * log_p).sum(dim=-1)
+
+
+@register("policy_sample", "reference")
+def policy_sample(log_p: Tensor, uniform: Tensor, visible: int) -> tuple[Tensor, Tensor]:
+    """Draw tokens without replacement: Gumbel top-k.
+
+    Adding independent Gumbel noise -log(-log u) to log p and sorting gives the order in which
+    tokens would be drawn one after another, each in proportion to p among those left
+    (Plackett-Luce; Yellott 1977).
+
+    Args:
+        log_p: (B, N), unnormalised is fine; uniform: (B, N) in [0, 1); visible: N_v.
+
+    Returns:
+        drawn (B, N_v) in the order of drawing, and the rest (B, N - N_v) ascending; int64.
+    """
+    # rand() can return 0, and -log(0) = inf would rank that token last for sure.
+    gumbel = -torch.log(-torch.log(uniform.clamp_min(torch.finfo(uniform.dtype).tiny)))
+    order = (log_p.detach() + gumbel).argsort(dim=-1, descending=True)
+    return order[:, :visible], order[:, visible:].sort(dim=-1).values

@@ -1,0 +1,144 @@
+"""Trajectory attention composed from PyTorch ops: the CPU default, and the bar for Triton.
+
+Two exact rewrites of the reference (docs/method.md, "Two rewrites"):
+(a) the spatial softmax runs over one frame's P keys, so the stage is F ordinary attentions that
+    share q, and no N x N map needs to exist;
+(b) <q2, W_k y> = <W_k^T q2, y> and sum_f a_f (W_v y_f + b_v) = W_v (sum_f a_f y_f) + b_v, so the
+    projections act on N tokens instead of N*F trajectory tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from .dispatch import register
+
+# Rows of q^ and z that exist at a time (tokens); a few hundred keep them in a CPU's cache, and a
+# GPU wants launches as large as they come.
+CPU_CHUNK = 196
+
+
+@register("trajectory_attention", "torch")
+def trajectory_attention_torch(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
+    """``reference.trajectory_attention`` by one SDPA per key frame."""
+    batch, tokens, heads, dim = q.shape
+    queries = q.transpose(1, 2)
+    per_frame = [
+        scaled_dot_product_attention(queries, k_frame.transpose(1, 2), v_frame.transpose(1, 2))
+        for k_frame, v_frame in zip(k.chunk(frames, dim=1), v.chunk(frames, dim=1), strict=True)
+    ]
+    stacked = torch.stack(per_frame, dim=1)  # (B, F, h, N, d)
+    return stacked.permute(0, 3, 1, 2, 4).reshape(batch, tokens, frames, heads * dim)
+
+
+@register("trajectory_temporal", "torch")
+def trajectory_temporal_torch(
+    q2: Tensor, y: Tensor, weight_k: Tensor, weight_v: Tensor | None, bias_v: Tensor | None
+) -> Tensor:
+    """``reference.trajectory_temporal`` with absorbed projections."""
+    device = q2.device.type
+    if torch.is_autocast_enabled(device):
+        # A custom function sees raw dtypes; cast as autocast would for a matmul.
+        dtype = torch.get_autocast_dtype(device)
+        q2, y, weight_k = q2.to(dtype), y.to(dtype), weight_k.to(dtype)
+        weight_v = None if weight_v is None else weight_v.to(dtype)
+        bias_v = None if bias_v is None else bias_v.to(dtype)
+    return TrajectoryTemporalFunction.apply(q2, y, weight_k, weight_v, bias_v)
+
+
+class TrajectoryTemporalFunction(torch.autograd.Function):
+    """Absorbed temporal stage. Keeps q2, y and the attention a; recomputes q^ and z.
+
+    q^ and z hold N*h*C numbers each, 28.9 MB per clip at ViT-B in 16 bit: as saved activations
+    they would cost more than the rewrite saves.
+
+    Shapes inside, for n tokens of a chunk: q2 (h, n, d), q^ and z (h, n, C), y (n, F, C),
+    a (n, h, F); W_k and W_v as (h, d, C).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q2: Tensor, y: Tensor, weight_k: Tensor, weight_v: Tensor | None, bias_v: Any
+    ) -> Tensor:
+        batch, tokens, heads, dim = q2.shape
+        width = y.shape[-1]
+        w_k = weight_k.unflatten(0, (heads, dim))
+        w_v = None if weight_v is None else weight_v.unflatten(0, (heads, dim))
+        flat_q2, flat_y = q2.flatten(0, 1), y.flatten(0, 1)
+        out = q2.new_empty(batch * tokens, heads, dim)
+        attention = q2.new_empty(batch * tokens, heads, y.shape[2])
+        for rows in _chunks(batch * tokens, q2.device.type):
+            y_c = flat_y[rows]
+            q_hat = torch.bmm(flat_q2[rows].transpose(0, 1), w_k)
+            logits = torch.bmm(q_hat.transpose(0, 1), y_c.mT)
+            a = attention[rows] = (
+                logits.float().softmax(-1).to(logits.dtype)
+                if (logits.dtype in (torch.float16, torch.bfloat16))
+                else logits.softmax(-1)
+            )
+            if w_v is None:
+                out[rows] = torch.einsum("nhf,nfhd->nhd", a, y_c.unflatten(-1, (heads, dim)))
+            else:
+                z = torch.bmm(a, y_c).transpose(0, 1)
+                out[rows] = torch.bmm(z, w_v.mT).transpose(0, 1)
+        if bias_v is not None:
+            out += bias_v.view(heads, dim)
+        ctx.save_for_backward(q2, y, attention, weight_k, weight_v)
+        ctx.has_bias = bias_v is not None
+        assert width == weight_k.shape[1]
+        return out.view(batch, tokens, heads * dim)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q2, y, attention, weight_k, weight_v = ctx.saved_tensors
+        heads, dim = q2.shape[2:]
+        w_k = weight_k.unflatten(0, (heads, dim))
+        w_v = None if weight_v is None else weight_v.unflatten(0, (heads, dim))
+        flat_grad = grad.reshape(-1, heads, dim)
+        flat_q2, flat_y = q2.flatten(0, 1), y.flatten(0, 1)
+        grad_q2, grad_y = torch.empty_like(flat_q2), torch.empty_like(flat_y)
+        # Weight gradients add up over chunks, so they are kept in fp32 or wider.
+        wide = torch.promote_types(w_k.dtype, torch.float32)
+        grad_wk = torch.zeros_like(w_k, dtype=wide)
+        grad_wv = None if w_v is None else torch.zeros_like(w_v, dtype=wide)
+        for rows in _chunks(flat_q2.shape[0], q2.device.type):
+            g, y_c, a = flat_grad[rows], flat_y[rows], attention[rows]
+            q_c = flat_q2[rows].transpose(0, 1)
+            q_hat = torch.bmm(q_c, w_k).transpose(0, 1)  # (n, h, C)
+            if w_v is None:
+                heads_of_y = y_c.unflatten(-1, (heads, dim))
+                grad_a = torch.einsum("nhd,nfhd->nhf", g, heads_of_y)
+                grad_value = torch.einsum("nhf,nhd->nfhd", a, g).flatten(-2)
+                grad_logits = _softmax_backward(grad_a, a)
+                grad_y[rows] = grad_value + torch.bmm(grad_logits.mT, q_hat)
+            else:
+                grad_z = torch.bmm(g.transpose(0, 1), w_v).transpose(0, 1)  # (n, h, C)
+                grad_a = torch.bmm(grad_z, y_c.mT)
+                grad_logits = _softmax_backward(grad_a, a)
+                # dy = a^T dz + dlogits^T q^
+                grad_y[rows] = torch.baddbmm(torch.bmm(a.mT, grad_z), grad_logits.mT, q_hat)
+                z = torch.bmm(a, y_c).transpose(0, 1)  # (h, n, C)
+                grad_wv += torch.bmm(g.permute(1, 2, 0), z)
+            grad_q_hat = torch.bmm(grad_logits, y_c).transpose(0, 1)  # (h, n, C)
+            grad_q2[rows] = torch.bmm(grad_q_hat, w_k.mT).transpose(0, 1)
+            grad_wk += torch.bmm(q_c.mT, grad_q_hat)
+        return (
+            grad_q2.view_as(q2),
+            grad_y.view_as(y),
+            grad_wk.flatten(0, 1).to(weight_k.dtype),
+            None if grad_wv is None else grad_wv.flatten(0, 1).to(weight_v.dtype),
+            flat_grad.flatten(1).sum(0) if ctx.has_bias else None,
+        )
+
+
+def _softmax_backward(grad: Tensor, probability: Tensor) -> Tensor:
+    return probability * (grad - (grad * probability).sum(-1, keepdim=True))
+
+
+def _chunks(rows: int, device_type: str) -> list[slice]:
+    step = CPU_CHUNK if device_type == "cpu" else rows
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]

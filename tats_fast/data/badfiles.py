@@ -1,0 +1,71 @@
+"""Bookkeeping of videos that could not be decoded: skip and count, but never silently."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+LOGGER = logging.getLogger("tats_fast")
+
+
+class TooManyBadFiles(RuntimeError):
+    """More of the listed videos are undecodable than ``data.max_bad_fraction`` allows."""
+
+
+class BadFiles:
+    """The undecodable files of a run, each logged and written once.
+
+    path: file of ``path<TAB>reason`` lines; what it already holds counts (a resumed run). None
+        keeps the record in memory, for ranks that must not write.
+    num_videos: length of the list.
+    max_fraction: ``data.max_bad_fraction``.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None, num_videos: int, max_fraction: float
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.num_videos = num_videos
+        self.max_fraction = max_fraction
+        self.skipped = 0
+        """Clips replaced in this process, repeats included."""
+        self.reasons: dict[str, str] = {}
+        """Reason of each bad file, by path as written in the record."""
+        if self.path is not None and self.path.exists():
+            with open(self.path, encoding="utf-8", errors="surrogateescape") as file:
+                for line in file:
+                    name, tab, reason = line.rstrip("\n").partition("\t")
+                    if tab:
+                        self.reasons[name] = reason
+
+    def record(self, bad: Iterable[tuple[str, str]]) -> None:
+        """Note skipped clips as (path, reason); raises ``TooManyBadFiles`` past the limit."""
+        new = {}
+        for path, reason in bad:
+            self.skipped += 1
+            name = _one_field(path)
+            if name not in self.reasons and name not in new:
+                new[name] = _one_field(reason)
+        if not new:
+            return
+        self.reasons.update(new)
+        for name, reason in new.items():
+            LOGGER.warning("skipped a video that cannot be decoded: %s (%s)", name, reason)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a", encoding="utf-8", errors="surrogateescape") as file:
+                file.writelines(f"{name}\t{reason}\n" for name, reason in new.items())
+        if len(self.reasons) > self.max_fraction * self.num_videos:
+            see = "" if self.path is None else f" (see {self.path})"
+            raise TooManyBadFiles(
+                f"{len(self.reasons)} of {self.num_videos} listed videos cannot be decoded{see}: "
+                f"more than data.max_bad_fraction={self.max_fraction} allows; repair the list or "
+                "raise data.max_bad_fraction"
+            )
+
+
+def _one_field(text: str) -> str:
+    """The text without the tabs and line ends that would break the record's lines."""
+    return " ".join(text.splitlines()).replace("\t", " ")

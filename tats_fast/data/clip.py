@@ -1,0 +1,81 @@
+"""How one clip is cut from a video, as pure functions of (seed, epoch, index, attempt).
+
+Every backend draws from here, so CPU and GPU decoding cut the same windows and crops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Box = tuple[int, int, int, int]
+"""x, y, width, height of a crop in pixels of the upright frame."""
+Crop = Callable[[int, int], Box]
+"""Chooses a box for a frame of (width, height)."""
+
+# Positions of a crop as quarters of the free (horizontal, vertical) room: corners, centre, edge
+# middles, and the four points between centre and corners.
+_POSITIONS = (
+    *((0, 0), (4, 0), (0, 4), (4, 4), (2, 2)),
+    *((0, 2), (4, 2), (2, 0), (2, 4)),
+    *((1, 1), (3, 1), (1, 3), (3, 3)),
+)
+
+
+@dataclass(frozen=True)
+class ClipDraw:
+    """All random numbers of one clip; the floats are uniform in [0, 1)."""
+
+    window: float
+    """Where the window starts, over the free room in time."""
+    scales: float
+    """Which pair of crop scales."""
+    position: float
+    """Which of the 13 crop positions."""
+    flip: bool
+    """Mirror the clip."""
+    substitute: float
+    """Which video of the list stands in, for attempt >= 1."""
+
+    @classmethod
+    def of(cls, seed: int, epoch: int, index: int, attempt: int = 0) -> ClipDraw:
+        """The draw of video ``index`` in ``epoch``; ``attempt`` counts substitutions."""
+        window, scales, position, flip, substitute = np.random.default_rng(
+            [seed, epoch, index, attempt]
+        ).random(5)
+        return cls(float(window), float(scales), float(position), flip < 0.5, float(substitute))
+
+
+def window_start(num_frames: int, span: int, window: float) -> int:
+    """First frame of a window of ``span`` frames placed at ``window`` in [0, 1).
+
+    10 frames, span 4, window 0.5 -> 3 of the starts 0..6; a video shorter than the span gives 0.
+    """
+    return int(window * max(1, num_frames - span + 1))
+
+
+def multi_scale_crop(width: int, height: int, scales: Sequence[float], draw: ClipDraw) -> Box:
+    """Random box with sides ``scale * short side``, the multi-scale crop of TSN and VideoMAE.
+
+    Width and height take scales at most one place apart in ``scales``; the box lies at one of 13
+    fixed positions. Returns (x, y, w, h) in pixels, inside the frame.
+    """
+    short = min(width, height)
+    pairs = [
+        (across, down)
+        for i, across in enumerate(scales)
+        for j, down in enumerate(scales)
+        if abs(i - j) <= 1
+    ]
+    across, down = pairs[int(draw.scales * len(pairs))]
+    w, h = max(1, int(short * across)), max(1, int(short * down))
+    right, below = _POSITIONS[int(draw.position * len(_POSITIONS))]
+    return (width - w) * right // 4, (height - h) * below // 4, w, h
+
+
+def centre_crop(width: int, height: int) -> Box:
+    """The largest centred square: the crop of evaluation and pictures."""
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side, side

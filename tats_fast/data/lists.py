@@ -1,0 +1,200 @@
+"""Which videos a run reads: list files as they occur in the wild, or a folder.
+
+A list holds ``path[<separator>label]`` per line. The separator is decided once per file: tab,
+comma or ``::`` where every line splits with it, else white space. Labels are optional.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tats_fast.config import ConfigError
+
+VIDEO_SUFFIXES = (
+    *(".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"),
+    *(".3gp", ".ts", ".flv", ".wmv", ".ogv", ".gif"),
+)
+"""File name endings, lower case, that make a file of a folder a video."""
+
+SEPARATORS = ("\t", ",", "::")
+HEADER_NAMES = {"path", "paths", "file", "filename", "file_name", "video", "video_path"}
+PROBED_PATHS = 16
+
+Label = int | str | None
+Row = tuple[str, Label]
+
+
+@dataclass(frozen=True)
+class Video:
+    """One listed video: ``path`` ready to open, ``label`` as written (int where it is one)."""
+
+    path: str
+    label: Label = None
+
+
+def read_videos(
+    spec: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    key: str = "data.train",
+) -> list[Video]:
+    """Read the videos that ``spec`` names.
+
+    spec: a list file, or a folder that is searched recursively (sorted by path, no labels).
+    root: folder that a list's relative paths start from; none = the list file's own folder.
+    key: configuration key named in errors.
+
+    Raises ``ConfigError`` (one line) for a missing, empty or binary list, a folder without videos,
+    a missing root, or a list of which none of the first paths exists.
+    """
+    spec = os.path.expanduser(os.fspath(spec))
+    if root is not None:
+        root = os.path.expanduser(os.fspath(root))
+        if not os.path.isdir(root):
+            raise ConfigError(f"data.root={root}: no such folder; give the folder of the videos")
+    if os.path.isdir(spec):
+        videos = [Video(path) for path in _walk(spec)]
+        if not videos:
+            raise ConfigError(
+                f"{key}={spec}: no video in this folder or below; "
+                f"known endings are {' '.join(VIDEO_SUFFIXES)}"
+            )
+        return videos
+    if not os.path.exists(spec):
+        raise ConfigError(f"{key}={spec}: no such file; give a list file or a folder of videos")
+    base = root if root is not None else os.path.dirname(os.path.abspath(spec))
+    rows = _parse(_read_lines(spec, key), base)
+    if not rows:
+        raise ConfigError(f"{key}={spec}: lists no video; write one path per line")
+    videos = [Video(os.path.join(base, path), label) for path, label in rows]
+    _require_some_exist(videos, spec, key)
+    return videos
+
+
+def _walk(folder: str) -> list[str]:
+    """All videos below ``folder``, sorted; links are followed, each real folder once."""
+    found, seen = [], set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:  # a link back up the tree would never end
+            folders.clear()
+            continue
+        seen.add(real)
+        # Hidden names are no videos: macOS leaves "._clip.mp4" beside every copied clip.mp4.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [os.path.join(here, n) for n in names if _is_video(n) and not n.startswith(".")]
+    return sorted(found)
+
+
+def _read_lines(path: str, key: str) -> list[str]:
+    """The list's lines without line ends, comments and blank lines."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read()
+    except OSError as error:
+        raise ConfigError(f"{key}={path}: {error.strerror}; give a readable list file") from error
+    if b"\0" in raw:
+        raise ConfigError(
+            f"{key}={path}: not a text file; give a list file or a folder, not a video"
+        )
+    # File names are bytes; surrogateescape carries those that are not UTF-8 to open() unchanged.
+    text = raw.decode("utf-8-sig", errors="surrogateescape")
+    # str.splitlines would also split at \x0b, \x1c or U+2028, which file names may hold.
+    lines = (line.strip() for line in re.split(r"\r\n|\n|\r", text))
+    return [line for line in lines if line and not _is_comment(line)]
+
+
+def _is_comment(line: str) -> bool:
+    """A ``#`` line that names no video; HMDB51 has clips called ``#122_Cleaning_...avi``."""
+    return line.startswith("#") and not any(
+        _is_video(word) for word in re.split(r"[\s,]+|::", line)
+    )
+
+
+def _is_video(name: str) -> bool:
+    return name.strip().strip('"').lower().endswith(VIDEO_SUFFIXES)
+
+
+def _parse(lines: list[str], base: str) -> list[Row]:
+    for separator in SEPARATORS:
+        rows = _parse_separated(lines, separator)
+        if rows is not None:
+            return rows
+    return [
+        _split_white_space(line, lambda p: os.path.exists(os.path.join(base, p))) for line in lines
+    ]
+
+
+def _parse_separated(lines: list[str], separator: str) -> list[Row] | None:
+    """Rows of a file separated by ``separator``, or None where some line does not split with it."""
+    fields = [line.split(separator) for line in lines]
+    if fields and fields[0][0].strip().lower() in HEADER_NAMES:
+        fields = fields[1:]
+    rows = []
+    for row in fields:
+        # A line that ends like a video is a path alone, whatever characters it holds.
+        if len(row) == 1 or _is_video(row[-1]):
+            return None
+        cut = _path_fields(row)
+        path = separator.join(row[:cut]).strip()
+        if len(path) > 1 and path[0] == path[-1] == '"':
+            path = path[1:-1]
+        rows.append((path, _label(row[cut:], separator)))
+    return rows
+
+
+def _split_white_space(line: str, exists: Callable[[str], bool]) -> Row:
+    """Split ``path [label]`` at white space although the path itself may hold some.
+
+    ``my clip.mp4 3`` -> ("my clip.mp4", 3);  ``my clip.mp4`` -> ("my clip.mp4", None)
+    """
+    words = list(re.finditer(r"\S+", line))
+    if len(words) == 1 or _is_video(line):
+        return line, None
+    cut = _path_fields([word.group() for word in words])
+    # Without a known ending only an integer is a label, and an existing file wins over it.
+    known = _is_video(words[cut - 1].group())
+    if not known and (not _is_integer(words[-1].group()) or exists(line)):
+        return line, None
+    return line[: words[cut - 1].end()], _label([word.group() for word in words[cut:]], " ")
+
+
+def _path_fields(fields: list[str]) -> int:
+    """How many leading fields make the path: up to the last that ends like a video, else all but
+    the trailing integers (at most three: start, total, label)."""
+    for count in range(len(fields), 0, -1):
+        if _is_video(fields[count - 1]):
+            return count
+    count = len(fields) - 1
+    while count > 1 and len(fields) - count < 3 and all(map(_is_integer, fields[count - 1 :])):
+        count -= 1
+    return count
+
+
+def _label(fields: list[str], separator: str) -> Label:
+    """The label in the fields behind the path.
+
+    One field is the label. Integers: ``0 -1`` is VideoMAEv2's start and total without a label,
+    ``120 7`` total and label, ``0 120 7`` start, total and label. Anything else is text.
+    """
+    if all(map(_is_integer, fields)) and len(fields) <= 3:
+        without = len(fields) == 2 and int(fields[1]) == -1
+        return None if without else int(fields[-1])
+    return separator.join(fields).strip(' "') or None
+
+
+def _is_integer(text: str) -> bool:
+    return re.fullmatch(r"\s*[+-]?[0-9]+\s*", text) is not None
+
+
+def _require_some_exist(videos: list[Video], spec: str, key: str) -> None:
+    """A wrong root fails here, at the start, instead of skipping every clip of a run."""
+    step = max(1, len(videos) // PROBED_PATHS)
+    probed = videos[::step][:PROBED_PATHS]
+    if not any(os.path.exists(video.path) for video in probed):
+        raise ConfigError(
+            f"{key}={spec}: none of {len(probed)} listed paths exists, for example "
+            f"{probed[0].path}; set data.root to the folder that the paths start from"
+        )

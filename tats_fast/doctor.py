@@ -1,0 +1,84 @@
+"""What this machine can run: devices, attention, kernels, decoding; and why not the rest."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+from collections.abc import Callable
+
+import torch
+
+from tats_fast import kernels
+from tats_fast.models.attention import BACKENDS, choose_backend, unavailable
+from tats_fast.version import __version__
+
+
+def report_lines() -> list[str]:
+    """The report, one finding per line."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lines = [
+        f"tats-fast {__version__}, Python {platform.python_version()}, torch {torch.__version__}",
+        "",
+        "devices",
+        *_devices(),
+        "",
+        f"attention (on {device})",
+        *(_line(name, unavailable(name, device)) for name in BACKENDS),
+        f"  model.attention=auto takes {choose_backend('auto', device)}",
+        "",
+        f"kernels (on {device}; TATS_KERNELS={kernels.requested_level()})",
+        *(f"  {op}: {kernels.resolved_level(op, device)}" for op in kernels.ops()),
+        "",
+        "decoding",
+        _package("av", "PyAV", "pip install av"),
+        "",
+        "distributed",
+        *_distributed(),
+        "",
+        "logs and pages",
+        _package("tensorboard", "TensorBoard", "pip install tensorboard"),
+        _package("matplotlib", "Matplotlib (report curves)", "pip install matplotlib"),
+    ]
+    return lines
+
+
+def _devices() -> list[str]:
+    lines = [f"  cpu: yes, {torch.get_num_threads()} threads"]
+    if not torch.cuda.is_available():
+        build = "this build of torch has no CUDA" if torch.version.cuda is None else "none found"
+        return [*lines, f"  cuda: no, {build}"]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory = properties.total_memory / 2**30
+        lines.append(
+            f"  cuda:{index}: yes, {properties.name}, {memory:.0f} GiB, "
+            f"sm_{properties.major}{properties.minor}, CUDA {torch.version.cuda}"
+        )
+    return lines
+
+
+def _distributed() -> list[str]:
+    import torch.distributed as dist
+
+    available: dict[str, Callable[[], bool]] = {
+        "gloo": dist.is_gloo_available,
+        "nccl": dist.is_nccl_available,
+    }
+    lines = [
+        _line(name, None if dist.is_available() and check() else "not in this build of torch")
+        for name, check in available.items()
+    ]
+    return [*lines, _package("deepspeed", "DeepSpeed", "pip install 'tats-fast[deepspeed]'")]
+
+
+def _package(module: str, name: str, remedy: str) -> str:
+    try:
+        version = importlib.metadata.version(module)
+    except importlib.metadata.PackageNotFoundError:
+        return _line(name, f"not installed; {remedy}")
+    return f"  {name}: yes, {version}"
+
+
+def _line(name: str, problem: str | None) -> str:
+    return f"  {name}: {'yes' if problem is None else f'no, {problem}'}"

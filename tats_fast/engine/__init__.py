@@ -1,0 +1,1 @@
+"""Training: step, loop, optimizer, processes, checkpoints, metrics."""

@@ -1,0 +1,180 @@
+"""Checkpoints: complete or absent, never half written; enough in them to continue bit by bit.
+
+A checkpoint is a folder ``checkpoints/step_000500`` with ``model.pt`` (autoencoder and sampler),
+``trainer.pt`` (step, data position, sampler's optimizer, reward scale, random states),
+``config.yaml`` and the autoencoder's optimizer. It is written under another name and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tats_fast.config import ConfigError, RunConfig, load_config, save_config
+from tats_fast.engine.step import Learner
+from tats_fast.models.load import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    STEP_PREFIX,
+    find_checkpoint,
+    list_checkpoints,
+    read_tensors,
+)
+from tats_fast.rl import RewardScale
+
+TRAINER_FILE = "trainer.pt"
+TEMPORARY_PREFIX = ".writing_"
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is: optimizer steps done, clips consumed, clips replaced, steps skipped."""
+
+    step: int = 0
+    samples: int = 0
+    skipped_clips: int = 0
+    skipped_steps: int = 0
+
+
+def save_checkpoint(run_dir: Path, learner: Learner, position: Position) -> Path:
+    """Write ``run_dir/checkpoints/step_N`` and drop the oldest beyond ``train.keep_checkpoints``.
+
+    All processes call it. An interruption at any instant leaves earlier checkpoints intact.
+    """
+    world, config = learner.world, learner.config
+    final = run_dir / "checkpoints" / f"{STEP_PREFIX}{position.step:06d}"
+    temporary = final.with_name(TEMPORARY_PREFIX + final.name)
+    if world.is_main:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    world.barrier()
+    learner.runner.save(temporary)
+    random_states = world.gather(_random_state(world.device))
+    if world.is_main:
+        sampler, optimizer = learner.sampler, learner.sampler_optimizer
+        torch.save(
+            {
+                "mae": learner.runner.module.state_dict(),
+                "sampler": None if sampler is None else sampler.state_dict(),
+            },
+            temporary / MODEL_FILE,
+        )
+        torch.save(
+            {
+                "position": vars(position),
+                "sampler_optimizer": None if optimizer is None else optimizer.state_dict(),
+                "reward_scale": learner.reward_scale._asdict(),
+                "random_states": random_states,
+                "engine": config.distributed.engine,
+                "world_size": world.size,
+            },
+            temporary / TRAINER_FILE,
+        )
+        save_config(config, temporary / CONFIG_FILE)
+    world.barrier()
+    if world.is_main:
+        _sync_files(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _sync_folder(final.parent)
+        for old in list_checkpoints(run_dir)[: -config.train.keep_checkpoints]:
+            shutil.rmtree(old)
+    world.barrier()
+    return final
+
+
+def checkpoint_to_resume(run_dir: Path, resume: str) -> Path | None:
+    """Where to continue from: None = start afresh.
+
+    Raises:
+        ConfigError: ``resume`` names no checkpoint, or is ``none`` though the run has some.
+    """
+    existing = list_checkpoints(run_dir)
+    if resume == "auto":
+        return existing[-1] if existing else None
+    if resume == "none":
+        if existing:
+            raise ConfigError(
+                f"train.resume=none: {run_dir} already holds checkpoints; "
+                "choose another name=... or set train.resume=auto"
+            )
+        return None
+    return find_checkpoint(resume, key="train.resume")
+
+
+def load_checkpoint(folder: Path, learner: Learner) -> Position:
+    """Restore ``learner`` in place and return how far the run was. All processes call it.
+
+    Raises:
+        ConfigError: the checkpoint is of another model, engine or number of processes.
+    """
+    world = learner.world
+    _check_same_run(folder, learner.config)
+    model = read_tensors(folder / MODEL_FILE, world.device)
+    trainer = read_tensors(folder / TRAINER_FILE)
+    for key, here in (("engine", learner.config.distributed.engine), ("world_size", world.size)):
+        if trainer[key] != here:
+            raise ConfigError(
+                f"train.resume={folder}: was written with {key}={trainer[key]}, this run has {here}"
+            )
+    learner.runner.module.load_state_dict(model["mae"])
+    learner.runner.load(folder)
+    if learner.sampler is not None:
+        learner.sampler.load_state_dict(model["sampler"])
+        learner.sampler_optimizer.load_state_dict(trainer["sampler_optimizer"])
+    scale = trainer["reward_scale"]
+    learner.reward_scale = RewardScale(**{k: v.to(world.device) for k, v in scale.items()})
+    _set_random_state(trainer["random_states"][world.rank], world.device)
+    return Position(**trainer["position"])
+
+
+def _check_same_run(folder: Path, config: RunConfig) -> None:
+    saved = load_config(folder / CONFIG_FILE)
+    for section in ("model", "sampler"):
+        ours, theirs = (vars(getattr(c, section)) for c in (config, saved))
+        for name, value in theirs.items():
+            if ours[name] != value and name != "attention":  # a backend may change, a shape not
+                raise ConfigError(
+                    f"{section}.{name}={ours[name]}: the checkpoint {folder} has {value}"
+                )
+    if config.masking.strategy != saved.masking.strategy:
+        raise ConfigError(
+            f"masking.strategy={config.masking.strategy}: the checkpoint {folder} was trained with "
+            f"{saved.masking.strategy}"
+        )
+
+
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def _sync_files(folder: Path) -> None:
+    """Flush file contents to disk before the rename makes them count (a power cut may reorder)."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            _sync_folder(path)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,124 @@
+"""Processes of a run: who we are, and the few collectives the trainer needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tats_fast.config import ConfigError, RunConfig
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Elementwise mean over processes; no host sync."""
+        if self.size > 1:
+            dist.all_reduce(value)
+            value = value / self.size
+        return value
+
+    def maximum(self, value: Tensor) -> Tensor:
+        """Elementwise maximum over processes; no host sync."""
+        if self.size > 1:
+            dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return value
+
+    def any_of(self, flag: bool) -> bool:
+        """Whether any process says so (waits for all of them)."""
+        if self.size == 1:
+            return flag
+        return bool(self.maximum(torch.tensor(float(flag), device=self.device)).item())
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace gradients by their mean over processes, in one collective.
+
+        For the sampler, which is small (one block) and stays outside DDP and ZeRO, so that its
+        several updates per step need no second engine.
+        """
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.size == 1 or not gradients:
+            return
+        flat = torch.cat([grad.flatten() for grad in gradients])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for grad, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            grad.copy_(part.view_as(grad))
+
+    def gather(self, value: object) -> list:
+        """The picklable ``value`` of every process, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def pick_device(requested: str, local_rank: int = 0) -> torch.device:
+    """The device of this process.
+
+    Raises:
+        ConfigError: cuda asked for where there is none.
+    """
+    if requested == "auto":
+        requested = "cuda" if torch.cuda.is_available() else "cpu"
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: no CUDA GPU is visible here; use device=cpu")
+    return torch.device("cuda", local_rank) if requested == "cuda" else torch.device("cpu")
+
+
+def join_world(config: RunConfig, local_rank: int | None = None) -> World:
+    """Join the process group that a launcher (deepspeed, torchrun) prepared, or run alone.
+
+    Args:
+        local_rank: what the launcher passed on the command line; None = from the environment.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    if local_rank is None:
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = pick_device(config.device, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    config.check_world_size(size)
+    # DeepSpeed wants a process group even for one process, and would look for MPI to make it.
+    if size > 1 or uses_deepspeed(config):
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29500")
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
+        if not dist.is_initialized():
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    return World(rank, size, device)
+
+
+def leave_world() -> None:
+    """Close the process group, if one is open."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def uses_deepspeed(config: RunConfig) -> bool:
+    """Whether the autoencoder runs under DeepSpeed; ``auto`` was resolved by ``resolve_engine``."""
+    return config.distributed.engine == "deepspeed"

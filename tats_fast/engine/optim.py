@@ -1,0 +1,65 @@
+"""AdamW's parameter groups and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tats_fast.config import OptimConfig
+
+LR_REFERENCE_BATCH = 256
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups: matrices with decay; biases, norms, mask token and positions without."""
+    decay, plain = [], []
+    for name, parameter in module.named_parameters():
+        is_plain = parameter.ndim <= 1 or name.split(".")[-1] == "positions"
+        (plain if is_plain else decay).append(parameter)
+    groups = [
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Fused AdamW: one launch, and it can skip a step on the device (``skip_step_if``).
+
+    The learning rate is set at each step by ``set_lr``.
+    """
+    groups = parameter_groups(module, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.base_lr, betas=tuple(config.betas), fused=True)
+
+
+def skip_step_if(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:
+    """Make the next ``step`` do nothing where ``flag`` (0-d, fp32) is 1, without a host sync.
+
+    Fused optimizers read these two attributes, which ``torch.amp.GradScaler`` sets the same way.
+    """
+    optimizer.grad_scale = None
+    optimizer.found_inf = flag
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set every group's learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def lr_at(config: OptimConfig, step: int, total_steps: int, global_batch: int) -> float:
+    """Learning rate of optimizer step ``step`` (from 0): linear warm-up, then half a cosine.
+
+    All three configured rates scale by global_batch / 256 (Goyal et al. 2017, section 2.1).
+    """
+    scale = global_batch / LR_REFERENCE_BATCH
+    warmup = round(config.warmup_frac * total_steps)
+    if step < warmup:
+        rate = config.warmup_lr + (config.base_lr - config.warmup_lr) * step / warmup
+    else:
+        progress = (step - warmup) / max(1, total_steps - 1 - warmup)
+        cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+        rate = config.min_lr + (config.base_lr - config.min_lr) * cosine
+    return rate * scale

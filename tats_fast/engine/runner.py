@@ -1,0 +1,195 @@
+"""The autoencoder and its optimizer under plain PyTorch, DDP or DeepSpeed, behind one interface."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tats_fast.config import ConfigError, RunConfig
+from tats_fast.engine.distributed import World, uses_deepspeed
+from tats_fast.engine.optim import make_optimizer, set_lr, skip_step_if
+
+
+class Runner(Protocol):
+    """What the training step needs of the autoencoder's side."""
+
+    module: nn.Module
+    """The bare autoencoder."""
+
+    def forward(self, patches: Tensor, choose: Any) -> Any:
+        """The autoencoder's forward."""
+
+    def accumulating(self, last: bool) -> contextlib.AbstractContextManager:
+        """Around one micro-batch's forward and backward; gradients are exchanged at the last."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward of one micro-batch's mean loss; micro-batches are averaged."""
+
+    def step(self, lr: float, skip: Tensor) -> None:
+        """Update, unless ``skip`` (0-d, fp32, on the device) is 1; clears the gradients."""
+
+    def save(self, folder: Path) -> None:
+        """Write the optimizer's state (all processes call it)."""
+
+    def load(self, folder: Path) -> None:
+        """Read what ``save`` wrote."""
+
+
+class TorchRunner:
+    """One process, or DDP."""
+
+    def __init__(self, mae: nn.Module, config: RunConfig, world: World) -> None:
+        self.module = mae
+        self.optimizer = make_optimizer(mae, config.optim)
+        self._clip = config.optim.grad_clip
+        self._micro_batches = config.train.accumulation
+        self._world = world
+        self._wrapped = mae
+        if world.size > 1:
+            self._wrapped = nn.parallel.DistributedDataParallel(
+                mae, device_ids=[world.device.index] if world.device.type == "cuda" else None
+            )
+        self.forward = self._wrapped.__call__
+
+    def accumulating(self, last: bool) -> contextlib.AbstractContextManager:
+        if last or self._world.size == 1:
+            return contextlib.nullcontext()
+        return self._wrapped.no_sync()
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self._micro_batches).backward()
+
+    def step(self, lr: float, skip: Tensor) -> None:
+        update(self.optimizer, self.module, lr, self._clip, skip)
+
+    def save(self, folder: Path) -> None:
+        if self._world.is_main:
+            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(
+            folder / "optimizer.pt", map_location=self._world.device, weights_only=True
+        )
+        self.optimizer.load_state_dict(state)
+
+
+class DeepSpeedRunner:
+    """DeepSpeed ZeRO stage 1 or 2 over the autoencoder."""
+
+    # Settings that follow from the run's configuration; a JSON file may not contradict them.
+    OWNED = (
+        *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
+        *("optimizer", "scheduler", "gradient_clipping", "bf16", "fp16", "torch_autocast"),
+    )
+
+    def __init__(self, mae: nn.Module, config: RunConfig, world: World, bf16: bool) -> None:
+        try:
+            import deepspeed
+        except ImportError:
+            raise ConfigError(
+                "distributed.engine=deepspeed: DeepSpeed is not installed; "
+                "pip install 'tats-fast[deepspeed]' or use distributed.engine=ddp"
+            ) from None
+        self.module = mae
+        self.optimizer = make_optimizer(mae, config.optim)
+        self._world = world
+        self._engine, *_ = deepspeed.initialize(
+            model=mae, optimizer=self.optimizer, config=self.settings(config, world, bf16)
+        )
+        self.forward = self._engine.__call__
+
+    @classmethod
+    def settings(cls, config: RunConfig, world: World, bf16: bool) -> dict[str, Any]:
+        """DeepSpeed's JSON for this run: the user's file, then what the trainer owns."""
+        distributed, train = config.distributed, config.train
+        extra = read_deepspeed_json(distributed.deepspeed_config, cls.OWNED)
+        zero = {**extra.pop("zero_optimization", {}), "stage": distributed.zero_stage}
+        micro = train.batch_size // (world.size * train.accumulation)
+        return {
+            "steps_per_print": 10**9,  # the trainer prints
+            **extra,
+            "train_batch_size": train.batch_size,
+            "train_micro_batch_size_per_gpu": micro,
+            "gradient_accumulation_steps": train.accumulation,
+            "gradient_clipping": config.optim.grad_clip,
+            # The fused torch AdamW is the optimizer in every engine, so that runs compare.
+            "zero_allow_untested_optimizer": True,
+            "zero_optimization": zero,
+            # Autocast keeps fp32 parameters; the "bf16" block would cast the whole model.
+            "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
+        }
+
+    def accumulating(self, last: bool) -> contextlib.AbstractContextManager:
+        self._engine.set_gradient_accumulation_boundary(last)
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss)  # divides by the accumulation itself
+
+    def step(self, lr: float, skip: Tensor) -> None:
+        set_lr(self.optimizer, lr)
+        skip_step_if(self.optimizer, skip)
+        self._engine.step()
+
+    def save(self, folder: Path) -> None:
+        self._engine.save_checkpoint(str(folder), tag="deepspeed")
+
+    def load(self, folder: Path) -> None:
+        path, _ = self._engine.load_checkpoint(str(folder), tag="deepspeed")
+        if path is None:
+            raise ConfigError(
+                f"train.resume={folder}: holds no DeepSpeed state for this many processes"
+            )
+
+
+def make_runner(mae: nn.Module, config: RunConfig, world: World, bf16: bool) -> Runner:
+    """The runner that ``config.distributed`` asks for."""
+    if uses_deepspeed(config):
+        return DeepSpeedRunner(mae, config, world, bf16)
+    return TorchRunner(mae, config, world)
+
+
+def update(
+    optimizer: torch.optim.Optimizer, module: nn.Module, lr: float, clip: float, skip: Tensor
+) -> None:
+    """One AdamW update with optional clipping of the gradient norm; clears the gradients.
+
+    A non-finite norm skips the update too, since scaling by it would poison every weight.
+    """
+    if clip > 0:
+        norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
+        skip = torch.maximum(skip, (~torch.isfinite(norm)).to(skip.dtype))
+    set_lr(optimizer, lr)
+    skip_step_if(optimizer, skip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def read_deepspeed_json(path: str | None, owned: tuple[str, ...]) -> dict[str, Any]:
+    """A user's DeepSpeed settings.
+
+    Raises:
+        ConfigError: missing file, bad JSON, or a key that the run's own configuration decides.
+    """
+    if path is None:
+        return {}
+    key = f"distributed.deepspeed_config={path}"
+    try:
+        settings = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"{key}: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError(f"{key}: not valid JSON") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{key}: expected one JSON object")
+    for name in owned:
+        if name in settings:
+            raise ConfigError(f"{key}: remove {name!r}, it follows from the run's own config")
+    if "stage" in settings.get("zero_optimization", {}):
+        raise ConfigError(f"{key}: remove 'stage' and set distributed.zero_stage instead")
+    return settings

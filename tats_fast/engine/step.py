@@ -1,0 +1,193 @@
+"""One optimizer step as a function: (learner, micro-batches, plan) -> metrics on the device.
+
+Nothing here waits for the device: losses, the reward's scale and the decision to skip a non-finite
+step all stay there. Legend: B clips, N tokens, N_m masked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tats_fast import kernels
+from tats_fast.config import RunConfig
+from tats_fast.config.schema import LEARNED_STRATEGIES
+from tats_fast.engine.distributed import World
+from tats_fast.engine.runner import Runner, update
+from tats_fast.masking import split_tokens
+from tats_fast.models import Policy, TokenSampler, TokenSplit
+from tats_fast.models.patchify import motion_energy, patchify, roughness
+from tats_fast.rl import Experience, RewardScale, make_experience, sampler_loss, token_rewards
+from tats_fast.rl.metrics import frame_spread, lift, policy_metrics
+from tats_fast.rl.ppo import adamae_loss, explained_variance
+
+
+@dataclass
+class Learner:
+    """Everything that a step changes, and what it needs to do so."""
+
+    config: RunConfig
+    world: World
+    runner: Runner
+    sampler: TokenSampler | None
+    sampler_optimizer: torch.optim.Optimizer | None
+    reward_scale: RewardScale
+    generator: torch.Generator
+    bf16: bool
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What the host decides about one step."""
+
+    step: int
+    lr: float
+    visible: int
+    """N_v of this step."""
+    warmup: bool
+    """Draw at random and let the sampler rest."""
+
+
+@dataclass
+class _MicroBatch:
+    """What one micro-batch leaves behind for the sampler's further updates."""
+
+    tokens: Tensor
+    experience: Experience | None
+    policy: Policy | None
+    metrics: dict[str, Tensor]
+
+
+def train_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict[str, Tensor]:
+    """Train on one global batch's share of this process.
+
+    Args:
+        clips: one uint8 tensor (B, T, S, S, 3) per micro-batch, on the device.
+
+    Returns:
+        0-d tensors by name (docs/metrics.md), means over micro-batches and processes.
+        ``skipped`` is 1 where the loss was not finite and nothing was updated.
+    """
+    learner.generator.manual_seed(draw_seed(learner.config.seed, plan.step, learner.world.rank))
+    passes = []
+    for index, batch in enumerate(clips):
+        with learner.runner.accumulating(last=index == len(clips) - 1):
+            passes.append(_micro_step(learner, batch, plan))
+    metrics = {
+        name: torch.stack([done.metrics[name] for done in passes]).mean()
+        for name in passes[0].metrics
+    }
+    finite = torch.stack([torch.isfinite(metrics[name]) for name in _LOSSES if name in metrics])
+    skip = learner.world.maximum((~finite.all()).float())
+
+    learner.runner.step(plan.lr, skip)
+    if passes[0].experience is not None or passes[0].policy is not None:
+        _update_sampler(learner, plan, skip)
+        metrics.update(_further_epochs(learner, passes, plan, skip))
+    names = sorted(metrics)
+    means = learner.world.mean(torch.stack([metrics[name].detach().float() for name in names]))
+    return {**dict(zip(names, means.unbind(), strict=True)), "skipped": skip}
+
+
+_LOSSES = ("loss_recon", "loss_policy", "loss_value")
+
+
+def draw_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of the masks of one step on one process; the same whenever the step is run again."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _micro_step(learner: Learner, clips: Tensor, plan: StepPlan) -> _MicroBatch:
+    config, sampler = learner.config, learner.sampler
+    model = config.model
+    patches = patchify(clips, model.tubelet_size, model.patch_size)
+    learns = config.masking.strategy in LEARNED_STRATEGIES and not plan.warmup
+    strategy = "random" if plan.warmup else config.masking.strategy
+    policy: Policy | None = None
+
+    def choose(tokens: Tensor, patches: Tensor) -> TokenSplit:
+        nonlocal policy
+        if learns:
+            assert sampler is not None
+            policy = sampler(tokens.detach() if config.sampler.detach_tokens else tokens)
+        log_p = None if policy is None else policy.log_p
+        return split_tokens(strategy, model, patches, log_p, plan.visible, learner.generator)
+
+    with autocast(clips.device, learner.bf16):
+        prediction, split, tokens = learner.runner.forward(patches, choose)
+        error = kernels.masked_mse(prediction, patches, split.masked)
+    loss = loss_recon = error.mean()
+    motion = motion_energy(patches, model.tubelet_size)
+    metrics = {
+        "loss_recon": loss_recon.detach(),
+        "motion_lift": lift(motion, split.visible),
+        "roughness_lift": lift(roughness(patches, model.patch_size), split.visible),
+        "frame_spread": frame_spread(split.visible, model.token_frames, model.tokens_per_frame),
+    }
+    experience = None
+    if policy is not None:
+        error = error.detach()
+        if config.masking.strategy == "adamae":
+            sampling = adamae_loss(policy.log_p, split.masked, error)
+            metrics["loss_policy"] = sampling.detach()
+        else:
+            raw = token_rewards(config.ppo.reward, error, motion.gather(1, split.masked))
+            experience, learner.reward_scale = make_experience(
+                config.ppo, policy, split, raw, learner.reward_scale, learner.world.mean
+            )
+            parts = sampler_loss(config.ppo, policy, experience)
+            sampling = parts.total
+            metrics["loss_policy"], metrics["loss_value"] = parts.policy, parts.value
+            metrics["explained_variance"] = explained_variance(experience.value, experience.reward)
+        # One backward for both: their parameters are disjoint (unless the user attached the
+        # tokens), and DeepSpeed wants a single backward per micro-batch.
+        loss = loss_recon + sampling
+        with torch.no_grad():
+            metrics.update(policy_metrics(policy.log_p, policy.entropy))
+    learner.runner.backward(loss)
+    return _MicroBatch(tokens.detach(), experience, policy, metrics)
+
+
+def _further_epochs(
+    learner: Learner, passes: list[_MicroBatch], plan: StepPlan, skip: Tensor
+) -> dict[str, Tensor]:
+    """PPO's inner epochs 2..K on the stored batch; the autoencoder's pass and errors are reused.
+
+    The first epoch ran inside the joint backward: there the ratio is exactly 1.
+    """
+    ppo, zero = learner.config.ppo, torch.zeros_like(skip)
+    result = {"approx_kl": zero, "clip_frac": zero}
+    if passes[0].experience is None:
+        return {}
+    for _ in range(ppo.epochs - 1):
+        parts = []
+        for done in passes:
+            with autocast(done.tokens.device, learner.bf16):
+                policy = learner.sampler(done.tokens)
+            loss = sampler_loss(ppo, policy, done.experience)
+            (loss.total / len(passes)).backward()
+            parts.append(loss)
+        _update_sampler(learner, plan, skip)
+        result = {
+            name: torch.stack([getattr(part, name) for part in parts]).mean() for name in result
+        }
+    return result
+
+
+def _update_sampler(learner: Learner, plan: StepPlan, skip: Tensor) -> None:
+    learner.world.average_gradients(learner.sampler.parameters())
+    update(
+        learner.sampler_optimizer,
+        learner.sampler,
+        plan.lr * learner.config.ppo.lr_scale,
+        learner.config.optim.grad_clip,
+        skip,
+    )
+
+
+def autocast(device: torch.device, bf16: bool) -> torch.autocast:
+    """bf16 autocast on ``device``, or none."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)

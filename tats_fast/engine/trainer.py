@@ -1,0 +1,365 @@
+"""The training loop: wires data, models, step, logs and checkpoints; holds no maths of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tats_fast.config import ConfigError, RunConfig, save_config
+from tats_fast.config.schema import LEARNED_STRATEGIES
+from tats_fast.data import (
+    BadFiles,
+    ClipBatch,
+    ClipDataset,
+    StreamBatches,
+    load_eval_clips,
+    make_loader,
+    random_flip,
+    read_videos,
+)
+from tats_fast.engine.checkpoint import (
+    Position,
+    checkpoint_to_resume,
+    load_checkpoint,
+    save_checkpoint,
+)
+from tats_fast.engine.distributed import World
+from tats_fast.engine.evaluate import evaluate
+from tats_fast.engine.logs import RunLog, SilentLog
+from tats_fast.engine.optim import lr_at, make_optimizer
+from tats_fast.engine.runner import make_runner
+from tats_fast.engine.step import Learner, StepPlan, train_step
+from tats_fast.engine.usage import Meter
+from tats_fast.masking import mask_ratio_at, visible_tokens
+from tats_fast.models.load import build_models
+from tats_fast.report.pictures import mask_sheet
+from tats_fast.rl import RewardScale
+from tats_fast.rl.reward import initial_value
+
+LOGGER = logging.getLogger("tats_fast")
+
+
+class NonFiniteLoss(RuntimeError):
+    """``train.max_skipped`` steps in a row had a loss that is not a number."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; the state is saved. ``signum`` is the signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class Trainer:
+    """One pretraining run.
+
+    Raises at construction, before any training:
+        ConfigError: missing data, an impossible setting, a checkpoint of another model.
+    """
+
+    def __init__(self, config: RunConfig, world: World) -> None:
+        if config.data.train is None:
+            raise ConfigError(
+                "data.train=None: give a list file or a folder of videos, "
+                "for example data.train=demo/clips/train"
+            )
+        self.config, self.world = config, world
+        self.folder = Path(config.output_dir) / config.name
+        resume_from = checkpoint_to_resume(self.folder, config.train.resume)
+        self.videos = read_videos(config.data.train, config.data.root, key="data.train")
+        self.total_steps = total_steps(config, len(self.videos))
+        self.learner = make_learner(config, world)
+        if resume_from is None:
+            self.position = Position()
+        else:
+            self.position = load_checkpoint(resume_from, self.learner)
+        if world.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_config(config, self.folder / "config.yaml")
+        self.eval_clips = self._load_eval_clips()
+        self.bad_files = BadFiles(
+            self.folder / "bad_files.txt" if world.is_main else None,
+            len(self.videos),
+            config.data.max_bad_fraction,
+        )
+        self._skipped_in_row = 0
+        self._signal: int | None = None
+
+    def run(self) -> Position:
+        """Train to the last step; saves at the end and whenever the run stops early.
+
+        Raises:
+            Stopped: SIGINT or SIGTERM, after the step in progress was finished and saved.
+            NonFiniteLoss, TooManyBadFiles: the last good checkpoint is left as it is.
+        """
+        if self.position.step >= self.total_steps:
+            LOGGER.info(
+                "%s is already trained to step %d; raise train.steps to go on, or choose another "
+                "name=... to start afresh",
+                self.folder,
+                self.position.step,
+            )
+            return self.position
+        log = (
+            RunLog(self.folder, self.position.step, self.total_steps)
+            if self.world.is_main
+            else SilentLog()
+        )
+        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            log.message(describe(self.config, self.world, len(self.videos), self.total_steps))
+            if self.position.step == 0:
+                self._evaluate(log)
+            self._loop(log)
+        finally:
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
+            log.close()
+        return self.position
+
+    def _loop(self, log: RunLog | SilentLog) -> None:
+        train, meter = self.config.train, Meter(self.world.device)
+        window: list[tuple[dict[str, torch.Tensor], list[Any]]] = []
+        bad: list[tuple[str, str]] = []
+        batches = self._batches()
+        while self.position.step < self.total_steps:
+            with meter.waiting():
+                micro_batches = [next(batches) for _ in range(train.accumulation)]
+            plan = self._plan()
+            metrics = train_step(self.learner, [self._to_device(b) for b in micro_batches], plan)
+            step = self.position.step + 1
+            self.position = dataclasses.replace(
+                self.position, step=step, samples=self.position.samples + train.batch_size
+            )
+            keys = [key for batch in micro_batches for key in batch.keys]
+            window.append((metrics, keys))
+            bad += [entry for batch in micro_batches for entry in batch.bad]
+            last = step == self.total_steps
+            save = last or step % train.checkpoint_every == 0
+            if last or save or step % train.log_every == 0:
+                row = self._summary(window, bad, plan, meter)
+                log.metrics(row)
+                window, bad = [], []
+            if train.image_every and self._due(train.image_every):
+                self._log_picture(log)
+            if save and self._skipped_in_row == 0:
+                save_checkpoint(self.folder, self.learner, self.position)
+            if last or (train.eval_every and step % train.eval_every == 0):
+                with meter.paused():
+                    self._evaluate(log)
+            if self._should_stop(synced=not window):
+                save_checkpoint(self.folder, self.learner, self.position)
+                raise Stopped(self._signal or signal.SIGTERM)
+
+    def _plan(self) -> StepPlan:
+        config, step = self.config, self.position.step
+        progress = step / max(1, self.total_steps - 1)
+        ratio = mask_ratio_at(config.masking, progress)
+        warmup = config.masking.strategy in LEARNED_STRATEGIES and (
+            step < round(config.sampler.warmup_frac * self.total_steps)
+        )
+        return StepPlan(
+            step=step,
+            lr=lr_at(config.optim, step, self.total_steps, config.train.batch_size),
+            visible=visible_tokens(config.masking.strategy, config.model, ratio),
+            warmup=warmup,
+        )
+
+    def _batches(self) -> Iterator[ClipBatch]:
+        config, world = self.config, self.world
+        model = config.model
+        dataset = ClipDataset(
+            self.videos, config.data, model.num_frames, model.image_size, config.seed
+        )
+        batches = StreamBatches(
+            len(self.videos),
+            config.seed,
+            config.train.batch_size,
+            world.rank,
+            world.size,
+            config.train.batch_size // (world.size * config.train.accumulation),
+            start_sample=self.position.samples,
+        )
+        return iter(make_loader(dataset, batches, config.data.workers))
+
+    def _to_device(self, batch: ClipBatch) -> torch.Tensor:
+        clips = batch.clips.to(self.world.device, non_blocking=True)
+        if self.config.data.flip:
+            clips = random_flip(clips, batch.keys, self.config.seed)
+        return clips
+
+    def _summary(
+        self,
+        window: list[tuple[dict[str, torch.Tensor], list[Any]]],
+        bad: list[tuple[str, str]],
+        plan: StepPlan,
+        meter: Meter,
+    ) -> dict[str, Any]:
+        """Means over the finite steps since the last summary; a logged step's one host sync."""
+        names = sorted({name for metrics, _ in window for name in metrics})
+        nothing = torch.full((), math.nan, device=self.world.device)
+        table = torch.stack(
+            [torch.stack([m.get(name, nothing) for name in names]) for m, _ in window]
+        ).cpu()
+        skipped = table[:, names.index("skipped")].bool()
+        self._note_skipped(skipped.tolist(), [keys for _, keys in window])
+        means = dict(zip(names, table[~skipped].nanmean(dim=0).tolist(), strict=True))
+        means["skipped"] = float(skipped.sum())
+        # Every process hears of every bad file, so that all stop together at the limit.
+        bad = [entry for entries in self.world.gather(bad) for entry in entries]
+        self.bad_files.record(bad)
+        self.position = dataclasses.replace(
+            self.position,
+            skipped_clips=self.position.skipped_clips + len(bad),
+            skipped_steps=self.position.skipped_steps + int(skipped.sum()),
+        )
+        masking = self.config.masking
+        return {
+            "step": self.position.step,
+            "epoch": self.position.samples / len(self.videos),
+            "lr": plan.lr,
+            "mask_ratio": 1 - plan.visible / self.config.model.num_tokens,
+            "strategy": "random (warm-up)" if plan.warmup else masking.strategy,
+            **{name: means[name] for name in names if name != "skipped"},
+            **meter.report(len(window), self.config.train.batch_size),
+            "skipped_clips": self.position.skipped_clips,
+            "skipped_steps": self.position.skipped_steps,
+        }
+
+    def _note_skipped(self, skipped: list[bool], keys: list[list[Any]]) -> None:
+        """Count non-finite steps in a row, keep their clips' names, stop past the limit."""
+        first = self.position.step - len(skipped)
+        for offset, flag in enumerate(skipped):
+            self._skipped_in_row = self._skipped_in_row + 1 if flag else 0
+            if not flag:
+                continue
+            LOGGER.warning("step %d skipped: its loss is not finite", first + offset + 1)
+            if self.world.is_main:
+                names = [[key.epoch, self.videos[key.index].path] for key in keys[offset]]
+                with (self.folder / "skipped_steps.jsonl").open("a") as file:
+                    file.write(json.dumps({"step": first + offset + 1, "clips": names}) + "\n")
+            if self._skipped_in_row >= self.config.train.max_skipped:
+                raise NonFiniteLoss(
+                    f"the loss was not finite for {self._skipped_in_row} steps in a row (to step "
+                    f"{first + offset + 1}); the last good checkpoint is kept in {self.folder}; "
+                    "lower optim.base_lr or set optim.grad_clip=1"
+                )
+
+    def _load_eval_clips(self) -> torch.Tensor | None:
+        """Held-out clips, on the first process alone (weights are the same on all)."""
+        config = self.config
+        if config.data.eval is None or not self.world.is_main:
+            return None
+        videos = read_videos(config.data.eval, config.data.root, key="data.eval")
+        model = config.model
+        clips = load_eval_clips(
+            videos,
+            config.train.eval_clips,
+            model.num_frames,
+            config.data.stride,
+            model.image_size,
+        )
+        for path, reason in clips.bad:
+            LOGGER.warning("held-out video left out, it cannot be decoded: %s (%s)", path, reason)
+        if len(clips.clips) == 0:
+            raise ConfigError(f"data.eval={config.data.eval}: none of its videos can be decoded")
+        return clips.clips.to(self.world.device)
+
+    def _evaluate(self, log: RunLog | SilentLog) -> None:
+        if self.eval_clips is not None:
+            learner = self.learner
+            mae = learner.runner.module
+            values = evaluate(self.config, mae, learner.sampler, self.eval_clips, learner.bf16)
+            log.evaluation({"step": self.position.step, **values})
+        self.world.barrier()
+
+    def _log_picture(self, log: RunLog | SilentLog) -> None:
+        if self.eval_clips is not None:
+            learner = self.learner
+            sheet = mask_sheet(
+                self.config, learner.runner.module, learner.sampler, self.eval_clips[:4]
+            )
+            log.image("sampled_masks", sheet, self.position.step)
+
+    def _due(self, every: int) -> bool:
+        return self.position.step % every == 0 or self.position.step == self.total_steps
+
+    def _on_signal(self, signum: int, _frame: Any) -> None:
+        self._signal = signum
+        LOGGER.warning(
+            "%s: finishing the step and saving; once more to stop at once",
+            signal.Signals(signum).name,
+        )
+        signal.signal(signum, signal.SIG_DFL)
+
+    def _should_stop(self, synced: bool) -> bool:
+        """All processes must agree; they ask each other only at logged steps, which sync anyway."""
+        if self.world.size == 1:
+            return self._signal is not None
+        return synced and self.world.any_of(self._signal is not None)
+
+
+def total_steps(config: RunConfig, num_videos: int) -> int:
+    """Optimizer steps of the run: ``train.steps``, or ``train.epochs`` passes over the list."""
+    if config.train.steps is not None:
+        return config.train.steps
+    return math.ceil(config.train.epochs * num_videos / config.train.batch_size)
+
+
+def make_learner(config: RunConfig, world: World) -> Learner:
+    """Seeded models and optimizers on this process's device."""
+    torch.manual_seed(config.seed)  # the same weights on every process
+    bf16 = config.train.precision == "bf16" or (
+        config.train.precision == "auto" and world.device.type == "cuda"
+    )
+    try:
+        mae, sampler = build_models(config, world.device.type, initial_value(config.ppo.credit))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    mae = mae.to(world.device)
+    sampler = None if sampler is None else sampler.to(world.device)
+    return Learner(
+        config=config,
+        world=world,
+        runner=make_runner(mae, config, world, bf16),
+        sampler=sampler,
+        sampler_optimizer=None if sampler is None else make_optimizer(sampler, config.optim),
+        reward_scale=RewardScale.initial(world.device),
+        generator=torch.Generator(world.device),
+        bf16=bf16,
+    )
+
+
+def describe(config: RunConfig, world: World, num_videos: int, steps: int) -> str:
+    """What silently decides a result, said at the start."""
+    from tats_fast import kernels
+    from tats_fast.models.attention import choose_backend
+
+    train, optim, model = config.train, config.optim, config.model
+    batch = train.batch_size
+    micro = batch // (world.size * train.accumulation)
+    scale = batch / 256
+    visible = visible_tokens(config.masking.strategy, model, config.masking.ratio)
+    device = world.device.type
+    levels = sorted({kernels.resolved_level(op, device) for op in kernels.ops()})
+    return "\n".join(
+        [
+            f"run {Path(config.output_dir) / config.name}: {num_videos} videos, {steps} steps, "
+            f"{world.size} process(es) on {device} ({config.distributed.engine})",
+            f"global batch {batch} = {world.size} processes x {train.accumulation} micro-batches x "
+            f"{micro} clips; learning rate {optim.base_lr * scale:.3g} peak, "
+            f"{optim.min_lr * scale:.3g} at the end (base {optim.base_lr:g} x {batch}/256)",
+            f"masking {config.masking.strategy}: {visible} of {model.num_tokens} tokens visible "
+            f"(ratio {config.masking.ratio:g})",
+            f"attention {choose_backend(model.attention, device)}, kernels {'+'.join(levels)}",
+        ]
+    )

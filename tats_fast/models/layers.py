@@ -1,0 +1,138 @@
+"""Building blocks shared by autoencoder and sampler. Legend: B clips, N tokens, C width,
+h heads of d channels, F token-frames.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from tats_fast import kernels
+from tats_fast.models.attention import attention
+
+NORM_EPS = 1e-6
+
+
+def sincos_positions(num_tokens: int, width: int) -> Tensor:
+    """Fixed positions (N, C) fp32: sin on even and cos on odd channels of the flat token index.
+
+    channel 2j: sin(i / 10000^(2j/C)), channel 2j+1: cos of the same angle (Vaswani et al. 2017,
+    section 3.5, over the flattened space-time index as in VideoMAE).
+    """
+    index = torch.arange(num_tokens, dtype=torch.float64)[:, None]
+    even = torch.arange(width, dtype=torch.float64) // 2 * 2
+    angle = index / 10000 ** (even / width)
+    is_even = torch.arange(width) % 2 == 0
+    return torch.where(is_even, angle.sin(), angle.cos()).float()
+
+
+class QKV(nn.Module):
+    """Fused projection to queries, keys and values; biases on q and v only, as in VideoMAE.
+
+    A key bias adds one number to all of a query's logits and leaves the softmax as it is.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.weight = nn.Parameter(torch.empty(3 * width, width))
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, C) -> q, k, v, each (B, N, h, d) views of one tensor."""
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = linear(x, self.weight, bias).unflatten(-1, (3, self.heads, -1))
+        return qkv.unbind(2)
+
+
+class SelfAttention(nn.Module):
+    """Joint space-time attention over all tokens it is given."""
+
+    def __init__(self, width: int, heads: int, backend: str) -> None:
+        super().__init__()
+        self.backend = backend
+        self.qkv = QKV(width, heads)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        return self.proj(attention(*self.qkv(x), self.backend).flatten(2))
+
+
+class TrajectoryAttention(nn.Module):
+    """Trajectory attention over all N = F*P tokens of a clip (Patrick et al. 2021, section 3.2).
+
+    Args:
+        temporal_value: ``projected``, the paper's equation, or ``identity``, where the value of
+            the temporal stage is the trajectory token itself.
+    """
+
+    def __init__(self, width: int, heads: int, frames: int, temporal_value: str) -> None:
+        super().__init__()
+        self.heads = heads
+        self.frames = frames
+        self.qkv = QKV(width, heads)
+        self.query2 = nn.Linear(width, width)
+        self.key2 = nn.Linear(width, width, bias=False)
+        self.value2 = nn.Linear(width, width) if temporal_value == "projected" else None
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        batch, tokens, width = x.shape
+        y = kernels.trajectory_attention(*self.qkv(x), self.frames)  # (B, N, F, C)
+        own = y.view(batch, self.frames, tokens // self.frames, self.frames, width)
+        own = own.diagonal(dim1=1, dim2=3)  # (B, P, C, F): each token's entry for its own frame
+        own = own.permute(0, 3, 1, 2).flatten(1, 2)
+        scale = (width // self.heads) ** -0.5
+        q2 = (self.query2(own) * scale).unflatten(-1, (self.heads, -1))
+        value = self.value2
+        weight_v, bias_v = (None, None) if value is None else (value.weight, value.bias)
+        return self.proj(kernels.trajectory_temporal(q2, y, self.key2.weight, weight_v, bias_v))
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, Linear."""
+
+    def __init__(self, width: int, ratio: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, int(width * ratio))
+        self.fc2 = nn.Linear(int(width * ratio), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.fc2(torch.nn.functional.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block around any attention module."""
+
+    def __init__(self, width: int, mlp_ratio: float, attention_module: nn.Module) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attention = attention_module
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, mlp_ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def initialize(module: nn.Module) -> None:
+    """Xavier-uniform matrices, zero biases, unit norms, as published for VideoMAE pretraining."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, QKV):
+            # One square matrix each: the fused 3C x C shape would shrink the range.
+            for third in part.weight.data.chunk(3):
+                nn.init.xavier_uniform_(third)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)

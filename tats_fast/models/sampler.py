@@ -1,0 +1,76 @@
+"""The token sampler: one block over all tokens, an actor branch and a value branch (TATS).
+
+Legend: B clips, N tokens, C width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tats_fast import kernels
+from tats_fast.config import ModelConfig, SamplerConfig
+from tats_fast.models.attention import choose_backend
+from tats_fast.models.layers import (
+    NORM_EPS,
+    Block,
+    SelfAttention,
+    TrajectoryAttention,
+    initialize,
+)
+
+
+class Policy(NamedTuple):
+    """A distribution over each clip's tokens: ``log_p`` (B, N) fp32 with the uniform floor mixed
+    in, its ``entropy`` (B,) in nats, and the critic's ``value`` (B,) fp32."""
+
+    log_p: Tensor
+    entropy: Tensor
+    value: Tensor
+
+
+class TokenSampler(nn.Module):
+    """tokens + own positions -> pre-norm block -> actor logits and critic value.
+
+    Args:
+        value_bias: initial output of the critic, the reward's mean, so that the first advantages
+            are centred.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: SamplerConfig,
+        value_bias: float = 1.0,
+        device_type: str = "cpu",
+    ) -> None:
+        super().__init__()
+        width, heads = model.width, config.heads or model.heads
+        self.floor = config.uniform_floor
+        self.positions = nn.Parameter(torch.zeros(model.num_tokens, width))
+        if config.attention == "trajectory":
+            mixer: nn.Module = TrajectoryAttention(
+                width, heads, model.token_frames, config.temporal_value
+            )
+        else:
+            mixer = SelfAttention(width, heads, choose_backend(model.attention, device_type))
+        self.block = Block(width, model.mlp_ratio, mixer)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.actor = nn.Linear(width, 1)
+        self.critic = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+        initialize(self)
+        # A policy that starts uniform and a critic that starts at the reward's mean.
+        nn.init.normal_(self.actor.weight, std=1e-3)
+        nn.init.zeros_(self.critic[-1].weight)
+        nn.init.constant_(self.critic[-1].bias, value_bias)
+
+    def forward(self, tokens: Tensor) -> Policy:
+        """Patch tokens (B, N, C), before positions -> ``Policy``."""
+        features = self.norm(self.block(tokens + self.positions.to(tokens.dtype)))
+        logits = self.actor(features).squeeze(-1)
+        log_p, entropy = kernels.policy_logprob(logits, self.floor)
+        # Detached: the critic must not bend the features that the actor chooses by.
+        value = self.critic(features.detach().mean(dim=1)).squeeze(-1)
+        return Policy(log_p, entropy, value.float())

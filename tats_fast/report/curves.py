@@ -1,0 +1,122 @@
+"""Line charts as inline SVG that takes its colours from the page, light or dark."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+Points = list[tuple[float, float]]
+
+WIDTH, HEIGHT = 340, 190
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
+MAX_POINTS = 300
+DASHES = ("", "7 3", "2 3", "8 3 2 3")  # told apart without colour too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """One chart: ``lines`` by label, and a ``reference`` level drawn across where given."""
+
+    title: str
+    caption: str
+    lines: dict[str, Points]
+    reference: float | None = None
+
+
+def series(rows: Iterable[dict[str, Any]], key: str) -> Points:
+    """(step, value) of every row that has a finite number under ``key``."""
+    return [
+        (float(row["step"]), float(row[key]))
+        for row in rows
+        if is_number(row.get("step")) and is_number(row.get(key))
+    ]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number (a bool is none)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def thin(points: Points, limit: int = MAX_POINTS) -> Points:
+    """At most ``limit`` points: means over equally many neighbours each."""
+    size = math.ceil(len(points) / limit)
+    if size <= 1:
+        return points
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [tuple(sum(axis) / len(axis) for axis in zip(*g, strict=True)) for g in groups]
+
+
+def chart_html(chart: Chart) -> str:
+    """A ``<figure>`` with title, legend, SVG and caption; "" where no line has two points."""
+    lines = {label: thin(points) for label, points in chart.lines.items() if len(points) > 1}
+    if not lines:
+        return ""
+    legend = "".join(
+        f'<span class="key c{i}"><svg viewBox="0 0 24 8" width="24" height="8" aria-hidden="true">'
+        f'<path d="M0 4H24" stroke-dasharray="{_dash(i)}"/></svg>{html.escape(label)}</span>'
+        for i, label in enumerate(lines)
+    )
+    title, caption = html.escape(chart.title), html.escape(chart.caption)
+    return (
+        f'<figure class="chart"><figcaption><b>{title}</b></figcaption>'
+        f'<div class="legend">{legend if len(lines) > 1 else ""}</div>'
+        f"{_svg(chart, lines)}<p>{caption}</p></figure>"
+    )
+
+
+def _svg(chart: Chart, lines: dict[str, Points]) -> str:
+    xs = [x for points in lines.values() for x, _ in points]
+    ys = [y for points in lines.values() for _, y in points]
+    if chart.reference is not None:
+        ys.append(chart.reference)
+    ticks = nice_ticks(min(ys), max(ys))
+    low, high = min(ticks[0], *ys), max(ticks[-1], *ys)
+    x0, x1 = min(xs), max(xs)
+
+    def px(x: float) -> float:
+        return LEFT + (x - x0) / ((x1 - x0) or 1) * (WIDTH - LEFT - RIGHT)
+
+    def py(y: float) -> float:
+        return HEIGHT - BOTTOM - (y - low) / ((high - low) or 1) * (HEIGHT - TOP - BOTTOM)
+
+    parts = []
+    for tick in ticks:
+        y = py(tick)
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
+    if chart.reference is not None:
+        y = py(chart.reference)
+        parts.append(f'<path class="reference" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+    for anchor, x in (("start", x0), ("end", x1)):
+        text = f"step {x:g}" if anchor == "end" else f"{x:g}"
+        parts.append(f'<text x="{px(x):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{text}</text>')
+    for i, points in enumerate(lines.values()):
+        path = "M" + "L".join(f"{px(x):.1f} {py(y):.1f}" for x, y in points)
+        parts.append(f'<path class="line c{i}" stroke-dasharray="{_dash(i)}" d="{path}"/>')
+    label = html.escape(_description(chart, lines))
+    frame = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}"'
+    return f"<svg {frame}>{''.join(parts)}</svg>"
+
+
+def _description(chart: Chart, lines: dict[str, Points]) -> str:
+    ends = (f"{label} from {p[0][1]:.4g} to {p[-1][1]:.4g}" for label, p in lines.items())
+    return f"{chart.title} over training steps: {'; '.join(ends)}"
+
+
+def _dash(line: int) -> str:
+    return DASHES[line % len(DASHES)]
+
+
+def nice_ticks(low: float, high: float) -> list[float]:
+    """Three to six round numbers that span [low, high]; (0.13, 0.88) -> 0, 0.2, ... 1."""
+    if high - low < 1e-12:
+        room = abs(low) * 0.1 or 1.0
+        low, high = low - room, high + room
+    raw = (high - low) / 4
+    unit = 10 ** math.floor(math.log10(raw))
+    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]

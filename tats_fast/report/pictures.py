@@ -1,0 +1,212 @@
+"""Clips, masks, heat maps and errors as uint8 pictures; pure numpy, no drawing library.
+
+Legend: F token-frames of S x S pixels, N tokens, k patch side. One picture per token-frame: the
+first frame of its tubelet.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tats_fast.config import ModelConfig, RunConfig
+from tats_fast.masking import split_tokens, visible_tokens
+from tats_fast.models import MaskedAutoencoder, TokenSampler
+from tats_fast.models.patchify import patchify
+from tats_fast.report.analysis import ClipAnalysis, DrawAnalysis, analyze, default_strategies
+
+__all__ = [
+    "ClipAnalysis",
+    "DrawAnalysis",
+    "Row",
+    "analyze",
+    "clip_rows",
+    "colours",
+    "error_map",
+    "fit",
+    "heat_overlay",
+    "heat_top",
+    "mask_sheet",
+    "masked_frames",
+    "strip",
+    "token_frames",
+]
+
+ERROR_TOP = 2.0
+"""Error at the bright end of an error map; 1 = painting the token in its own mean colour."""
+
+VISIBLE_GREY = 128
+"""Grey of visible tokens in an error map; magma holds no grey."""
+
+# Nine evenly spaced colours of matplotlib's perceptually uniform maps; linear between them.
+VIRIDIS = (
+    *((68, 1, 84), (71, 45, 123), (59, 82, 139), (44, 114, 142), (33, 145, 140)),
+    *((40, 174, 128), (94, 201, 98), (173, 220, 48), (253, 231, 37)),
+)
+MAGMA = (
+    *((0, 0, 4), (29, 17, 71), (81, 18, 124), (131, 38, 129), (183, 55, 121)),
+    *((231, 82, 99), (252, 137, 97), (254, 196, 136), (252, 253, 191)),
+)
+
+
+class Row(NamedTuple):
+    """One row of a clip's picture: what it shows (``group``), for which ``strategy`` ("" where it
+    belongs to none), and its ``pictures`` (F, S, S, 3) uint8."""
+
+    group: str
+    strategy: str
+    pictures: np.ndarray
+
+
+def colours(position: np.ndarray, anchors: tuple[tuple[int, int, int], ...]) -> np.ndarray:
+    """Colours (..., 3) fp64 in [0, 255] of positions (...) in [0, 1] along ``anchors``."""
+    stops = np.linspace(0, 1, len(anchors))
+    table = np.array(anchors, np.float64)
+    return np.stack([np.interp(position, stops, table[:, c]) for c in range(3)], axis=-1)
+
+
+def token_frames(clip: np.ndarray, model: ModelConfig) -> np.ndarray:
+    """(T, S, S, 3) -> (F, S, S, 3): the first frame of every tubelet."""
+    return clip[:: model.tubelet_size]
+
+
+def per_pixel(values: np.ndarray, model: ModelConfig) -> np.ndarray:
+    """One value per token (N,) -> one per pixel (F, S, S)."""
+    side = model.image_size // model.patch_size
+    grid = values.reshape(model.token_frames, side, side)
+    return grid.repeat(model.patch_size, axis=1).repeat(model.patch_size, axis=2)
+
+
+def grey(frames: np.ndarray) -> np.ndarray:
+    """Luma (ITU-R BT.601) of (..., 3) pictures as (..., 1) fp64."""
+    return (frames @ np.array([0.299, 0.587, 0.114]))[..., None]
+
+
+def masked_frames(clip: np.ndarray, visible: np.ndarray, model: ModelConfig) -> np.ndarray:
+    """Visible tokens as they are, hidden ones as a dark grey shadow.
+
+    Args:
+        clip: (T, S, S, 3) uint8; visible: (N_v,) token indices.
+
+    Returns:
+        (F, S, S, 3) uint8.
+    """
+    frames = token_frames(clip, model)
+    shown = np.zeros(model.num_tokens, bool)
+    shown[visible] = True
+    return np.where(per_pixel(shown, model)[..., None], frames, _bytes(0.25 * grey(frames)))
+
+
+def heat_top(analyses: list[ClipAnalysis]) -> float:
+    """N p at the bright end of the heat maps of one page: the smallest of 2, 4, 8, 16 that leaves
+    at most 1 token in 200 beyond it."""
+    maps = [a.motion if a.heat is None else a.heat for a in analyses]
+    reach = max((float(np.quantile(values, 0.995)) for values in maps), default=0.0)
+    return next((top for top in (2.0, 4.0, 8.0) if reach <= top), 16.0)
+
+
+def heat_overlay(
+    clip: np.ndarray, weight: np.ndarray, model: ModelConfig, top: float = 4.0
+) -> np.ndarray:
+    """Probabilities over a grey copy of the frames: viridis, logarithmic, 1 in the middle.
+
+    Args:
+        clip: (T, S, S, 3) uint8; weight: (N,) N p, 1 = chance; top: weight of the bright end, and
+        1/top that of the dark end.
+
+    Returns:
+        (F, S, S, 3) uint8.
+    """
+    position = 0.5 + 0.5 * np.log(np.maximum(weight, 1e-6)) / math.log(top)
+    colour = colours(per_pixel(position.clip(0, 1), model), VIRIDIS)
+    return _bytes(0.72 * colour + 0.28 * grey(token_frames(clip, model)))
+
+
+def error_map(error: np.ndarray, model: ModelConfig) -> np.ndarray:
+    """Errors (N,) as (F, S, S, 3) uint8: magma up to ``ERROR_TOP``; grey where nan (visible)."""
+    values = per_pixel(error, model)
+    position = np.nan_to_num(values / ERROR_TOP).clip(0, 1)
+    picture = colours(position, MAGMA)
+    return _bytes(np.where(np.isnan(values)[..., None], VISIBLE_GREY, picture))
+
+
+def clip_rows(config: RunConfig, analysis: ClipAnalysis, top: float) -> list[Row]:
+    """Everything there is to see of one clip, row by row."""
+    model, clip = config.model, analysis.clip
+    rows = [Row("frames", "", token_frames(clip, model))]
+    if analysis.heat is not None:
+        rows.append(Row("probability", "sampler", heat_overlay(clip, analysis.heat, model, top)))
+    rows.append(Row("probability", "motion", heat_overlay(clip, analysis.motion, model, top)))
+    draws = analysis.draws.items()
+    rows += [Row("visible", n, masked_frames(clip, d.visible, model)) for n, d in draws]
+    rows += [Row("reconstruction", n, token_frames(d.reconstruction, model)) for n, d in draws]
+    rows += [Row("error", n, error_map(d.error, model)) for n, d in draws]
+    return rows
+
+
+def fit(pictures: np.ndarray, target: int = 96) -> np.ndarray:
+    """(F, S, S, 3) at a whole multiple or fraction of its size, at least ``target`` wide.
+
+    Pixels are repeated, so that masks stay crisp, or averaged: 64 -> 128, 96 -> 96, 224 -> 112.
+    """
+    side = pictures.shape[1]
+    if side < target:
+        times = math.ceil(target / side)
+        return pictures.repeat(times, axis=1).repeat(times, axis=2)
+    step = next(f for f in range(side // target, 0, -1) if side % f == 0)
+    blocks = pictures.reshape(len(pictures), side // step, step, side // step, step, 3)
+    return _bytes(blocks.mean(axis=(2, 4), dtype=np.float64))
+
+
+def strip(pictures: np.ndarray, gutter: int = 2, background: int = 255) -> np.ndarray:
+    """(F, S, S, 3) -> (S, F S + (F - 1) gutter, 3): side by side."""
+    gap = ((0, 0), (0, 0), (0, gutter), (0, 0))
+    row = np.concatenate(np.pad(pictures, gap, constant_values=background), axis=1)
+    return row[:, : row.shape[1] - gutter] if gutter else row
+
+
+@torch.no_grad()
+def mask_sheet(
+    config: RunConfig, mae: MaskedAutoencoder, sampler: TokenSampler | None, clips: Tensor
+) -> np.ndarray:
+    """Contact sheet for TensorBoard: per clip its frames, the visible tokens of one draw and, with
+    a sampler, its heat map (N p from 1/4 to 4, the same in every picture of every run).
+
+    The draw's random numbers are fixed, so that two sheets of a run differ by the sampler alone;
+    the global generators are left as they are.
+
+    Args:
+        clips: (M, T, S, S, 3) uint8 on the models' device, M at least 1.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    model = config.model
+    patches = patchify(clips, model.tubelet_size, model.patch_size)
+    strategy = default_strategies(config, sampler)[0] if sampler is None else "tats"
+    log_p = None if sampler is None else sampler(mae.embed(patches)).log_p
+    visible = visible_tokens(strategy, model, config.masking.ratio)
+    generator = torch.Generator(clips.device).manual_seed(0)
+    split = split_tokens(strategy, model, patches, log_p, visible, generator)
+    rows = []
+    for i, clip in enumerate(clips.cpu().numpy()):
+        rows.append(token_frames(clip, model))
+        rows.append(masked_frames(clip, split.visible[i].cpu().numpy(), model))
+        if log_p is not None:
+            weight = (model.num_tokens * log_p[i].exp()).float().cpu().numpy()
+            rows.append(heat_overlay(clip, weight, model))
+    per_clip = len(rows) // len(clips)
+    parts = []
+    for i, pictures in enumerate(rows):
+        row = strip(fit(pictures, 64))
+        gap = 0 if i == len(rows) - 1 else 12 if i % per_clip == per_clip - 1 else 2
+        parts.append(np.pad(row, ((0, gap), (0, 0), (0, 0)), constant_values=255))
+    return np.concatenate(parts)
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    return np.round(values).clip(0, 255).astype(np.uint8)

@@ -1,0 +1,13 @@
+"""How the token sampler learns: rewards, advantages, PPO losses, metrics. Pure functions."""
+
+from tats_fast.rl.ppo import Experience, SamplerLoss, sampler_loss
+from tats_fast.rl.reward import RewardScale, make_experience, token_rewards
+
+__all__ = [
+    "Experience",
+    "RewardScale",
+    "SamplerLoss",
+    "make_experience",
+    "sampler_loss",
+    "token_rewards",
+]

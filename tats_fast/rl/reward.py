@@ -1,0 +1,101 @@
+"""From reconstruction errors to advantages. Legend: B clips, N tokens, N_m masked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tats_fast.config import PPOConfig
+from tats_fast.models import Policy, TokenSplit
+from tats_fast.rl.ppo import Experience
+
+TINY = 1e-8
+
+
+class RewardScale(NamedTuple):
+    """Running mean and variance of the raw reward: momentum sums and their total weight, 0-d fp32.
+
+    Dividing by ``weight`` removes the pull towards the zeros it started from (as in Adam).
+    """
+
+    mean_sum: Tensor
+    var_sum: Tensor
+    weight: Tensor
+
+    @classmethod
+    def initial(cls, device: torch.device | str = "cpu") -> RewardScale:
+        """Nothing seen yet."""
+        return cls(*(torch.zeros((), device=device) for _ in range(3)))
+
+    def update(self, mean: Tensor, var: Tensor, momentum: float) -> RewardScale:
+        """The scale after a batch of this mean and variance; unchanged if one is non-finite."""
+        good = torch.isfinite(mean) & torch.isfinite(var)
+        new = (mean, var, torch.ones_like(mean))
+        return RewardScale(
+            *(
+                torch.where(good, momentum * old + (1 - momentum) * value, old)
+                for old, value in zip(self, new, strict=True)
+            )
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """Running mean of the raw reward."""
+        return self.mean_sum / self.weight.clamp_min(TINY)
+
+    @property
+    def std(self) -> Tensor:
+        """Running deviation of the raw reward."""
+        return (self.var_sum / self.weight.clamp_min(TINY)).clamp_min(TINY**2).sqrt()
+
+
+def token_rewards(kind: str, error: Tensor, motion: Tensor) -> Tensor:
+    """Raw reward of every masked token.
+
+    Args:
+        kind: ``error``, or ``error_motion`` = error * sqrt(frame difference inside the tubelet).
+        error: reconstruction error e_i (B, N_m), detached.
+        motion: mean squared frame difference (B, N_m); read for ``error_motion`` alone.
+    """
+    return error if kind == "error" else error * motion.sqrt()
+
+
+def make_experience(
+    config: PPOConfig,
+    policy: Policy,
+    split: TokenSplit,
+    raw: Tensor,
+    scale: RewardScale,
+    all_mean: Callable[[Tensor], Tensor],
+) -> tuple[Experience, RewardScale]:
+    """What the sampler learns from: detached old policy, normalised reward, advantage.
+
+    r_i = raw_i / running mean for the token modes, r = - mean_i raw_i / running mean for ``set``;
+    A = (r - V_old) / running deviation of r, clamped (docs/method.md, "Advantage").
+
+    Args:
+        raw: raw token rewards (B, N_m), detached.
+        all_mean: mean of a tensor over all processes (identity for one).
+
+    Returns:
+        the experience and the updated scale.
+    """
+    unit = raw if config.credit != "set" else raw.mean(dim=1, keepdim=True)
+    mean, square = all_mean(torch.stack([unit.mean(), unit.square().mean()]))
+    scale = scale.update(mean, square - mean.square(), config.reward_momentum)
+    sign = -1.0 if config.credit == "set" else 1.0
+    reward = sign * unit / scale.mean.clamp_min(TINY)
+    value = policy.value.detach()
+    deviation = (scale.std / scale.mean.clamp_min(TINY)).clamp_min(TINY)
+    bound = config.advantage_clip
+    advantage = ((reward - value[:, None]) / deviation).clamp(-bound, bound)
+    experience = Experience(split, policy.log_p.detach(), value, reward.mean(dim=1), advantage)
+    return experience, scale
+
+
+def initial_value(credit: str) -> float:
+    """Mean of the normalised reward, where the critic's bias starts."""
+    return -1.0 if credit == "set" else 1.0
