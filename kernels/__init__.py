@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from . import masked_mse as _masked_mse  # noqa: F401  (importing registers the implementations)
 from . import reference, trajectory  # noqa: F401  (importing registers the implementations)
 from .dispatch import ops, requested_level, resolve, resolved_level, use
 from .reference import normalized_patches, pixels_in_unit_range

@@ -20,12 +20,17 @@ from .dispatch import register
 # Rows of q^ and z that exist at a time (tokens); a few hundred keep them in a CPU's cache, and a
 # GPU wants launches as large as they come.
 CPU_CHUNK = 196
+# Up to this many keys per frame, plain matrix products beat the CPU's SDPA in bf16 (P=36: 6 times,
+# forward and backward, on a CPU with bf16 instructions; P=196: slower).
+SMALL_FRAME = 64
 
 
 @register("trajectory_attention", "torch")
 def trajectory_attention_torch(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
     """``reference.trajectory_attention`` by one SDPA per key frame."""
     batch, tokens, heads, dim = q.shape
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and tokens // frames <= SMALL_FRAME:
+        return _by_matrix_products(q, k, v, frames)
     queries = q.transpose(1, 2)
     per_frame = [
         scaled_dot_product_attention(queries, k_frame.transpose(1, 2), v_frame.transpose(1, 2))
@@ -33,6 +38,16 @@ def trajectory_attention_torch(q: Tensor, k: Tensor, v: Tensor, frames: int) -> 
     ]
     stacked = torch.stack(per_frame, dim=1)  # (B, F, h, N, d)
     return stacked.permute(0, 3, 1, 2, 4).reshape(batch, tokens, frames, heads * dim)
+
+
+def _by_matrix_products(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
+    """The same with one product for all scores; holds the N x N map, so for small clips only."""
+    dim = q.shape[-1]
+    scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1)  # (B, h, N, N)
+    attention = (scores * dim**-0.5).unflatten(-1, (frames, -1)).softmax(dim=-1)
+    values = v.transpose(1, 2).unflatten(2, (frames, -1))  # (B, h, F, P, d)
+    out = attention.transpose(2, 3) @ values  # (B, h, F, N, d)
+    return out.permute(0, 3, 2, 1, 4).flatten(-2)
 
 
 @register("trajectory_temporal", "torch")
@@ -75,11 +90,7 @@ class TrajectoryTemporalFunction(torch.autograd.Function):
             y_c = flat_y[rows]
             q_hat = torch.bmm(flat_q2[rows].transpose(0, 1), w_k)
             logits = torch.bmm(q_hat.transpose(0, 1), y_c.mT)
-            a = attention[rows] = (
-                logits.float().softmax(-1).to(logits.dtype)
-                if (logits.dtype in (torch.float16, torch.bfloat16))
-                else logits.softmax(-1)
-            )
+            a = attention[rows] = logits.softmax(-1)  # sums in fp32 for 16-bit logits too
             if w_v is None:
                 out[rows] = torch.einsum("nhf,nfhd->nhd", a, y_c.unflatten(-1, (heads, dim)))
             else:

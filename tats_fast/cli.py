@@ -115,27 +115,15 @@ def resolve_engine(config: RunConfig, by_deepspeed: bool) -> RunConfig:
 
 
 def _visualize(options: argparse.Namespace) -> int:
-    from tats_fast.data import read_videos
     from tats_fast.engine.distributed import pick_device
     from tats_fast.report.visualize import write_report
 
-    paths: list[str] = []
-    for spec in options.video:
-        is_video = Path(spec).is_file() and is_video_name(spec)
-        paths += [spec] if is_video else [v.path for v in read_videos(spec, key="--video")]
     device = pick_device(options.device)
     page = write_report(
-        options.checkpoint, paths, Path(options.out), seed=options.seed, device=str(device)
+        options.checkpoint, options.video, Path(options.out), seed=options.seed, device=str(device)
     )
     print(f"wrote {page}")
     return 0
-
-
-def is_video_name(path: str) -> bool:
-    """Whether a file is a video by its ending (anything else given as a file is a list)."""
-    from tats_fast.data.lists import VIDEO_SUFFIXES
-
-    return Path(path).suffix.lower() in VIDEO_SUFFIXES
 
 
 def _doctor(_options: argparse.Namespace) -> int:

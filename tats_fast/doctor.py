@@ -38,7 +38,7 @@ def report_lines() -> list[str]:
         "",
         "logs and pages",
         _package("tensorboard", "TensorBoard", "pip install tensorboard"),
-        _package("matplotlib", "Matplotlib (report curves)", "pip install matplotlib"),
+        _package("pillow", "Pillow (pictures)", "pip install pillow"),
     ]
     return lines
 

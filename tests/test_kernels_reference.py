@@ -123,3 +123,25 @@ def test_draws_survive_extreme_uniforms():
     uniform = torch.tensor([[0.0, 1 - 2**-24, 0.5, 0.25]])
     drawn, rest = kernels.policy_sample(torch.zeros(1, 4), uniform, 2)
     assert sorted(torch.cat([drawn, rest], 1)[0].tolist()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 12), (2, 7, 24), (3, 20, 1536)])
+def test_masked_mse_torch_equals_reference(dtype, shape):
+    batch, tokens, dim = shape
+    patches = torch.randint(0, 256, (batch, tokens, dim), dtype=torch.uint8)
+    patches[0, 0] = 40  # flat
+    if dtype != torch.uint8:
+        patches = patches.to(dtype) / 255
+    count = max(1, tokens // 2)
+    masked = torch.stack([torch.randperm(tokens)[:count] for _ in range(batch)])
+    prediction = torch.randn(batch, count, dim, requires_grad=True)
+    cotangent = torch.randn(batch, count)
+    results = []
+    for level in ("reference", "torch"):
+        with kernels.use(level):
+            error = kernels.masked_mse(prediction, patches, masked)
+        (grad,) = torch.autograd.grad((error * cotangent).sum(), prediction)
+        results.append((error.detach(), grad))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-4, atol=1e-6)

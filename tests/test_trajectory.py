@@ -141,3 +141,13 @@ def test_unknown_level_is_refused(monkeypatch):
     monkeypatch.setenv("TATS_KERNELS", "fastest")
     with pytest.raises(ValueError, match="TATS_KERNELS=fastest: must be one of auto"):
         kernels.requested_level()
+
+
+def test_small_frames_in_bf16_on_the_cpu():
+    """That path has its own formula; held to the rounding of bf16."""
+    q, k, v = torch.randn(3, 2, 40, 3, 16).unbind(0)
+    with kernels.use("reference"):
+        expected = kernels.trajectory_attention(q, k, v, 5)
+    with kernels.use("torch"):
+        actual = kernels.trajectory_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), 5)
+    assert (actual.float() - expected).norm() < 0.01 * expected.norm()

@@ -26,7 +26,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
     if backend == "flash" and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         return _flash_function()(q, k, v)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if backend == "eager":
+    # The CPU's SDPA is 1.5 to 5 times slower in bf16 than plain products (N from 43 to 1568).
+    if backend == "eager" or (q.device.type == "cpu" and q.dtype == torch.bfloat16):
         scores = (q @ k.mT) * q.shape[-1] ** -0.5
         out = scores.softmax(dim=-1).to(v.dtype) @ v
     else:

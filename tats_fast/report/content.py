@@ -104,6 +104,13 @@ def headlines(evaluations: Rows) -> list[Headline]:
     return found
 
 
+MAIN_CHARTS = (
+    *("Held-out error", "Training error", "Entropy of the sampler", "Motion lift", "Texture lift"),
+    "Explained variance of the critic",
+)
+"""Titles of the charts that are open on the page; the others are folded away."""
+
+
 def charts(metrics: Rows, evaluations: Rows) -> list[Chart]:
     """All curves of a run; a chart without two points of any line is left out by its drawing."""
 
@@ -129,7 +136,8 @@ def charts(metrics: Rows, evaluations: Rows) -> list[Chart]:
         ),
         (
             "Training error",
-            "On the masks of training: it also moves when the masks get harder or easier.",
+            "On the masks of training, so it also moves when these get harder or easier; 1.0 as "
+            "before.",
             train("loss_recon"),
             1.0,
         ),

@@ -40,6 +40,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def short(value: float) -> str:
+    """A number in few characters: 0.25, 1200, 1.5e-4."""
+    if value and abs(value) < 1e-3:
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:.4g}"
+
+
 def thin(points: Points, limit: int = MAX_POINTS) -> Points:
     """At most ``limit`` points: means over equally many neighbours each."""
     size = math.ceil(len(points) / limit)
@@ -86,7 +94,7 @@ def _svg(chart: Chart, lines: dict[str, Points]) -> str:
     for tick in ticks:
         y = py(tick)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
+        parts.append(f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
     if chart.reference is not None:
         y = py(chart.reference)
         parts.append(f'<path class="reference" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
@@ -102,7 +110,7 @@ def _svg(chart: Chart, lines: dict[str, Points]) -> str:
 
 
 def _description(chart: Chart, lines: dict[str, Points]) -> str:
-    ends = (f"{label} from {p[0][1]:.4g} to {p[-1][1]:.4g}" for label, p in lines.items())
+    ends = (f"{label} from {short(p[0][1])} to {short(p[-1][1])}" for label, p in lines.items())
     return f"{chart.title} over training steps: {'; '.join(ends)}"
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from tats_fast.config import RunConfig
 from tats_fast.report.analysis import SAMPLER, ClipAnalysis
 from tats_fast.report.pictures import (
+    ERROR_TOP,
     Row,
     clip_rows,
     error_map,
@@ -79,7 +80,7 @@ def _views(
         )
     name, draw = next(iter(analysis.draws.items()))
     views.append(([name, "reconstruction"], token_frames(draw.reconstruction, model)))
-    views.append(([name, "error, 0 to 2"], error_map(draw.error, model)))
+    views.append(([name, f"error, 0 to {ERROR_TOP:g}"], error_map(draw.error, model)))
     return views
 
 
@@ -87,7 +88,7 @@ def _row_lines(row: Row, top: float) -> list[str]:
     if row.group == "probability":
         return [row.strategy, "probability", f"1/{top:g} to {top:g} x chance"]
     if row.group == "error":
-        return [row.strategy, "error, 0 to 2", "(grey: visible)"]
+        return [row.strategy, f"error, 0 to {ERROR_TOP:g}", "(grey: visible)"]
     return [row.strategy, row.group] if row.strategy else [row.group]
 
 

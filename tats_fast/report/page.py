@@ -11,7 +11,14 @@ import numpy as np
 
 from tats_fast.config import RunConfig
 from tats_fast.report.analysis import DRAWS, ClipAnalysis
-from tats_fast.report.content import Headline, charts, explanation, headlines, warmup_end
+from tats_fast.report.content import (
+    MAIN_CHARTS,
+    Headline,
+    charts,
+    explanation,
+    headlines,
+    warmup_end,
+)
 from tats_fast.report.curves import chart_html
 from tats_fast.report.images import data_uris
 from tats_fast.report.pictures import (
@@ -34,7 +41,7 @@ GROUP_TITLES = {
     "reconstruction": "Reconstruction",
     "error": "Error",
 }
-VOID = 128  # grey between the pictures of a strip, on a light and on a dark page
+GAP = 208  # grey between the pictures of a strip, on a light and on a dark page
 STRATEGY_NAMES = {
     "sampler": "learned sampler",
     "random": "random draw",
@@ -73,7 +80,7 @@ def render_page(report: Report) -> str:
             f"<header><h1>{title}</h1><p class='sub'>{html.escape(report.checkpoint)}</p></header>",
             f"<p class='lead'>{html.escape(explanation(report.config))}</p>",
             _headlines(headlines(report.evaluations)),
-            _curves(report),
+            _main_curves(report),
             _clips(report),
             _footer(report),
         ]
@@ -113,25 +120,31 @@ def _headlines(numbers: list[Headline]) -> str:
     )
 
 
-def _curves(report: Report) -> str:
-    figures = "".join(chart_html(chart) for chart in charts(report.metrics, report.evaluations))
+def _curves(report: Report, main: bool) -> str:
+    figures = "".join(
+        chart_html(chart)
+        for chart in charts(report.metrics, report.evaluations)
+        if (chart.title in MAIN_CHARTS) == main
+    )
+    return f"<div class='charts'>{figures}</div>" if figures else ""
+
+
+def _main_curves(report: Report) -> str:
+    figures = _curves(report, main=True)
     if not figures:
         return ""
     note = "Horizontal: optimizer steps. A dashed level marks the value named in the caption."
     warm = warmup_end(report.metrics)
     if warm is not None:
         note += f" Until step {warm} the sampler rested and masks were random (warm-up)."
-    return (
-        f"<section><h2>Curves</h2><p class='sub'>{note}</p>"
-        f"<div class='charts'>{figures}</div></section>"
-    )
+    return f"<section><h2>Curves</h2><p class='sub'>{note}</p>{figures}</section>"
 
 
 def _clips(report: Report) -> str:
     config = report.config
     top = heat_top([analysis for _, analysis in report.clips])
     rows = [clip_rows(config, analysis, top) for _, analysis in report.clips]
-    pictures = [strip(fit(row.pictures), background=VOID) for clip in rows for row in clip]
+    pictures = [strip(fit(row.pictures), background=GAP) for clip in rows for row in clip]
     uris = iter(data_uris(pictures))
     sizes = iter(pictures)
     parts = ["<section><h2>Clips</h2>", _omissions(report)]
@@ -201,7 +214,7 @@ def _omissions(report: Report) -> str:
 def _how_to_read(report: Report, top: float) -> str:
     model = report.config.model
     heat = _scale(VIRIDIS, [f"1/{top:g}", "1 = chance", f"{top:g}×"])
-    error = _scale(MAGMA, ["0", "1", f"{ERROR_TOP:g}"])
+    error = _scale(MAGMA, ["0", f"{ERROR_TOP / 2:g}", f"{ERROR_TOP:g}"])
     return f"""<div class='legendbox'>
 <p>One picture per token-frame (the first of its {model.tubelet_size} frames), in order of time;
 strips scroll sideways. All draws of a clip show equally many tokens and share their random
@@ -242,7 +255,10 @@ def _footer(report: Report) -> str:
         f"tats-fast {__version__}, PyTorch {torch.__version__}, NumPy {np.__version__}, "
         f"Python {platform.python_version()}"
     )
+    more = _curves(report, main=False)
+    if more:
+        more = f"<details><summary>More curves</summary>{more}</details>"
     return (
-        f"<section><h2>Run</h2><details><summary>Configuration</summary><pre>{config}</pre></details>"
+        f"<section><h2>Run</h2>{more}<details><summary>Configuration</summary><pre>{config}</pre></details>"
         f"<p class='sub'>Made with {html.escape(versions)}.</p></section>"
     )

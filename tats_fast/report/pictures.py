@@ -36,11 +36,13 @@ __all__ = [
     "token_frames",
 ]
 
-ERROR_TOP = 2.0
+ERROR_TOP = 1.5
 """Error at the bright end of an error map; 1 = painting the token in its own mean colour."""
 
 VISIBLE_GREY = 128
 """Grey of visible tokens in an error map; magma holds no grey."""
+
+HIDDEN_TINT = np.array([6.0, 12.0, 48.0])  # tells a hidden token from a visible dark one
 
 # Nine evenly spaced colours of matplotlib's perceptually uniform maps; linear between them.
 VIRIDIS = (
@@ -87,7 +89,7 @@ def grey(frames: np.ndarray) -> np.ndarray:
 
 
 def masked_frames(clip: np.ndarray, visible: np.ndarray, model: ModelConfig) -> np.ndarray:
-    """Visible tokens as they are, hidden ones as a dark grey shadow.
+    """Visible tokens as they are, hidden ones as a dark bluish shadow.
 
     Args:
         clip: (T, S, S, 3) uint8; visible: (N_v,) token indices.
@@ -98,7 +100,8 @@ def masked_frames(clip: np.ndarray, visible: np.ndarray, model: ModelConfig) -> 
     frames = token_frames(clip, model)
     shown = np.zeros(model.num_tokens, bool)
     shown[visible] = True
-    return np.where(per_pixel(shown, model)[..., None], frames, _bytes(0.25 * grey(frames)))
+    shadow = _bytes(HIDDEN_TINT + 0.22 * grey(frames))
+    return np.where(per_pixel(shown, model)[..., None], frames, shadow)
 
 
 def heat_top(analyses: list[ClipAnalysis]) -> float:

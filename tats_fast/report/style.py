@@ -51,12 +51,12 @@ article{margin:1.6em 0 2.2em}
 .strips img{display:block;max-width:none;height:auto;image-rendering:pixelated}
 table{border-collapse:collapse;font-size:.88rem;margin:.4em 0;font-variant-numeric:tabular-nums}
 th,td{padding:3px 10px 3px 0;text-align:right;border-bottom:1px solid var(--line)}
-tbody th{text-align:left;font-weight:400}
+tbody th{text-align:left;font-weight:400;white-space:nowrap}
 thead th{font-weight:600;color:var(--soft)}
-.warn{background:var(--warn);border-radius:8px;padding:8px 14px}
+.warn{background:var(--warn);border-radius:8px;padding:8px 14px;margin:.8em 0}
 .warn ul{margin:.2em 0;padding-left:1.2em}
 code,pre{font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.85em;overflow-wrap:anywhere}
 pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px;
 overflow-x:auto}
-summary{cursor:pointer}
+summary{cursor:pointer;padding:6px 0}
 """

@@ -167,4 +167,4 @@ def _run_of(checkpoint: Path) -> tuple[Path | None, int]:
 def _save_png(picture: np.ndarray, path: Path) -> None:
     from PIL import Image
 
-    Image.fromarray(picture).save(path, optimize=True)
+    Image.fromarray(picture).save(path)

@@ -66,11 +66,13 @@ def clipped_surrogate(ratio: Tensor, advantage: Tensor, eps: float) -> Tensor:
 
 
 def action_log_ratio(credit: str, log_p: Tensor, experience: Experience) -> tuple[Tensor, Tensor]:
-    """log(pi_new / pi_old) of each action and each action's weight; the weights of a clip sum to 1.
+    """log(pi_new / pi_old) of each action and each action's weight.
 
-    token: actions are the masked tokens, weighted by their share of the old policy, so that the
-        sum estimates an expectation over the policy and has an interior optimum p ~ exp(A / tau).
-    token_uniform: the same with equal weights. A below-average token is pushed down with a force
+    token: actions are the masked tokens, weighted by N / N_m * p_old(i), so that the sum estimates
+        an expectation over the policy and has an interior optimum p ~ exp(A / tau). Dividing by the
+        masked tokens' own mass instead (weights that sum to 1) amplifies the advantage whenever the
+        visible tokens hold most of the mass, which makes the policy sharper still: it runs away.
+    token_uniform: the same with equal weights 1 / N_m. A below-average token is pushed down with a force
         that does not fade as its probability does: no interior optimum.
     set: one action, the ordered draw; its log-probability is divided by N_v, because the sum of
         hundreds of terms would leave the clipping range at the first update.
@@ -88,7 +90,7 @@ def action_log_ratio(credit: str, log_p: Tensor, experience: Experience) -> tupl
     old = experience.log_p.gather(1, masked)
     log_ratio = log_p.gather(1, masked) - old
     if credit == "token":
-        return log_ratio, old.softmax(dim=1)  # softmax of log p = p / sum of p
+        return log_ratio, old.exp() * (log_p.shape[1] / masked.shape[1])
     return log_ratio, torch.full_like(old, 1 / masked.shape[1])
 
 

@@ -1,0 +1,97 @@
+"""Masking strategies: same interface, same count, the right tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tats_fast.config.schema import MaskingConfig, visible_count
+from tats_fast.masking import mask_ratio_at, split_tokens, visible_tokens
+
+STRATEGIES = ["random", "tube", "frame", "motion", "adamae", "tats"]
+
+
+@pytest.fixture
+def model(tiny_config):
+    return tiny_config().model  # 4 token-frames of 16 tokens
+
+
+def draw(strategy, model, ratio=0.75, clips=3, patches=None, log_p=None, seed=0):
+    if patches is None:
+        shape = (clips, model.num_tokens, model.patch_dim)
+        patches = torch.randint(0, 256, shape, dtype=torch.uint8)
+    if log_p is None and strategy in ("adamae", "tats"):
+        log_p = torch.zeros(clips, model.num_tokens)
+    visible = visible_tokens(strategy, model, ratio)
+    generator = torch.Generator().manual_seed(seed)
+    return split_tokens(strategy, model, patches, log_p, visible, generator)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_token_is_visible_or_masked_once(strategy, model):
+    split = draw(strategy, model)
+    together = torch.cat(list(split), dim=1).sort(dim=1).values
+    assert torch.equal(together, torch.arange(model.num_tokens).expand(3, -1))
+    assert split.visible.shape == (3, 16)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_draws_follow_the_generator_alone(strategy, model):
+    patches = torch.randint(0, 256, (2, model.num_tokens, model.patch_dim), dtype=torch.uint8)
+    one, same, other = (
+        draw(strategy, model, clips=2, patches=patches, seed=s).visible for s in (1, 1, 2)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0.85, 235), (0.90, 156), (0.95, 78), (0.0, 1568)])
+def test_visible_count_at_vit_base(ratio, expected):
+    assert visible_count(1568, ratio) == expected
+
+
+def test_tube_rounds_per_frame_and_the_others_do_not(tiny_config):
+    model = tiny_config().model
+    assert visible_tokens("random", model, 0.9) == 6
+    assert visible_tokens("tube", model, 0.9) == 4 * 1
+    split = draw("tube", model, ratio=0.75)
+    places = split.visible.view(3, 4, 4) % 16
+    assert (places == places[:, :1]).all(), "a tube shows the same places in every frame"
+
+
+def test_frame_shows_whole_frames_and_part_of_one(model):
+    for seed in range(20):
+        split = draw("frame", model, ratio=0.6, seed=seed)  # 25 visible: one frame and 9 tokens
+        for clip in split.visible:
+            counts = torch.bincount(clip // 16, minlength=4).sort().values.tolist()
+            assert counts == [0, 0, 9, 16]
+
+
+def test_motion_draws_in_proportion_to_frame_difference(model):
+    pixels = torch.zeros(1, model.num_tokens, 2, model.patch_dim // 2, dtype=torch.uint8)
+    pixels[0, :8, 1] = 200  # eight moving tokens in a still clip
+    split = draw("motion", model, ratio=1 - 8 / 64, clips=1, patches=pixels.flatten(2))
+    assert sorted(split.visible[0].tolist()) == list(range(8))
+
+
+def test_motion_on_a_still_clip_is_uniform(model):
+    still = torch.full((400, model.num_tokens, model.patch_dim), 9, dtype=torch.uint8)
+    split = draw("motion", model, clips=400, patches=still)
+    counts = torch.bincount(split.visible.flatten(), minlength=64) / 400
+    assert counts.min() > 0.1 and counts.max() < 0.45  # 0.25 expected
+
+
+def test_policy_draws_what_it_prefers(model):
+    log_p = torch.full((2, model.num_tokens), -20.0)
+    log_p[:, 40:56] = 0
+    assert (draw("tats", model, clips=2, log_p=log_p).visible.sort().values[0] >= 40).all()
+
+
+def test_schedules():
+    constant = MaskingConfig(ratio=0.9)
+    assert mask_ratio_at(constant, 0.3) == 0.9
+    linear = MaskingConfig(ratio=0.9, start_ratio=0.5, schedule="linear")
+    assert [mask_ratio_at(linear, t) for t in (0, 0.5, 1)] == pytest.approx([0.5, 0.7, 0.9])
+    cosine = MaskingConfig(ratio=0.9, start_ratio=0.5, schedule="cosine")
+    values = [mask_ratio_at(cosine, t) for t in (0, 0.25, 0.5, 1)]
+    assert values == pytest.approx([0.5, 0.5586, 0.7, 0.9], abs=1e-3)

@@ -1,0 +1,95 @@
+"""Imports go one way, and importing costs nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Each package may import those before it in its own row, and nothing else of ours.
+ALLOWED = {
+    "config": set(),
+    "models": {"config", "kernels"},
+    "masking": {"config", "kernels", "models"},
+    "rl": {"config", "kernels", "models"},
+    "data": {"config"},
+    "report": {"config", "kernels", "models", "masking", "rl", "data", "version"},
+    "engine": {"config", "kernels", "models", "masking", "rl", "data", "report"},
+}
+OPTIONAL = {"deepspeed", "flash_attn", "nvidia", "triton", "transformers"}
+HEAVY = {"av", "matplotlib", "PIL", "rich", "tensorboard"}
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(module, at top level) of every import in a file."""
+    tree = ast.parse(path.read_text())
+    top = set(map(id, tree.body))
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.append((node.module, id(node) in top))
+            if node.module == "tats_fast":
+                found += [(f"tats_fast.{a.name}", id(node) in top) for a in node.names]
+    return found
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_go_one_way(package):
+    for path in (ROOT / "tats_fast" / package).rglob("*.py"):
+        for module, _ in imports(path):
+            parts = module.split(".")
+            if parts[0] == "tats_fast" and len(parts) > 1 and parts[1] != package:
+                assert parts[1] in ALLOWED[package], f"{path.name} imports {module}"
+
+
+def test_kernels_import_nothing_of_the_package():
+    for path in (ROOT / "kernels").rglob("*.py"):
+        assert not [m for m, _ in imports(path) if m.split(".")[0] == "tats_fast"], path
+
+
+def test_nobody_imports_the_bare_name_kernels():
+    for path in [*ROOT.glob("tats_fast/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
+        assert not [m for m, _ in imports(path) if m.split(".")[0] == "kernels"], path
+
+
+def test_optional_packages_are_imported_where_they_are_used():
+    for path in [*ROOT.glob("tats_fast/**/*.py"), *ROOT.glob("kernels/*.py")]:
+        top = {m.split(".")[0] for m, is_top in imports(path) if is_top}
+        assert not top & OPTIONAL, path
+        if path.name != "pixels.py" and path.name != "video.py":
+            assert not top & HEAVY, path
+
+
+def test_no_module_shadows_another_package():
+    """``deepspeed tats_fast/train.py`` puts tats_fast/ first on sys.path."""
+    names = {path.stem for path in (ROOT / "tats_fast").iterdir()} - {"__init__", "__pycache__"}
+    installed = {"torch", "numpy", "einops", "yaml", "av", "rich", "triton", "deepspeed", "PIL"}
+    assert not names & (set(sys.stdlib_module_names) | installed)
+
+
+def test_import_touches_nothing():
+    code = """
+import os, sys
+before = set(sys.modules)
+import tats_fast
+new = {m.split('.')[0] for m in set(sys.modules) - before}
+assert 'torch' not in new, new
+import tats_fast.kernels, tats_fast.models, tats_fast.rl, tats_fast.masking, tats_fast.data
+import tats_fast.cli
+import torch
+assert not torch.cuda.is_initialized()
+for name in ('deepspeed', 'flash_attn', 'av', 'matplotlib', 'rich', 'tensorboard', 'PIL'):
+    assert name not in sys.modules, name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+
+
+def test_environment_is_not_read_at_import(monkeypatch):
+    code = "import os; os.environ['TATS_KERNELS'] = 'nonsense'; import tats_fast.kernels"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
