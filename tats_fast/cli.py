@@ -146,3 +146,7 @@ def _known_failure(error: Exception) -> int | None:
 def _fail(message: str, code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -109,8 +109,9 @@ def test_bad_file_is_replaced_and_reported(broken):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_but_bad_files_raises(tmp_path, workers):
     bad = [Video(str(tmp_path / f"{i}.mp4")) for i in range(3)]
+    batch = load(bad, workers)[0]
     with pytest.raises(DecodeError, match="missing") as error:
-        load(bad, workers)
+        batch.require_complete()
     assert "10 failures in a row" in str(error.value)
 
 

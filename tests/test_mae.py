@@ -10,6 +10,7 @@ from tats_fast import kernels
 from tats_fast.config.load import build_config
 from tats_fast.models import MaskedAutoencoder, TokenSplit
 from tats_fast.models.attention import attention, choose_backend
+from tats_fast.models.layers import space_time_positions
 from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD, patchify
 
 MODEL = build_config(
@@ -147,6 +148,15 @@ def test_float_patches_embed_like_uint8():
     mae = MaskedAutoencoder(MODEL)
     patches = torch.randint(0, 256, (1, 4, MODEL.patch_dim), dtype=torch.uint8)
     torch.testing.assert_close(mae.embed(patches), mae.embed(patches / 255), rtol=1e-5, atol=1e-5)
+
+
+def test_space_time_positions_differ_in_time_only_along_a_tube():
+    table = space_time_positions(3, 4, 20)
+    assert table.shape == (48, 20)
+    frames = table.view(3, 16, 20)
+    assert torch.equal(frames[0, :, 8:], frames[2, :, 8:])  # 6 channels each for row and column
+    assert not torch.equal(frames[0, :, :8], frames[2, :, :8])
+    assert len(torch.unique(table, dim=0)) == 48
 
 
 def test_attention_backends_agree():

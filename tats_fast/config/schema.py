@@ -49,6 +49,9 @@ class ModelConfig:
     """Decoder attention heads."""
     mlp_ratio: float = 4.0
     """Hidden width of every MLP over its block's width."""
+    positions: Literal["flat", "space_time"] = "flat"
+    """Fixed positions of the autoencoder: VideoMAE's over the flat token index (needed to exchange
+    weights), or separate parts for time, row and column, from which small models learn sooner."""
     attention: Literal["auto", "flash", "sdpa", "eager"] = "auto"
     """Attention backend; ``auto`` takes the first of flash, sdpa, eager that this machine runs."""
 

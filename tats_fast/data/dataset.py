@@ -27,12 +27,23 @@ class ClipBatch:
     """A batch of training clips, or with B=1 one clip.
 
     clips: (B, T, S, S, 3) uint8 RGB. keys: the B clips' names, also where another video stood in.
-    bad: (path, reason) of every file that failed on the way to these clips.
+    bad: (path, reason) of every file that failed on the way to these clips. A key for which no
+    stand-in could be decoded either has no clip; ``require_complete`` says so.
     """
 
     clips: torch.Tensor
     keys: list[ClipKey]
     bad: list[BadFile]
+
+    def require_complete(self) -> ClipBatch:
+        """The batch itself; raises ``DecodeError`` where clips are missing.
+
+        Asked in the training process: an exception of a worker arrives as a page of traceback.
+        """
+        if len(self.clips) == len(self.keys):
+            return self
+        path, reason = self.bad[-1]
+        raise DecodeError(path, f"{reason} (after {MAX_ATTEMPTS} failures in a row, giving up)")
 
     def pin_memory(self) -> ClipBatch:
         """The batch in page-locked memory."""
@@ -70,8 +81,8 @@ class ClipDataset(Dataset):
     def __getitem__(self, key: ClipKey) -> ClipBatch:
         """The clip of ``key``; where its file fails, a clip of another listed video.
 
-        The stand-in depends on (seed, key, attempt) only. Raises the last ``DecodeError`` when
-        ``MAX_ATTEMPTS`` videos in a row failed.
+        The stand-in depends on (seed, key, attempt) only. After ``MAX_ATTEMPTS`` failures in a row
+        there is no clip (``ClipBatch.require_complete``).
         """
         bad: list[BadFile] = []
         for attempt in range(MAX_ATTEMPTS):
@@ -89,8 +100,8 @@ class ClipDataset(Dataset):
                 return ClipBatch(torch.from_numpy(frames)[None], [key], bad)
             except DecodeError as error:
                 bad.append((error.path, error.reason))
-        path, reason = bad[-1]
-        raise DecodeError(path, f"{reason} (the last of {MAX_ATTEMPTS} failures in a row)")
+        size = (0, self.num_frames, self.image_size, self.image_size, 3)
+        return ClipBatch(torch.empty(size, dtype=torch.uint8), [key], bad)
 
 
 def collate(items: Sequence[ClipBatch]) -> ClipBatch:

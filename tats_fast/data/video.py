@@ -34,14 +34,13 @@ _ATTEMPTS = 3
 class DecodeError(Exception):
     """A video that yields no clip: ``path`` and one short ``reason``."""
 
-    def __init__(self, path: str, reason: str = "") -> None:
-        # One argument must do: DataLoader rebuilds a worker's exception from its message alone.
+    def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
         self.path = path
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}" if self.reason else self.path
+        return f"{self.path}: {self.reason}"
 
 
 def load_clip(path: str, num_frames: int, stride: int, size: int) -> np.ndarray:

@@ -77,6 +77,7 @@ class Trainer:
         resume_from = checkpoint_to_resume(self.folder, config.train.resume)
         self.videos = read_videos(config.data.train, config.data.root, key="data.train")
         self.total_steps = total_steps(config, len(self.videos))
+        self.eval_clips = self._load_eval_clips()
         self.learner = make_learner(config, world)
         if resume_from is None:
             self.position = Position()
@@ -85,7 +86,6 @@ class Trainer:
         if world.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_config(config, self.folder / "config.yaml")
-        self.eval_clips = self._load_eval_clips()
         self.bad_files = BadFiles(
             self.folder / "bad_files.txt" if world.is_main else None,
             len(self.videos),
@@ -189,7 +189,8 @@ class Trainer:
             config.train.batch_size // (world.size * config.train.accumulation),
             start_sample=self.position.samples,
         )
-        return iter(make_loader(dataset, batches, config.data.workers))
+        loader = make_loader(dataset, batches, config.data.workers)
+        return (batch.require_complete() for batch in loader)
 
     def _to_device(self, batch: ClipBatch) -> torch.Tensor:
         clips = batch.clips.to(self.world.device, non_blocking=True)

@@ -12,6 +12,7 @@ from tats_fast import kernels
 from tats_fast.models.attention import attention
 
 NORM_EPS = 1e-6
+INIT_STD = 0.02
 
 
 def sincos_positions(num_tokens: int, width: int) -> Tensor:
@@ -25,6 +26,19 @@ def sincos_positions(num_tokens: int, width: int) -> Tensor:
     angle = index / 10000 ** (even / width)
     is_even = torch.arange(width) % 2 == 0
     return torch.where(is_even, angle.sin(), angle.cos()).float()
+
+
+def space_time_positions(frames: int, side: int, width: int) -> Tensor:
+    """Fixed positions (N, C) fp32 with a part of the channels each for time, row and column.
+
+    Tokens at one place in different frames then differ in the time part only, which makes copying
+    through time easy to learn. Row and column take C/3 channels each (rounded down to even).
+    """
+    part = width // 3 // 2 * 2
+    index = torch.arange(frames * side * side)
+    time = sincos_positions(frames, width - 2 * part)[index // side**2]
+    along = sincos_positions(side, part)
+    return torch.cat([time, along[index // side % side], along[index % side]], dim=1)
 
 
 class QKV(nn.Module):
@@ -123,16 +137,19 @@ class Block(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """Xavier-uniform matrices, zero biases, unit norms, as published for VideoMAE pretraining."""
+    """Truncated-normal matrices of deviation 0.02, zero biases, unit norms.
+
+    Close to the Xavier range of VideoMAE's published code at ViT-B's width (0.036 and 0.023), and
+    far smaller at small widths, where Xavier held small models on the plateau of loss 1 several
+    times longer (docs/method.md, "Initialisation").
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
+            nn.init.trunc_normal_(part.weight, std=INIT_STD)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, QKV):
-            # One square matrix each: the fused 3C x C shape would shrink the range.
-            for third in part.weight.data.chunk(3):
-                nn.init.xavier_uniform_(third)
+            nn.init.trunc_normal_(part.weight, std=INIT_STD)
         elif isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)

@@ -20,6 +20,7 @@ from tats_fast.models.layers import (
     SelfAttention,
     initialize,
     sincos_positions,
+    space_time_positions,
 )
 from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD
 
@@ -65,6 +66,14 @@ class PatchEmbedding(nn.Module):
         return linear(patches.to(weight.dtype), folded, shift)
 
 
+def fixed_positions(config: ModelConfig, width: int) -> Tensor:
+    """The position table (N, width) that ``config.positions`` names."""
+    if config.positions == "flat":
+        return sincos_positions(config.num_tokens, width)
+    side = config.image_size // config.patch_size
+    return space_time_positions(config.token_frames, side, width)
+
+
 class MaskedAutoencoder(nn.Module):
     """Encoder on visible tokens only, light decoder on all, linear head on the masked ones."""
 
@@ -72,7 +81,7 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         self.config = config
         self.backend = choose_backend(config.attention, device_type)
-        tokens, width, decoder_width = config.num_tokens, config.width, config.decoder_width
+        width, decoder_width = config.width, config.decoder_width
         self.embed = PatchEmbedding(config.patch_dim, width)
         self.encoder = nn.ModuleList(
             Block(width, config.mlp_ratio, SelfAttention(width, config.heads, self.backend))
@@ -92,7 +101,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_norm = nn.LayerNorm(decoder_width, eps=NORM_EPS)
         self.head = nn.Linear(decoder_width, config.patch_dim)
         for name, size in (("positions", width), ("decoder_positions", decoder_width)):
-            self.register_buffer(name, sincos_positions(tokens, size), persistent=False)
+            self.register_buffer(name, fixed_positions(config, size), persistent=False)
         initialize(self)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 

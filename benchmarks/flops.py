@@ -1,0 +1,119 @@
+"""Every FLOP formula of the project: 2 FLOP per multiply-add, per clip, forward, in FLOP.
+
+Only matrix products count; norms, softmaxes, activations and the optimizer are left out, as usual
+for a model-FLOP utilisation. Legend: N = F*P tokens, n tokens of a sequence, N_v visible and N_m
+masked tokens, C width, C_d decoder width, h heads, D numbers per patch, r MLP ratio.
+``docs/method.md``, "Cost", holds the resulting table at ViT-B.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tats_fast.config import ModelConfig, RunConfig
+from tats_fast.masking import visible_tokens
+
+TRAINING_FACTOR = 3
+"""Forward and backward over forward: the backward of a product is two products of its size. The
+patch embedding needs no gradient of its input; the convention counts it all the same."""
+
+
+class MAEFlops(NamedTuple):
+    """Forward of the masked autoencoder, FLOP per clip."""
+
+    embedding: int
+    encoder: int
+    decoder: int
+    heads: int
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(self)
+
+
+def attention(tokens: int, width: int) -> int:
+    """Scores and weighted sum of joint attention: 4 n^2 C."""
+    return 4 * tokens**2 * width
+
+
+def block(tokens: int, width: int, mlp_ratio: float) -> int:
+    """Transformer block: qkv 6 n C^2, output 2 n C^2, MLP 4 r n C^2, and ``attention``."""
+    return round((8 + 4 * mlp_ratio) * tokens * width**2) + attention(tokens, width)
+
+
+def mae(model: ModelConfig, visible: int) -> MAEFlops:
+    """The autoencoder with ``visible`` = N_v tokens in the encoder and all N in the decoder."""
+    tokens, width, narrow = model.num_tokens, model.width, model.decoder_width
+    return MAEFlops(
+        embedding=2 * tokens * model.patch_dim * width,
+        encoder=model.depth * block(visible, width, model.mlp_ratio),
+        decoder=model.decoder_depth * block(tokens, narrow, model.mlp_ratio),
+        heads=2 * visible * width * narrow + 2 * (tokens - visible) * narrow * model.patch_dim,
+    )
+
+
+def spatial_stage(model: ModelConfig) -> int:
+    """First stage of trajectory attention: 4 N^2 C, as for joint attention."""
+    return attention(model.num_tokens, model.width)
+
+
+def temporal_stage(model: ModelConfig, heads: int, value: str, absorbed: bool) -> int:
+    """Second stage of trajectory attention, without the query projection.
+
+    Naive: k2 and v2 of N*F trajectory tokens (2 N F C^2 each), attention over F (4 N F C).
+    Absorbed: W_k^T q2 and W_v z (2 N C^2 each), attention in C channels per head (4 N h F C).
+    ``identity`` drops the value's projection, whose sum then runs over d channels a head.
+    """
+    tokens, frames, width = model.num_tokens, model.token_frames, model.width
+    projections = 2 if value == "projected" else 1
+    if not absorbed:
+        return tokens * frames * (2 * projections * width**2 + 4 * width)
+    per_frame = 4 * heads * width if value == "projected" else 2 * heads * width + 2 * width
+    return tokens * (2 * projections * width**2 + frames * per_frame)
+
+
+def sampler(
+    model: ModelConfig,
+    kind: str = "trajectory",
+    heads: int | None = None,
+    value: str = "projected",
+    absorbed: bool = True,
+) -> int:
+    """The sampler's block; actor and critic (thousandths of it) are left out.
+
+    Args:
+        kind: "joint" (AdaMAE's block) or "trajectory".
+        heads: h; None = the encoder's.
+        value: ``sampler.temporal_value``.
+        absorbed: with the exact rewrite of the temporal stage, or as written in the paper.
+    """
+    joint = block(model.num_tokens, model.width, model.mlp_ratio)
+    if kind == "joint":
+        return joint
+    query2 = 2 * model.num_tokens * model.width**2
+    # The block's joint attention costs exactly what the spatial stage does.
+    assert spatial_stage(model) == attention(model.num_tokens, model.width)
+    return joint + query2 + temporal_stage(model, heads or model.heads, value, absorbed)
+
+
+def trajectory_module(model: ModelConfig, heads: int, absorbed: bool) -> int:
+    """The attention module alone: ``sampler`` without the block's MLP."""
+    mlp = round(4 * model.mlp_ratio * model.num_tokens * model.width**2)
+    return sampler(model, heads=heads, absorbed=absorbed) - mlp
+
+
+def training_step(config: RunConfig) -> int:
+    """Model FLOP of one training step, per clip: 3 (autoencoder + K sampler passes).
+
+    The trajectory sampler counts at its absorbed cost whatever a path executes: the work to be
+    done is the same for all of them, and a path that does more of it is not the faster for it.
+    """
+    model, strategy = config.model, config.masking.strategy
+    total = mae(model, visible_tokens(strategy, model, config.masking.ratio)).total
+    if strategy in ("tats", "adamae"):
+        passes = config.ppo.epochs if strategy == "tats" else 1
+        total += passes * sampler(
+            model, config.sampler.attention, config.sampler.heads, config.sampler.temporal_value
+        )
+    return TRAINING_FACTOR * total
