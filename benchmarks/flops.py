@@ -53,24 +53,30 @@ def mae(model: ModelConfig, visible: int) -> MAEFlops:
     )
 
 
-def spatial_stage(model: ModelConfig) -> int:
-    """First stage of trajectory attention: 4 N^2 C, as for joint attention."""
-    return attention(model.num_tokens, model.width)
-
-
-def temporal_stage(model: ModelConfig, heads: int, value: str, absorbed: bool) -> int:
+def temporal_stage(
+    tokens: int, frames: int, width: int, heads: int, value: str, absorbed: bool
+) -> int:
     """Second stage of trajectory attention, without the query projection.
 
     Naive: k2 and v2 of N*F trajectory tokens (2 N F C^2 each), attention over F (4 N F C).
     Absorbed: W_k^T q2 and W_v z (2 N C^2 each), attention in C channels per head (4 N h F C).
     ``identity`` drops the value's projection, whose sum then runs over d channels a head.
     """
-    tokens, frames, width = model.num_tokens, model.token_frames, model.width
     projections = 2 if value == "projected" else 1
     if not absorbed:
         return tokens * frames * (2 * projections * width**2 + 4 * width)
     per_frame = 4 * heads * width if value == "projected" else 2 * heads * width + 2 * width
     return tokens * (2 * projections * width**2 + frames * per_frame)
+
+
+def trajectory_attention(
+    tokens: int, frames: int, width: int, heads: int, value: str, absorbed: bool
+) -> int:
+    """The module: qkv 6 N C^2, second query 2 N C^2, output 2 N C^2, the spatial stage (as much as
+    joint attention, 4 N^2 C) and ``temporal_stage``."""
+    linear = 10 * tokens * width**2
+    temporal = temporal_stage(tokens, frames, width, heads, value, absorbed)
+    return linear + attention(tokens, width) + temporal
 
 
 def sampler(
@@ -88,19 +94,12 @@ def sampler(
         value: ``sampler.temporal_value``.
         absorbed: with the exact rewrite of the temporal stage, or as written in the paper.
     """
-    joint = block(model.num_tokens, model.width, model.mlp_ratio)
+    tokens, width = model.num_tokens, model.width
     if kind == "joint":
-        return joint
-    query2 = 2 * model.num_tokens * model.width**2
-    # The block's joint attention costs exactly what the spatial stage does.
-    assert spatial_stage(model) == attention(model.num_tokens, model.width)
-    return joint + query2 + temporal_stage(model, heads or model.heads, value, absorbed)
-
-
-def trajectory_module(model: ModelConfig, heads: int, absorbed: bool) -> int:
-    """The attention module alone: ``sampler`` without the block's MLP."""
-    mlp = round(4 * model.mlp_ratio * model.num_tokens * model.width**2)
-    return sampler(model, heads=heads, absorbed=absorbed) - mlp
+        return block(tokens, width, model.mlp_ratio)
+    mlp = round(4 * model.mlp_ratio * tokens * width**2)
+    heads = heads or model.heads
+    return mlp + trajectory_attention(tokens, model.token_frames, width, heads, value, absorbed)
 
 
 def training_step(config: RunConfig) -> int:

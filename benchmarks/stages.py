@@ -74,7 +74,7 @@ class StageClock:
         self._mark(OTHER)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        spent: dict[str, float | None] = {name: 0.0 for name in STAGES}
+        spent: dict[str, float | None] = dict.fromkeys(STAGES, 0.0)
         spent["data_wait"] = None
         for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
             cuda = self._device.type == "cuda"

@@ -1,0 +1,193 @@
+"""The paths that are compared: one training step, run four ways on the same weights and clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import ROOT
+from torch import Tensor
+
+from tats_fast import kernels
+from tats_fast.config import ModelConfig, RunConfig
+from tats_fast.data import ClipDraw, DecodeError, decode_window, multi_scale_crop
+from tats_fast.engine.distributed import World
+from tats_fast.engine.optim import LR_REFERENCE_BATCH
+from tats_fast.engine.step import Learner, StepPlan, train_step
+from tats_fast.engine.trainer import make_learner
+from tats_fast.masking import visible_tokens
+
+CLIPS_FOLDER = ROOT / "demo" / "clips" / "train"
+DECODED_CLIPS = 32
+"""Different clips decoded at most; a larger batch repeats them."""
+FRAME_STRIDE = 4
+CROP_SCALES = (1.0, 0.875, 0.75, 0.66)
+
+RELATIVE_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+"""First step's losses against the baseline's. Policy and value loss are differences of numbers of
+size 1 (advantages are in deviations, rewards in means) and start near 0, so theirs is relative to
+at least 1."""
+GRADIENT_TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1}
+"""The same for gradient norms of autoencoder and sampler, which sum the errors of two passes."""
+RELATIVE_TO_ONE = ("loss_policy", "loss_value")
+
+
+@dataclass(frozen=True)
+class StepPath:
+    """One way to run the step."""
+
+    name: str
+    kernels: str
+    """Level of the hot ops, whatever the environment says."""
+    attention: str
+    """``model.attention``."""
+    compiled: bool = False
+    """torch.compile of every block of autoencoder and sampler."""
+
+
+PATHS = {
+    path.name: path
+    for path in (
+        StepPath("reference", "reference", "eager"),
+        StepPath("sdpa", "reference", "sdpa"),
+        StepPath("compiled", "torch", "sdpa", compiled=True),
+        StepPath("fast", "auto", "auto"),
+    )
+}
+
+
+@dataclass
+class Contender:
+    """A path with its learner; ``step`` is the training step that a run would take."""
+
+    path: StepPath
+    learner: Learner
+    clips: list[Tensor]
+    taken: int = 0
+    skipped: list[Tensor] = field(default_factory=list)
+
+    def step(self) -> dict[str, Tensor]:
+        """One training step; metrics stay on the device."""
+        config = self.learner.config
+        plan = StepPlan(
+            step=self.taken,
+            lr=config.optim.base_lr * config.train.batch_size / LR_REFERENCE_BATCH,
+            visible=visible_tokens(config.masking.strategy, config.model, config.masking.ratio),
+            warmup=False,
+        )
+        with kernels.use(self.path.kernels):
+            metrics = train_step(self.learner, self.clips, plan)
+        self.taken += 1
+        self.skipped.append(metrics["skipped"])
+        return metrics
+
+    def levels(self) -> dict[str, str]:
+        """Which implementation of each op runs."""
+        device_type = self.learner.world.device.type
+        with kernels.use(self.path.kernels):
+            return {op: kernels.resolved_level(op, device_type) for op in kernels.ops()}
+
+    def first_step(self) -> dict[str, float]:
+        """Take the first step; its losses, and the norms of the gradients that it applied."""
+        norms: dict[str, Tensor] = {}
+        handles = []
+        optimizers = {
+            "grad_norm_mae": self.learner.runner.optimizer,
+            "grad_norm_sampler": self.learner.sampler_optimizer,
+        }
+        for name, optimizer in optimizers.items():
+            if optimizer is None:
+                continue
+
+            def record(optimizer, _args, _kwargs, name=name):
+                groups = [group["params"] for group in optimizer.param_groups]
+                gradients = [p.grad for params in groups for p in params if p.grad is not None]
+                norms.setdefault(name, torch.nn.utils.get_total_norm(gradients))
+
+            handles.append(optimizer.register_step_pre_hook(record))
+        try:
+            metrics = self.step()
+        finally:
+            for handle in handles:
+                handle.remove()
+        losses = {name: value for name, value in metrics.items() if name.startswith("loss_")}
+        return {name: float(value) for name, value in {**losses, **norms}.items()}
+
+
+def make_contender(
+    path: StepPath, config: RunConfig, device: torch.device, clips: Tensor
+) -> Contender:
+    """Seeded learner for ``path``: equal configurations give equal weights.
+
+    Raises:
+        ConfigError: an attention backend that this machine lacks.
+    """
+    model = replace(config.model, attention=path.attention)
+    learner = make_learner(replace(config, model=model), World(0, 1, device))
+    if path.compiled:
+        # Past this many variants of a function dynamo silently runs it eagerly.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        for block in blocks(learner):
+            # Shapes do not change from step to step, but blocks of one class differ in theirs, which
+            # dynamo would take for a reason to compile them for any shape.
+            block.compile(dynamic=False)
+    return Contender(path, learner, list(clips.chunk(config.train.accumulation)))
+
+
+def blocks(learner: Learner) -> list[torch.nn.Module]:
+    """Transformer blocks of autoencoder and sampler."""
+    mae, sampler = learner.runner.module, learner.sampler
+    return [*mae.encoder, *mae.decoder, *([] if sampler is None else [sampler.block])]
+
+
+def disagreements(
+    values: dict[str, float], baseline: dict[str, float], precision: str
+) -> list[str]:
+    """What of a path's first step differs from the baseline's by more than the tolerance."""
+    found = []
+    for name, expected in baseline.items():
+        tolerance = RELATIVE_TOLERANCE[precision]
+        if name.startswith("grad_norm"):
+            tolerance = GRADIENT_TOLERANCE[precision]
+        scale = max(abs(expected), 1.0) if name in RELATIVE_TO_ONE else abs(expected)
+        # "not <=" so that a NaN disagrees.
+        if not abs(values[name] - expected) <= tolerance * scale:
+            found.append(f"{name} {values[name]:.6g}, expected {expected:.6g}")
+    return found
+
+
+def load_clips(model: ModelConfig, batch: int, seed: int) -> tuple[Tensor, str]:
+    """A batch of uint8 clips (B, T, S, S, 3), and one phrase that says what they are.
+
+    Random windows and crops of the demo's videos, scaled to the model's size; seeded noise where
+    PyAV or the videos are missing.
+    """
+    videos = sorted(CLIPS_FOLDER.glob("*.mp4"))
+    shape = (model.num_frames, model.image_size, model.image_size, 3)
+    try:
+        if not videos:
+            raise FileNotFoundError(f"no videos in {CLIPS_FOLDER.relative_to(ROOT)}")
+        distinct = [
+            _decode(videos, index, model, seed) for index in range(min(batch, DECODED_CLIPS))
+        ]
+    except (ImportError, FileNotFoundError, DecodeError) as error:
+        noise = np.random.default_rng(seed).integers(0, 256, (batch, *shape), np.uint8)
+        return torch.from_numpy(noise), f"seeded random bytes, not video ({error})"
+    clips = torch.from_numpy(np.stack([distinct[i % len(distinct)] for i in range(batch)]))
+    folder = CLIPS_FOLDER.relative_to(ROOT)
+    return clips, f"{len(distinct)} random crop(s) of real clips in {folder}"
+
+
+def _decode(videos: Sequence[Path], index: int, model: ModelConfig, seed: int) -> np.ndarray:
+    draw = ClipDraw.of(seed, 0, index)
+    return decode_window(
+        str(videos[index % len(videos)]),
+        model.num_frames,
+        FRAME_STRIDE,
+        model.image_size,
+        draw.window,
+        lambda width, height: multi_scale_crop(width, height, CROP_SCALES, draw),
+    )

@@ -1,0 +1,112 @@
+"""A throughput record: one path's entry, and the text printed beside the JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import common
+from stages import STAGES
+
+
+def summary(
+    times: list[float],
+    stages: dict[str, float | None],
+    memory: float | None,
+    first: dict[str, float],
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """One path's entry; rates are those of the median step.
+
+    Args:
+        times: ms per timed step; stages: ms by stage; memory: MiB; first: the gate's values;
+        settings: the record's ``config``.
+    """
+    step_ms = common.percentiles(times)
+    clips_per_s = 1e3 * settings["batch"] / step_ms["p50"]
+    tflops = clips_per_s * settings["step_gflop_per_clip"] / 1e3
+    peak = settings["peak_tflops"]
+    return {
+        "clips_per_s": clips_per_s,
+        "step_ms": step_ms,
+        "stages_ms": stages,
+        "peak_mem_mb": memory,
+        "tflops": tflops,
+        "mfu": None if peak is None else tflops / peak,
+        "loss": first["loss_recon"],
+    }
+
+
+def describe(record: dict[str, Any]) -> str:
+    """What is about to be measured."""
+    config, run = record["config"], record["config"]["run"]
+    model, used = run["model"], record["versions"]
+    clip = f"{model['num_frames']} x {model['image_size']} x {model['image_size']}"
+    peak = config["peak_tflops"]
+    return "\n".join(
+        [
+            common.hardware_line(record["hardware"]),
+            f"tats-fast {used['tats_fast']} at {record['commit'] or 'unknown commit'}, "
+            f"torch {used['torch']}, triton {used['triton'] or 'not installed'}",
+            f"{model['preset']} (C={model['width']}, {model['depth']} blocks), {clip}, batch "
+            f"{config['batch']}, {config['precision']}, {run['masking']['strategy']} with "
+            f"{config['visible']} of {config['tokens']} tokens visible, inner epochs "
+            f"K={config['inner_epochs']}",
+            f"clips: {config['clips']}; on the device from the start, so data wait is not measured",
+            f"model FLOPs per step and clip: {config['step_gflop_per_clip']:.4g} GFLOP for every "
+            "path (flops.py, absorbed trajectory stage); MFU relative to "
+            + (f"{peak:g} TFLOP/s" if peak else "nothing: no peak known (--peak-tflops)"),
+            f"{config['steps']} timed and {config['warmup']} warm-up rounds, paths interleaved",
+        ]
+    )
+
+
+def gate_line(first: dict[str, dict[str, float]], settings: dict[str, Any]) -> str:
+    """That the paths agree, on what, and how closely they had to."""
+    baseline, *others = first
+    losses, norms = settings["tolerance_losses"], settings["tolerance_grad_norms"]
+    values = ", ".join(f"{name} {value:.6g}" for name, value in first[baseline].items())
+    if not others:
+        return f"first step of {baseline}: {values}; no second path to compare it with"
+    return (
+        f"gate passed: first step of {', '.join(others)} agrees with {baseline} ({values}); "
+        f"tolerance {losses:g} relative, policy and value loss relative to at least 1; gradient "
+        f"norms {norms:g}"
+    )
+
+
+def results(record: dict[str, Any], measured: Sequence[str]) -> str:
+    """The two tables: rates, then stages."""
+    config, paths = record["config"], {name: record["paths"][name] for name in measured}
+    baseline = measured[0]
+    header = [
+        *("path", "kernels", "attention", "clips/s", "p20 ms", "p50 ms", "p80 ms"),
+        *(f"x {baseline}", "peak MiB", "TFLOP/s", "MFU %", "loss"),
+    ]
+    rows = []
+    for name, path in paths.items():
+        how, step = config["paths"][name], path["step_ms"]
+        ratio = paths[baseline]["step_ms"]["p50"] / step["p50"]
+        rows.append(
+            [
+                *(name, "+".join(sorted(set(how["kernels"].values()))), how["attention"]),
+                common.number(path["clips_per_s"], 3 if path["clips_per_s"] < 10 else 1),
+                *(common.number(step[p]) for p in ("p20", "p50", "p80")),
+                *(f"{ratio:.2f}", common.number(path["peak_mem_mb"], 0)),
+                common.number(path["tflops"], 3 if path["tflops"] < 10 else 1),
+                common.number(None if path["mfu"] is None else 100 * path["mfu"]),
+                f"{path['loss']:.5f}",
+            ]
+        )
+    return f"{common.table(header, rows)}\n\n{_stage_table(paths)}"
+
+
+def _stage_table(paths: dict[str, Any]) -> str:
+    rows = [
+        [stage, *(common.number(path["stages_ms"][stage]) for path in paths.values())]
+        for stage in STAGES
+    ]
+    sums = [sum(filter(None, path["stages_ms"].values())) for path in paths.values()]
+    rows.append(["sum of stages", *map(common.number, sums)])
+    rows.append(["step p50", *(common.number(p["step_ms"]["p50"]) for p in paths.values())])
+    return common.table(["stage (ms, own untimed steps)", *paths], rows)
