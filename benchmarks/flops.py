@@ -86,7 +86,7 @@ def sampler(
     value: str = "projected",
     absorbed: bool = True,
 ) -> int:
-    """The sampler's block; actor and critic (thousandths of it) are left out.
+    """The sampler: its block over all tokens, actor (2 N C) and critic (2 C^2 + 2 C).
 
     Args:
         kind: "joint" (AdaMAE's block) or "trajectory".
@@ -95,11 +95,14 @@ def sampler(
         absorbed: with the exact rewrite of the temporal stage, or as written in the paper.
     """
     tokens, width = model.num_tokens, model.width
+    ends = 2 * tokens * width + 2 * width**2 + 2 * width
     if kind == "joint":
-        return block(tokens, width, model.mlp_ratio)
+        return block(tokens, width, model.mlp_ratio) + ends
     mlp = round(4 * model.mlp_ratio * tokens * width**2)
-    heads = heads or model.heads
-    return mlp + trajectory_attention(tokens, model.token_frames, width, heads, value, absorbed)
+    mixer = trajectory_attention(
+        tokens, model.token_frames, width, heads or model.heads, value, absorbed
+    )
+    return mixer + mlp + ends
 
 
 def training_step(config: RunConfig) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +31,9 @@ RELATIVE_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 """First step's losses against the baseline's. Policy and value loss are differences of numbers of
 size 1 (advantages are in deviations, rewards in means) and start near 0, so theirs is relative to
 at least 1."""
-GRADIENT_TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1}
-"""The same for gradient norms of autoencoder and sampler, which sum the errors of two passes."""
+GRADIENT_TOLERANCE = {"fp32": 1e-2, "bf16": 1e-1}
+"""The same for the gradient norms of autoencoder and sampler. The sampler's is divided by the
+reward's deviation, at the first step a percent of its mean, which costs it two digits."""
 RELATIVE_TO_ONE = ("loss_policy", "loss_value")
 
 
@@ -92,22 +94,19 @@ class Contender:
 
     def first_step(self) -> dict[str, float]:
         """Take the first step; its losses, and the norms of the gradients that it applied."""
+        runner, sampler = self.learner.runner, self.learner.sampler
+        watched = [("grad_norm_mae", runner.optimizer, runner.module)]
+        if sampler is not None:
+            optimizer = self.learner.sampler_optimizer
+            watched.append(("grad_norm_sampler", optimizer, sampler))
+            # On its own, because actor and biases dwarf it: an attention that returned zeros would
+            # change the sampler's norm by less than rounding does.
+            watched.append(("grad_norm_sampler_attention", optimizer, sampler.block.attention))
         norms: dict[str, Tensor] = {}
-        handles = []
-        optimizers = {
-            "grad_norm_mae": self.learner.runner.optimizer,
-            "grad_norm_sampler": self.learner.sampler_optimizer,
-        }
-        for name, optimizer in optimizers.items():
-            if optimizer is None:
-                continue
-
-            def record(optimizer, _args, _kwargs, name=name):
-                groups = [group["params"] for group in optimizer.param_groups]
-                gradients = [p.grad for params in groups for p in params if p.grad is not None]
-                norms.setdefault(name, torch.nn.utils.get_total_norm(gradients))
-
-            handles.append(optimizer.register_step_pre_hook(record))
+        handles = [
+            optimizer.register_step_pre_hook(_norm_recorder(norms, name, module))
+            for name, optimizer, module in watched
+        ]
         try:
             metrics = self.step()
         finally:
@@ -115,6 +114,18 @@ class Contender:
                 handle.remove()
         losses = {name: value for name, value in metrics.items() if name.startswith("loss_")}
         return {name: float(value) for name, value in {**losses, **norms}.items()}
+
+
+def _norm_recorder(norms: dict[str, Tensor], name: str, module: torch.nn.Module) -> Any:
+    """A hook that notes the gradient norm of the matrices of ``module`` at its first call."""
+
+    def record(*_: Any) -> None:
+        if name not in norms:
+            matrices = [p for p in module.parameters() if p.ndim > 1]
+            gradients = [p.grad for p in matrices if p.grad is not None]
+            norms[name] = torch.nn.utils.get_total_norm(gradients)
+
+    return record
 
 
 def make_contender(
@@ -131,8 +142,8 @@ def make_contender(
         # Past this many variants of a function dynamo silently runs it eagerly.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for block in blocks(learner):
-            # Shapes do not change from step to step, but blocks of one class differ in theirs, which
-            # dynamo would take for a reason to compile them for any shape.
+            # Shapes never change; but dynamo, meeting blocks of several sizes, would compile one
+            # graph for any size.
             block.compile(dynamic=False)
     return Contender(path, learner, list(clips.chunk(config.train.accumulation)))
 

@@ -143,7 +143,7 @@ def test_trajectory_end_to_end(tmp_path):
     entries = record["cases"]["C=64"]
     assert list(entries) == ["reference", "torch"]
     for entry in entries.values():
-        assert 0 < entry["fwd_ms"]["p50"] and 0 < entry["fwd_bwd_ms"]["p50"]
+        assert entry["fwd_ms"]["p50"] > 0 and entry["fwd_bwd_ms"]["p50"] > 0
     assert entries["reference"]["fwd_bwd_ratio"] == 1
     assert 0 < entries["torch"]["max_rel_err"] < 1e-4
     # Targets belong to full-size clips.
@@ -176,7 +176,8 @@ class _WrongGradient(torch.autograd.Function):
         ("masked_mse", lambda x: 1.001 * x, "loss_recon"),
         ("masked_mse", _WrongGradient.apply, "grad_norm_mae"),
         ("masked_mse", lambda x: x * float("nan"), "loss_recon nan"),
-        ("trajectory_temporal", lambda x: 0 * x, "grad_norm_sampler"),
+        ("trajectory_temporal", lambda x: 0 * x, "grad_norm_sampler_attention"),
+        ("trajectory_attention", _WrongGradient.apply, "grad_norm_sampler_attention"),
     ],
 )
 def test_throughput_gate_closes(benchmark_module, monkeypatch, capsys, op, change, named):
@@ -214,9 +215,9 @@ def test_a_path_that_does_not_compile_is_skipped(benchmark_module, monkeypatch, 
 
 def test_clips_without_a_decoder(benchmark_module, monkeypatch):
     paths = benchmark_module("paths")
-    model = build_config({"model": {"image_size": 32, "num_frames": 4}}).model
+    model = load_config(overrides=["model.image_size=32", "masking.ratio=0.5"]).model
     real, source = paths.load_clips(model, 2, 0)
-    assert real.shape == (2, 4, 32, 32, 3) and real.dtype == torch.uint8 and "real" in source
+    assert real.shape == (2, 16, 32, 32, 3) and real.dtype == torch.uint8 and "real" in source
     monkeypatch.setitem(sys.modules, "av", None)
     noise, source = paths.load_clips(model, 2, 0)
     assert noise.shape == real.shape and noise.dtype == torch.uint8 and "random bytes" in source

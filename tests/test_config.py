@@ -109,7 +109,9 @@ def test_missing_file_is_named():
 def test_world_size_must_divide_the_batch():
     config = load_config(None, ["train.batch_size=6", "train.accumulation=2"])
     config.check_world_size(3)
-    with pytest.raises(ConfigError, match="train.batch_size=6: must be divisible by world size 2"):
+    with pytest.raises(
+        ConfigError, match=r"train\.batch_size=6: must be divisible by world size 2"
+    ):
         config.check_world_size(2)
 
 

@@ -165,5 +165,5 @@ def test_attention_backends_agree():
         attention(q, k, v, "sdpa"), attention(q, k, v, "eager"), rtol=1e-5, atol=1e-5
     )
     assert choose_backend("auto", "cpu") == "sdpa"
-    with pytest.raises(ValueError, match="model.attention=flash: FlashAttention runs on CUDA"):
+    with pytest.raises(ValueError, match=r"model\.attention=flash: FlashAttention runs on CUDA"):
         choose_backend("flash", "cpu")

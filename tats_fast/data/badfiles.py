@@ -18,14 +18,21 @@ class BadFiles:
     """The undecodable files of a run, each logged and written once.
 
     path: file of ``path<TAB>reason`` lines; what it already holds counts (a resumed run). None
-        keeps the record in memory, for ranks that must not write.
+        keeps the record in memory.
+    writes: False on ranks that must not write; they read the file and count all the same, so that
+        every rank reaches the limit at the same clip.
     num_videos: length of the list.
     max_fraction: ``data.max_bad_fraction``.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None, num_videos: int, max_fraction: float
+        self,
+        path: str | os.PathLike[str] | None,
+        num_videos: int,
+        max_fraction: float,
+        writes: bool = True,
     ) -> None:
+        self.writes = writes
         self.path = None if path is None else Path(path)
         self.num_videos = num_videos
         self.max_fraction = max_fraction
@@ -53,7 +60,7 @@ class BadFiles:
         self.reasons.update(new)
         for name, reason in new.items():
             LOGGER.warning("skipped a video that cannot be decoded: %s (%s)", name, reason)
-        if self.path is not None:
+        if self.path is not None and self.writes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8", errors="surrogateescape") as file:
                 file.writelines(f"{name}\t{reason}\n" for name, reason in new.items())

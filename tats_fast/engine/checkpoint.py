@@ -137,15 +137,18 @@ def _check_same_run(folder: Path, config: RunConfig) -> None:
     for section in ("model", "sampler"):
         ours, theirs = (vars(getattr(c, section)) for c in (config, saved))
         for name, value in theirs.items():
-            if ours[name] != value and name != "attention":  # a backend may change, a shape not
+            is_backend = (section, name) == ("model", "attention")  # may change, a shape may not
+            if ours[name] != value and not is_backend:
                 raise ConfigError(
                     f"{section}.{name}={ours[name]}: the checkpoint {folder} has {value}"
                 )
-    if config.masking.strategy != saved.masking.strategy:
-        raise ConfigError(
-            f"masking.strategy={config.masking.strategy}: the checkpoint {folder} was trained with "
-            f"{saved.masking.strategy}"
-        )
+    # The critic's target and the reward's scale mean something else under another of these.
+    for section, name in (("masking", "strategy"), ("ppo", "credit"), ("ppo", "reward")):
+        here, there = (getattr(getattr(c, section), name) for c in (config, saved))
+        if here != there:
+            raise ConfigError(
+                f"{section}.{name}={here}: the checkpoint {folder} was trained with {there}"
+            )
 
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -30,8 +30,9 @@ class Runner(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Backward of one micro-batch's mean loss; micro-batches are averaged."""
 
-    def step(self, lr: float, skip: Tensor) -> None:
-        """Update, unless ``skip`` (0-d, fp32, on the device) is 1; clears the gradients."""
+    def step(self, lr: float, skip: Tensor) -> Tensor:
+        """Update, unless ``skip`` (0-d, fp32, on the device) is 1; clears the gradients. Returns
+        whether it skipped, for whatever reason, in the same form."""
 
     def save(self, folder: Path) -> None:
         """Write the optimizer's state (all processes call it)."""
@@ -64,8 +65,8 @@ class TorchRunner:
     def backward(self, loss: Tensor) -> None:
         (loss / self._micro_batches).backward()
 
-    def step(self, lr: float, skip: Tensor) -> None:
-        update(self.optimizer, self.module, lr, self._clip, skip)
+    def step(self, lr: float, skip: Tensor) -> Tensor:
+        return update(self.optimizer, self.module, lr, self._clip, skip)
 
     def save(self, folder: Path) -> None:
         if self._world.is_main:
@@ -131,10 +132,11 @@ class DeepSpeedRunner:
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)  # divides by the accumulation itself
 
-    def step(self, lr: float, skip: Tensor) -> None:
+    def step(self, lr: float, skip: Tensor) -> Tensor:
         set_lr(self.optimizer, lr)
         skip_step_if(self.optimizer, skip)
         self._engine.step()
+        return skip
 
     def save(self, folder: Path) -> None:
         self._engine.save_checkpoint(str(folder), tag="deepspeed")
@@ -156,10 +158,11 @@ def make_runner(mae: nn.Module, config: RunConfig, world: World, bf16: bool) -> 
 
 def update(
     optimizer: torch.optim.Optimizer, module: nn.Module, lr: float, clip: float, skip: Tensor
-) -> None:
+) -> Tensor:
     """One AdamW update with optional clipping of the gradient norm; clears the gradients.
 
-    A non-finite norm skips the update too, since scaling by it would poison every weight.
+    A non-finite norm skips the update too, since scaling by it would poison every weight. Returns
+    whether it skipped (0-d, fp32).
     """
     if clip > 0:
         norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
@@ -168,6 +171,7 @@ def update(
     skip_step_if(optimizer, skip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return skip
 
 
 def read_deepspeed_json(path: str | None, owned: tuple[str, ...]) -> dict[str, Any]:

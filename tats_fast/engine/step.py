@@ -69,7 +69,8 @@ def train_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict[st
 
     Returns:
         0-d tensors by name (docs/metrics.md), means over micro-batches and processes.
-        ``skipped`` is 1 where the loss was not finite and nothing was updated.
+        ``skipped`` is 1 where a loss or a gradient norm was not finite; that update and those
+        after it in the step were left out.
     """
     learner.generator.manual_seed(draw_seed(learner.config.seed, plan.step, learner.world.rank))
     passes = []
@@ -80,13 +81,13 @@ def train_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict[st
         name: torch.stack([done.metrics[name] for done in passes]).mean()
         for name in passes[0].metrics
     }
-    finite = torch.stack([torch.isfinite(metrics[name]) for name in _LOSSES if name in metrics])
-    skip = learner.world.maximum((~finite.all()).float())
+    skip = _any_not_finite(learner, [metrics[name] for name in _LOSSES if name in metrics])
 
-    learner.runner.step(plan.lr, skip)
-    if passes[0].experience is not None or passes[0].policy is not None:
-        _update_sampler(learner, plan, skip)
-        metrics.update(_further_epochs(learner, passes, plan, skip))
+    skip = learner.runner.step(plan.lr, skip)
+    if passes[0].policy is not None:
+        skip = _update_sampler(learner, plan, skip)
+    if passes[0].experience is not None:
+        skip = _further_epochs(learner, passes, plan, skip, metrics)
     names = sorted(metrics)
     means = learner.world.mean(torch.stack([metrics[name].detach().float() for name in names]))
     return {**dict(zip(names, means.unbind(), strict=True)), "skipped": skip}
@@ -129,63 +130,89 @@ def _micro_step(learner: Learner, clips: Tensor, plan: StepPlan) -> _MicroBatch:
     }
     experience = None
     if policy is not None:
-        error = error.detach()
-        if config.masking.strategy == "adamae":
-            sampling = adamae_loss(policy.log_p, split.masked, error)
-            metrics["loss_policy"] = sampling.detach()
-        else:
-            raw = token_rewards(config.ppo.reward, error, motion.gather(1, split.masked))
-            experience, learner.reward_scale = make_experience(
-                config.ppo, policy, split, raw, learner.reward_scale, learner.world.mean
-            )
-            parts = sampler_loss(config.ppo, policy, experience)
-            sampling = parts.total
-            metrics["loss_policy"], metrics["loss_value"] = parts.policy, parts.value
-            metrics["explained_variance"] = explained_variance(experience.value, experience.reward)
+        sampling, experience = _sampler_loss(
+            learner, policy, split, error.detach(), motion, metrics
+        )
         # One backward for both: their parameters are disjoint (unless the user attached the
         # tokens), and DeepSpeed wants a single backward per micro-batch.
         loss = loss_recon + sampling
-        with torch.no_grad():
-            metrics.update(policy_metrics(policy.log_p, policy.entropy))
     learner.runner.backward(loss)
     return _MicroBatch(tokens.detach(), experience, policy, metrics)
 
 
+def _sampler_loss(
+    learner: Learner,
+    policy: Policy,
+    split: TokenSplit,
+    error: Tensor,
+    motion: Tensor,
+    metrics: dict[str, Tensor],
+) -> tuple[Tensor, Experience | None]:
+    """The sampler's loss for the draw it just made; adds its metrics. No experience for AdaMAE."""
+    config = learner.config
+    with torch.no_grad():
+        metrics.update(policy_metrics(policy.log_p, policy.entropy))
+    if config.masking.strategy == "adamae":
+        loss = adamae_loss(policy.log_p, split.masked, error)
+        metrics["loss_policy"] = loss.detach()
+        return loss, None
+    raw = token_rewards(config.ppo.reward, error, motion.gather(1, split.masked))
+    experience, learner.reward_scale = make_experience(
+        config.ppo, policy, split, raw, learner.reward_scale, learner.world.mean
+    )
+    parts = sampler_loss(config.ppo, policy, experience)
+    metrics.update(
+        loss_policy=parts.policy,
+        loss_value=parts.value,
+        approx_kl=parts.approx_kl,
+        clip_frac=parts.clip_frac,
+        explained_variance=explained_variance(experience.value, experience.reward),
+    )
+    return parts.total, experience
+
+
 def _further_epochs(
-    learner: Learner, passes: list[_MicroBatch], plan: StepPlan, skip: Tensor
-) -> dict[str, Tensor]:
+    learner: Learner,
+    passes: list[_MicroBatch],
+    plan: StepPlan,
+    skip: Tensor,
+    metrics: dict[str, Tensor],
+) -> Tensor:
     """PPO's inner epochs 2..K on the stored batch; the autoencoder's pass and errors are reused.
 
-    The first epoch ran inside the joint backward: there the ratio is exactly 1.
+    The first epoch ran inside the joint backward: there the ratio is exactly 1. Leaves the last
+    epoch's ``approx_kl`` and ``clip_frac`` in ``metrics`` and returns whether anything was skipped.
     """
-    ppo, zero = learner.config.ppo, torch.zeros_like(skip)
-    result = {"approx_kl": zero, "clip_frac": zero}
-    if passes[0].experience is None:
-        return {}
+    ppo = learner.config.ppo
     for _ in range(ppo.epochs - 1):
         parts = []
         for done in passes:
             with autocast(done.tokens.device, learner.bf16):
                 policy = learner.sampler(done.tokens)
-            loss = sampler_loss(ppo, policy, done.experience)
-            (loss.total / len(passes)).backward()
-            parts.append(loss)
-        _update_sampler(learner, plan, skip)
-        result = {
-            name: torch.stack([getattr(part, name) for part in parts]).mean() for name in result
-        }
-    return result
+            parts.append(sampler_loss(ppo, policy, done.experience))
+            (parts[-1].total / len(passes)).backward()
+        failed = _any_not_finite(learner, [part.total.detach() for part in parts])
+        skip = _update_sampler(learner, plan, torch.maximum(skip, failed))
+        for name in ("approx_kl", "clip_frac"):
+            metrics[name] = torch.stack([getattr(part, name) for part in parts]).mean()
+    return skip
 
 
-def _update_sampler(learner: Learner, plan: StepPlan, skip: Tensor) -> None:
+def _update_sampler(learner: Learner, plan: StepPlan, skip: Tensor) -> Tensor:
     learner.world.average_gradients(learner.sampler.parameters())
-    update(
+    return update(
         learner.sampler_optimizer,
         learner.sampler,
         plan.lr * learner.config.ppo.lr_scale,
         learner.config.optim.grad_clip,
         skip,
     )
+
+
+def _any_not_finite(learner: Learner, losses: list[Tensor]) -> Tensor:
+    """1 if any loss of any process is not finite, else 0; 0-d fp32, no host sync."""
+    finite = torch.isfinite(torch.stack(losses)).all()
+    return learner.world.maximum((~finite).float())
 
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:

@@ -87,9 +87,10 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_config(config, self.folder / "config.yaml")
         self.bad_files = BadFiles(
-            self.folder / "bad_files.txt" if world.is_main else None,
+            self.folder / "bad_files.txt",
             len(self.videos),
             config.data.max_bad_fraction,
+            writes=world.is_main,
         )
         self._skipped_in_row = 0
         self._signal: int | None = None
@@ -214,7 +215,6 @@ class Trainer:
         skipped = table[:, names.index("skipped")].bool()
         self._note_skipped(skipped.tolist(), [keys for _, keys in window])
         means = dict(zip(names, table[~skipped].nanmean(dim=0).tolist(), strict=True))
-        means["skipped"] = float(skipped.sum())
         # Every process hears of every bad file, so that all stop together at the limit.
         bad = [entry for entries in self.world.gather(bad) for entry in entries]
         self.bad_files.record(bad)

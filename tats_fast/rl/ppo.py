@@ -72,8 +72,8 @@ def action_log_ratio(credit: str, log_p: Tensor, experience: Experience) -> tupl
         an expectation over the policy and has an interior optimum p ~ exp(A / tau). Dividing by the
         masked tokens' own mass instead (weights that sum to 1) amplifies the advantage whenever the
         visible tokens hold most of the mass, which makes the policy sharper still: it runs away.
-    token_uniform: the same with equal weights 1 / N_m. A below-average token is pushed down with a force
-        that does not fade as its probability does: no interior optimum.
+    token_uniform: the same with equal weights 1 / N_m. A below-average token is pushed down with
+        a force that does not fade as its probability does: no interior optimum.
     set: one action, the ordered draw; its log-probability is divided by N_v, because the sum of
         hundreds of terms would leave the clipping range at the first update.
 
