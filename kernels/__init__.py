@@ -11,7 +11,7 @@ from torch import Tensor
 from . import masked_mse as _masked_mse  # noqa: F401  (importing registers the implementations)
 from . import reference, trajectory  # noqa: F401  (importing registers the implementations)
 from .dispatch import ops, requested_level, resolve, resolved_level, use
-from .reference import normalized_patches, pixels_in_unit_range
+from .reference import normalized_patches
 
 
 def trajectory_attention(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
@@ -63,7 +63,6 @@ __all__ = [
     "masked_mse",
     "normalized_patches",
     "ops",
-    "pixels_in_unit_range",
     "policy_logprob",
     "policy_sample",
     "requested_level",

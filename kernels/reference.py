@@ -113,16 +113,12 @@ def normalized_patches(patches: Tensor) -> Tensor:
     Returns:
         (..., D), fp32 or wider.
     """
-    pixels = pixels_in_unit_range(patches).unflatten(-1, (-1, 3))
+    # The ratio does not change with the pixels' unit, but the 1e-6 does. Whole numbers keep the
+    # mean of a constant patch exact; in [0, 1] its rounding, over 1e-6, would be a noisy target.
+    eps = 255e-6 if patches.dtype == torch.uint8 else 1e-6
+    pixels = patches.to(torch.promote_types(patches.dtype, torch.float32)).unflatten(-1, (-1, 3))
     deviation = pixels.var(dim=-2, keepdim=True).sqrt()
-    return ((pixels - pixels.mean(dim=-2, keepdim=True)) / (deviation + 1e-6)).flatten(-2)
-
-
-def pixels_in_unit_range(patches: Tensor) -> Tensor:
-    """uint8 -> fp32 in [0, 1]; floating input is taken to be there, in at least fp32."""
-    if patches.dtype == torch.uint8:
-        return patches.float() / 255
-    return patches.to(torch.promote_types(patches.dtype, torch.float32))
+    return ((pixels - pixels.mean(dim=-2, keepdim=True)) / (deviation + eps)).flatten(-2)
 
 
 @register("masked_mse", "reference")

@@ -114,7 +114,5 @@ def test_both_ranks_take_different_clips_and_masks(tmp_path):
 
 
 def test_one_rank_cannot_take_a_batch_of_an_odd_size(tmp_path):
-    with pytest.raises(
-        AssertionError, match=r"batch_size=7: must be divisible by world size"
-    ):
+    with pytest.raises(AssertionError, match=r"batch_size=7: must be divisible by world size"):
         launch("torchrun", tmp_path, "odd", "train.batch_size=7")

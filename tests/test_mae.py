@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import VideoMAEConfig, VideoMAEForPreTraining
@@ -157,6 +159,16 @@ def test_space_time_positions_differ_in_time_only_along_a_tube():
     assert torch.equal(frames[0, :, 8:], frames[2, :, 8:])  # 6 channels each for row and column
     assert not torch.equal(frames[0, :, :8], frames[2, :, :8])
     assert len(torch.unique(table, dim=0)) == 48
+
+
+def test_tied_queries_attend_to_their_own_kind():
+    mae = MaskedAutoencoder(dataclasses.replace(MODEL, query_key_init="tied"))
+    qkv = mae.decoder[0].attention.qkv
+    x = torch.randn(1, 50, MODEL.decoder_width)
+    q, k, _ = qkv(x)
+    assert torch.equal(q, k)
+    scores = torch.einsum("bnhd,bmhd->bhnm", q, k)
+    assert (scores.diagonal(dim1=2, dim2=3) > scores.mean(-1)).all()
 
 
 def test_attention_backends_agree():

@@ -52,6 +52,9 @@ class ModelConfig:
     positions: Literal["flat", "space_time"] = "flat"
     """Fixed positions of the autoencoder: VideoMAE's over the flat token index (needed to exchange
     weights), or separate parts for time, row and column, from which small models learn sooner."""
+    query_key_init: Literal["independent", "tied"] = "independent"
+    """Initial query and key matrices of the autoencoder: drawn apart, or equal, so that attention
+    starts out favouring tokens that are alike, which shortens a small model's first plateau."""
     attention: Literal["auto", "flash", "sdpa", "eager"] = "auto"
     """Attention backend; ``auto`` takes the first of flash, sdpa, eager that this machine runs."""
 

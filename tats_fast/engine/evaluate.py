@@ -18,7 +18,7 @@ from tats_fast.rl.metrics import lift, policy_metrics
 MASK_SEED = (
     20250508  # of the fixed mask and the draws; the same for every run, so that runs compare
 )
-DRAWS = 8  # draws per clip behind each lift
+DRAWS = 32  # draws per clip behind each lift
 CHUNK = 8  # clips at a time
 
 

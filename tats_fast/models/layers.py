@@ -136,6 +136,20 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+def tie_queries_and_keys(module: nn.Module) -> None:
+    """Start every attention with W_k = W_q, drawn with deviation C^-1/2 (Trockman and Kolter 2023,
+    "Mimetic Initialization of Self-Attention Layers").
+
+    <q_i, k_j> then grows with <x_i, x_j>. Positions outweigh content in the first tokens, so
+    attention begins at the same and neighbouring places, other frames included.
+    """
+    for part in module.modules():
+        if isinstance(part, QKV):
+            query, key, _ = part.weight.data.chunk(3)
+            nn.init.trunc_normal_(query, std=query.shape[1] ** -0.5)
+            key.copy_(query)
+
+
 def initialize(module: nn.Module) -> None:
     """Truncated-normal matrices of deviation 0.02, zero biases, unit norms.
 

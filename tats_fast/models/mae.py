@@ -21,6 +21,7 @@ from tats_fast.models.layers import (
     initialize,
     sincos_positions,
     space_time_positions,
+    tie_queries_and_keys,
 )
 from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD
 
@@ -103,6 +104,8 @@ class MaskedAutoencoder(nn.Module):
         for name, size in (("positions", width), ("decoder_positions", decoder_width)):
             self.register_buffer(name, fixed_positions(config, size), persistent=False)
         initialize(self)
+        if config.query_key_init == "tied":
+            tie_queries_and_keys(self)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(

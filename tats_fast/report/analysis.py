@@ -179,10 +179,11 @@ def unnormalize(normalized: Tensor, patches: Tensor) -> Tensor:
     Returns:
         (..., D) fp32 or wider, pixels in the [0, 1] range, not clamped.
     """
-    pixels = kernels.pixels_in_unit_range(patches).unflatten(-1, (-1, 3))
-    deviation = pixels.var(dim=-2, keepdim=True).sqrt()
-    values = normalized.to(pixels.dtype).unflatten(-1, (-1, 3))
-    return (values * (deviation + 1e-6) + pixels.mean(dim=-2, keepdim=True)).flatten(-2)
+    unit = 255 if patches.dtype == torch.uint8 else 1
+    pixels = patches.to(torch.promote_types(patches.dtype, torch.float32)).unflatten(-1, (-1, 3))
+    deviation = pixels.var(dim=-2, keepdim=True).sqrt() + unit * 1e-6
+    values = normalized.to(pixels.dtype).unflatten(-1, (-1, 3)) * deviation
+    return ((values + pixels.mean(dim=-2, keepdim=True)) / unit).flatten(-2)
 
 
 def fill_masked(patches: Tensor, prediction: Tensor, masked: Tensor) -> Tensor:

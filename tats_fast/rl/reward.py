@@ -84,8 +84,10 @@ def make_experience(
         the experience and the updated scale.
     """
     unit = raw if config.credit != "set" else raw.mean(dim=1, keepdim=True)
-    mean, square = all_mean(torch.stack([unit.mean(), unit.square().mean()]))
-    scale = scale.update(mean, square - mean.square(), config.reward_momentum)
+    mean = all_mean(unit.mean())
+    # In two passes: a mean of squares less a squared mean loses the digits of a small spread.
+    var = all_mean((unit - mean).square().mean())
+    scale = scale.update(mean, var, config.reward_momentum)
     sign = -1.0 if config.credit == "set" else 1.0
     reward = sign * unit / scale.mean.clamp_min(TINY)
     value = policy.value.detach()
