@@ -93,3 +93,16 @@ for name in ('deepspeed', 'flash_attn', 'av', 'matplotlib', 'rich', 'tensorboard
 def test_environment_is_not_read_at_import(monkeypatch):
     code = "import os; os.environ['TATS_KERNELS'] = 'nonsense'; import tats_fast.kernels"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+
+
+def test_our_kernels_folder_does_not_fool_transformers():
+    """From the repository's root a bare ``import kernels`` finds our folder; Transformers has an
+    optional dependency of that name and must go on thinking what it would think elsewhere."""
+    code = "from transformers.utils import is_kernels_available; print(is_kernels_available())"
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, check=True, capture_output=True, text=True
+        ).stdout
+        for folder in (ROOT, ROOT.parent)
+    }
+    assert len(answers) == 1

@@ -133,22 +133,15 @@ def load_checkpoint(folder: Path, learner: Learner) -> Position:
 
 
 def _check_same_run(folder: Path, config: RunConfig) -> None:
+    """What a weight or the reward's scale means may not change under it; the rest may."""
     saved = load_config(folder / CONFIG_FILE)
-    for section in ("model", "sampler"):
-        ours, theirs = (vars(getattr(c, section)) for c in (config, saved))
-        for name, value in theirs.items():
-            is_backend = (section, name) == ("model", "attention")  # may change, a shape may not
-            if ours[name] != value and not is_backend:
-                raise ConfigError(
-                    f"{section}.{name}={ours[name]}: the checkpoint {folder} has {value}"
-                )
-    # The critic's target and the reward's scale mean something else under another of these.
-    for section, name in (("masking", "strategy"), ("ppo", "credit"), ("ppo", "reward")):
+    fixed = [("model", field) for field in vars(saved.model) if field != "attention"]
+    fixed += [("sampler", field) for field in ("attention", "heads", "temporal_value")]
+    fixed += [("masking", "strategy"), ("ppo", "credit"), ("ppo", "reward")]
+    for section, name in fixed:
         here, there = (getattr(getattr(c, section), name) for c in (config, saved))
         if here != there:
-            raise ConfigError(
-                f"{section}.{name}={here}: the checkpoint {folder} was trained with {there}"
-            )
+            raise ConfigError(f"{section}.{name}={here}: the checkpoint {folder} has {there}")
 
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
