@@ -19,6 +19,11 @@ def trajectory_attention(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor
     return resolve("trajectory_attention", q.device.type)(q, k, v, frames)
 
 
+def own_frame(y: Tensor) -> tuple[Tensor, Tensor]:
+    """y (B, N, F, C) itself and each token's entry for its own frame (B, N, C); ``reference``."""
+    return resolve("own_frame", y.device.type)(y)
+
+
 def trajectory_temporal(
     q2: Tensor, y: Tensor, weight_k: Tensor, weight_v: Tensor | None, bias_v: Tensor | None
 ) -> Tensor:
@@ -63,6 +68,7 @@ __all__ = [
     "masked_mse",
     "normalized_patches",
     "ops",
+    "own_frame",
     "policy_logprob",
     "policy_sample",
     "requested_level",

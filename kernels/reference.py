@@ -36,6 +36,21 @@ def trajectory_attention(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor
     )
 
 
+@register("own_frame", "reference")
+def own_frame(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Each token's trajectory token of its own frame, y[b, i, f(i)].
+
+    Args:
+        y: (B, N, F, C), token i in frame i // (N / F).
+
+    Returns:
+        y, for the next stage to use in place of the argument, and (B, N, C).
+    """
+    frames = y.shape[2]
+    own = y.unflatten(1, (frames, -1)).diagonal(dim1=1, dim2=3)  # (B, P, C, F)
+    return y, own.permute(0, 3, 1, 2).flatten(1, 2)
+
+
 @register("trajectory_temporal", "reference")
 def trajectory_temporal(
     q2: Tensor, y: Tensor, weight_k: Tensor, weight_v: Tensor | None, bias_v: Tensor | None

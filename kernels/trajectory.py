@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .dispatch import register
+from .reference import own_frame as reference_own_frame
 
 # Rows of q^ and z that exist at a time (tokens); a few hundred keep them in a CPU's cache, and a
 # GPU wants launches as large as they come.
@@ -36,8 +37,9 @@ def trajectory_attention_torch(q: Tensor, k: Tensor, v: Tensor, frames: int) -> 
         scaled_dot_product_attention(queries, k_frame.transpose(1, 2), v_frame.transpose(1, 2))
         for k_frame, v_frame in zip(k.chunk(frames, dim=1), v.chunk(frames, dim=1), strict=True)
     ]
-    stacked = torch.stack(per_frame, dim=1)  # (B, F, h, N, d)
-    return stacked.permute(0, 3, 1, 2, 4).reshape(batch, tokens, frames, heads * dim)
+    # Straight into the layout of the next stage: one copy, and views on the way back.
+    stacked = torch.stack([out.transpose(1, 2) for out in per_frame], dim=2)
+    return stacked.view(batch, tokens, frames, heads * dim)
 
 
 def _by_matrix_products(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
@@ -48,6 +50,31 @@ def _by_matrix_products(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
     values = v.transpose(1, 2).unflatten(2, (frames, -1))  # (B, h, F, P, d)
     out = attention.transpose(2, 3) @ values  # (B, h, F, N, d)
     return out.permute(0, 3, 2, 1, 4).flatten(-2)
+
+
+@register("own_frame", "torch")
+def own_frame_torch(y: Tensor) -> tuple[Tensor, Tensor]:
+    """``reference.own_frame`` whose backward adds into y's gradient instead of to a copy of it."""
+    return OwnFrameFunction.apply(y)
+
+
+class OwnFrameFunction(torch.autograd.Function):
+    """Returns y as well, so that its backward holds both gradients and one of them, an F-th of the
+    other's size, can be added in place: no zero-filled second gradient of y."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+        return y.view_as(y), reference_own_frame(y)[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor, grad_own: Tensor) -> Tensor:
+        # The gradient was allocated by the temporal stage for this node alone; anything else that
+        # might arrive (an expanded or shared tensor in a test) is copied first.
+        grad_y = grad_y if grad_y.is_contiguous() else grad_y.contiguous()
+        frames = grad_y.shape[2]
+        diagonal = grad_y.unflatten(1, (frames, -1)).diagonal(dim1=1, dim2=3)
+        diagonal.add_(grad_own.unflatten(1, (frames, -1)).permute(0, 2, 3, 1))
+        return grad_y
 
 
 @register("trajectory_temporal", "torch")

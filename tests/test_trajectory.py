@@ -106,6 +106,20 @@ def test_temporal_gradcheck(temporal_value):
     assert torch.autograd.gradcheck(op, (q2, y, w_k, *value))
 
 
+def test_own_frame_picks_the_diagonal_and_adds_its_gradient():
+    y = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
+    cotangents = torch.randn(2, 6, 3, 4, dtype=torch.float64), torch.randn(2, 6, 4).double()
+    grads = []
+    for level in ("reference", "torch"):
+        with kernels.use(level):
+            same, own = kernels.own_frame(y)
+        assert torch.equal(same, y)
+        assert all(torch.equal(own[:, i], y[:, i, i // 2]) for i in range(6))
+        kept = cotangents[0].clone()
+        grads.append(torch.autograd.grad((same, own), y, (kept, cotangents[1]))[0])
+    torch.testing.assert_close(grads[1], grads[0])
+
+
 def test_key_bias_would_cancel():
     """Why there is none: a key bias adds the same number to every logit of one query."""
     q2 = torch.randn(1, 4, 2, 3, dtype=torch.float64)

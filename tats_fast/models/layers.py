@@ -95,12 +95,9 @@ class TrajectoryAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        batch, tokens, width = x.shape
         y = kernels.trajectory_attention(*self.qkv(x), self.frames)  # (B, N, F, C)
-        own = y.view(batch, self.frames, tokens // self.frames, self.frames, width)
-        own = own.diagonal(dim1=1, dim2=3)  # (B, P, C, F): each token's entry for its own frame
-        own = own.permute(0, 3, 1, 2).flatten(1, 2)
-        scale = (width // self.heads) ** -0.5
+        y, own = kernels.own_frame(y)
+        scale = (x.shape[-1] // self.heads) ** -0.5
         q2 = (self.query2(own) * scale).unflatten(-1, (self.heads, -1))
         value = self.value2
         weight_v, bias_v = (None, None) if value is None else (value.weight, value.bias)
