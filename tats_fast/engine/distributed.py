@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -113,10 +114,17 @@ def join_world(config: RunConfig, local_rank: int | None = None) -> World:
     return World(rank, size, device)
 
 
-def leave_world() -> None:
-    """Close the process group, if one is open."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def end_process(code: int) -> None:
+    """Exit at once if a process group is open; otherwise return.
+
+    DeepSpeed keeps references to the group, and a gloo thread that outlives the interpreter's
+    teardown now and then aborts a process whose work is done and saved. Nothing is left to tear
+    down: the last collective of a run is its final checkpoint's barrier.
+    """
+    if dist.is_available() and dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def uses_deepspeed(config: RunConfig) -> bool:
