@@ -65,6 +65,10 @@ def rows(folder, name):
 def assert_close(one, two, **tolerance):
     for part in ("mae", "sampler"):
         for name, value in one[part].items():
+            # A shift of all logits changes nothing: this bias has no gradient but rounding noise,
+            # which Adam scales to full steps. Runs that must be bit-identical compare it too.
+            if name == "actor.bias" and tolerance["rtol"] > 0:
+                continue
             torch.testing.assert_close(
                 two[part][name], value, msg=lambda m, n=name: f"{n}: {m}", **tolerance
             )
