@@ -39,7 +39,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["tats_fast", "tats_fast.*"]), "tats_fast.kernels"],
+    packages=[
+        *find_packages(include=["tats_fast", "tats_fast.*"]),
+        "tats_fast.kernels",
+        "tats_fast.kernels.fused",
+    ],
     # PyPI's package "kernels" owns that import name: ours is reachable as a subpackage only.
     package_dir={"tats_fast.kernels": "kernels"},
     install_requires=CORE,

@@ -1,27 +1,22 @@
 """Hot ops of the training step, each with up to three implementations behind one name.
 
 Installed as ``tats_fast.kernels``; imports nothing of the package. Which implementation runs is
-decided per call by ``dispatch`` from the tensors' device and ``TATS_KERNELS``.
+decided per call by ``dispatch`` from the tensors' device and ``TATS_KERNELS``; what each op
+computes is said once, in ``reference``.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from . import masked_mse as _masked_mse  # noqa: F401  (importing registers the implementations)
-from . import reference, trajectory  # noqa: F401  (importing registers the implementations)
-from .dispatch import ops, requested_level, resolve, resolved_level, use
-from .reference import normalized_patches
+from . import composed, reference  # noqa: F401  (importing registers the implementations)
+from .dispatch import ops, requested_level, resolve, resolved_level, triton_problem, use
+from .reference import batch_rows, normalized_patches
 
 
-def trajectory_attention(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
-    """Trajectory tokens (B, N, F, h*d) of q, k, v (B, N, h, d); see ``reference``."""
-    return resolve("trajectory_attention", q.device.type)(q, k, v, frames)
-
-
-def own_frame(y: Tensor) -> tuple[Tensor, Tensor]:
-    """y (B, N, F, C) itself and each token's entry for its own frame (B, N, C); ``reference``."""
-    return resolve("own_frame", y.device.type)(y)
+def trajectory_attention(qkv: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """qkv (B, N, 3, h, d) -> trajectory tokens (B, N, F, h*d), own-frame ones (B, N, h*d)."""
+    return resolve("trajectory_attention", qkv.device.type)(qkv, frames)
 
 
 def trajectory_temporal(
@@ -32,7 +27,7 @@ def trajectory_temporal(
 
 
 def token_gather(x: Tensor, index: Tensor, positions: Tensor | None = None) -> Tensor:
-    """x[b, index] + positions[index], (B, M, C); see ``reference``."""
+    """x[b, index] + positions[index], (B, M, C) or packed (T, C); see ``reference``."""
     return resolve("token_gather", x.device.type)(x, index, positions)
 
 
@@ -40,17 +35,17 @@ def decoder_assemble(
     visible: Tensor,
     mask_token: Tensor,
     positions: Tensor,
-    visible_index: Tensor,
-    masked_index: Tensor,
+    order: Tensor,
+    offsets: Tensor | None = None,
 ) -> Tensor:
-    """[visible + position ; mask token + position], (B, N, C); see ``reference``."""
+    """[visible + position ; mask token + position] per clip, (B, L, C); see ``reference``."""
     op = resolve("decoder_assemble", visible.device.type)
-    return op(visible, mask_token, positions, visible_index, masked_index)
+    return op(visible, mask_token, positions, order, offsets)
 
 
-def masked_mse(prediction: Tensor, patches: Tensor, masked_index: Tensor) -> Tensor:
-    """Per-token error against patch-normalised pixels, (B, M) fp32; see ``reference``."""
-    return resolve("masked_mse", prediction.device.type)(prediction, patches, masked_index)
+def masked_mse(prediction: Tensor, patches: Tensor, index: Tensor) -> Tensor:
+    """Per-token error against patch-normalised pixels, fp32; see ``reference``."""
+    return resolve("masked_mse", prediction.device.type)(prediction, patches, index)
 
 
 def policy_logprob(logits: Tensor, floor: float) -> tuple[Tensor, Tensor]:
@@ -58,17 +53,17 @@ def policy_logprob(logits: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     return resolve("policy_logprob", logits.device.type)(logits, floor)
 
 
-def policy_sample(log_p: Tensor, uniform: Tensor, visible: int) -> tuple[Tensor, Tensor]:
-    """Drawn tokens (B, N_v) in order and the rest (B, N_m); see ``reference``."""
-    return resolve("policy_sample", log_p.device.type)(log_p, uniform, visible)
+def policy_sample(logits: Tensor, uniform: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
+    """log p (B, N), entropy (B,) and the order (B, N) of a draw; see ``reference``."""
+    return resolve("policy_sample", logits.device.type)(logits, uniform, floor)
 
 
 __all__ = [
+    "batch_rows",
     "decoder_assemble",
     "masked_mse",
     "normalized_patches",
     "ops",
-    "own_frame",
     "policy_logprob",
     "policy_sample",
     "requested_level",
@@ -77,5 +72,6 @@ __all__ = [
     "token_gather",
     "trajectory_attention",
     "trajectory_temporal",
+    "triton_problem",
     "use",
 ]

@@ -3,7 +3,8 @@
 An op registers implementations by level. ``reference`` is the clearest PyTorch and the truth the
 others are tested against; ``torch`` is the best composition without custom kernels; ``triton`` is
 hand-written. A level that an op lacks falls back to the next simpler one, so that an op whose
-plain form is already the best composition has only a reference.
+plain form is already the best composition has only a reference. The files with Triton kernels are
+imported at the first call that needs them: nothing else needs Triton to be installed.
 """
 
 from __future__ import annotations
@@ -11,13 +12,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 LEVELS = ("reference", "torch", "triton")
 ENVIRONMENT = "TATS_KERNELS"
 
+TRITON_MODULES = (
+    "decoder_assemble",
+    "masked_mse",
+    "policy",
+    "token_gather",
+    "trajectory_attention",
+    "trajectory_temporal",
+)
+"""Files of ``fused/``, each holding one op's Triton kernels."""
+
 _registry: dict[str, dict[str, Callable[..., Any]]] = {}
 _override: list[str] = []
+_assumed_gpu: list[bool] = []
 
 
 def register(op: str, level: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -49,12 +64,47 @@ def resolve(op: str, device_type: str) -> Callable[..., Any]:
 
 
 def resolved_level(op: str, device_type: str) -> str:
-    """Which level ``resolve`` takes."""
+    """Which level ``resolve`` takes.
+
+    Raises:
+        ValueError: Triton was asked for by name and cannot run, with the reason.
+    """
     choice = requested_level()
+    if choice == "triton" and (problem := triton_problem(device_type)) is not None:
+        raise ValueError(f"{ENVIRONMENT}=triton: {problem}")
     if choice == "auto":
-        choice = "triton" if device_type == "cuda" else "torch"
+        usable = device_type == "cuda" and triton_problem(device_type) is None
+        choice = "triton" if usable else "torch"
+    if choice == "triton":
+        _import_triton_modules()
     candidates = LEVELS[: LEVELS.index(choice) + 1]
     return next(level for level in reversed(candidates) if level in _registry[op])
+
+
+def triton_problem(device_type: str) -> str | None:
+    """Why Triton kernels cannot run on tensors of ``device_type``; None when they can."""
+    if find_spec("triton") is None:
+        return "Triton is not installed; pip install triton, or use TATS_KERNELS=torch"
+    if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1" and not _assumed_gpu:
+        return "runs on CUDA only, or anywhere in its interpreter with TRITON_INTERPRET=1"
+    return None
+
+
+@contextmanager
+def assume_gpu() -> Iterator[None]:
+    """Let ops at level ``triton`` be called on CPU tensors, to record what they would launch
+    (``launch.recording``)."""
+    _assumed_gpu.append(True)
+    try:
+        yield
+    finally:
+        _assumed_gpu.pop()
+
+
+@cache
+def _import_triton_modules() -> None:
+    for name in TRITON_MODULES:
+        import_module(f".fused.{name}", __package__)
 
 
 def ops() -> tuple[str, ...]:

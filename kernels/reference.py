@@ -13,42 +13,36 @@ from .dispatch import register
 
 
 @register("trajectory_attention", "reference")
-def trajectory_attention(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
+def trajectory_attention(qkv: Tensor, frames: int) -> tuple[Tensor, Tensor]:
     """Spatial stage of trajectory attention: one softmax per key frame.
 
     A[i,f,s] = softmax_s(d^-1/2 <q_i, k_{f,s}>),  y[i,f] = sum_s A[i,f,s] v_{f,s}
     (Patrick et al. 2021, section 3, first stage; docs/method.md, "Trajectory attention").
 
     Args:
-        q, k, v: (B, N, h, d), any strides.
+        qkv: (B, N, 3, h, d), the fused projection as it comes; any strides.
         frames: F; divides N.
 
     Returns:
-        trajectory tokens (B, N, F, h*d).
+        trajectory tokens y (B, N, F, h*d), and each token's entry for its own frame,
+        y[b, i, f(i)] with f(i) = i // (N / F), (B, N, h*d).
     """
+    q, k, v = qkv.unbind(2)
     batch, tokens, heads, dim = q.shape
     k_frames = k.unflatten(1, (frames, tokens // frames))
     v_frames = v.unflatten(1, (frames, tokens // frames))
     scores = torch.einsum("bnhd,bfshd->bhnfs", q, k_frames) * dim**-0.5
     attention = scores.softmax(dim=-1)
-    return torch.einsum("bhnfs,bfshd->bnfhd", attention, v_frames).reshape(
+    y = torch.einsum("bhnfs,bfshd->bnfhd", attention, v_frames).reshape(
         batch, tokens, frames, heads * dim
     )
+    return y, own_frame(y)
 
 
-@register("own_frame", "reference")
-def own_frame(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Each token's trajectory token of its own frame, y[b, i, f(i)].
-
-    Args:
-        y: (B, N, F, C), token i in frame i // (N / F).
-
-    Returns:
-        y, for the next stage to use in place of the argument, and (B, N, C).
-    """
-    frames = y.shape[2]
-    own = y.unflatten(1, (frames, -1)).diagonal(dim1=1, dim2=3)  # (B, P, C, F)
-    return y, own.permute(0, 3, 1, 2).flatten(1, 2)
+def own_frame(y: Tensor) -> Tensor:
+    """y[b, i, f(i)] of trajectory tokens y (B, N, F, C): (B, N, C)."""
+    own = y.unflatten(1, (y.shape[2], -1)).diagonal(dim1=1, dim2=3)  # (B, P, C, F)
+    return own.permute(0, 3, 1, 2).flatten(1, 2)
 
 
 @register("trajectory_temporal", "reference")
@@ -78,6 +72,19 @@ def trajectory_temporal(
     return torch.einsum("bnhf,bnfhd->bnhd", attention, values).reshape(batch, tokens, -1)
 
 
+def batch_rows(index: Tensor, tokens: int) -> Tensor:
+    """Token indices as rows b*N + i of the whole batch.
+
+    Args:
+        index: (B, M), the same number of tokens of every clip, or (T,), rows already: a *packed*
+            batch whose clips contribute different numbers of tokens.
+        tokens: N. With N = 10, [[3], [7]] becomes [[3], [17]].
+    """
+    if index.ndim == 1:
+        return index
+    return index + torch.arange(index.shape[0], device=index.device)[:, None] * tokens
+
+
 @register("token_gather", "reference")
 def token_gather(x: Tensor, index: Tensor, positions: Tensor | None = None) -> Tensor:
     """Pick tokens and add their positions: out[b, m] = x[b, index[b, m]] + positions[index[b, m]].
@@ -85,13 +92,16 @@ def token_gather(x: Tensor, index: Tensor, positions: Tensor | None = None) -> T
     With x of 4 tokens and index [[2, 0]], row 0 of the result is token 2 plus position 2.
 
     Args:
-        x: (B, N, C); index: (B, M) int64; positions: (N, C) or None.
+        x: (B, N, C); index: (B, M) or packed (T,), int64, see ``batch_rows``;
+        positions: (N, C) or None.
 
     Returns:
-        (B, M, C) in x's dtype. Its gradient scatters back; unpicked tokens get zero.
+        (B, M, C) or (T, C) in x's dtype. Its gradient scatters back; unpicked tokens get zero.
     """
-    picked = x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
-    return picked if positions is None else picked + positions[index].to(picked.dtype)
+    tokens, width = x.shape[1:]
+    rows = batch_rows(index, tokens)
+    picked = x.reshape(-1, width)[rows]
+    return picked if positions is None else picked + positions[rows % tokens].to(picked.dtype)
 
 
 @register("decoder_assemble", "reference")
@@ -99,22 +109,30 @@ def decoder_assemble(
     visible: Tensor,
     mask_token: Tensor,
     positions: Tensor,
-    visible_index: Tensor,
-    masked_index: Tensor,
+    order: Tensor,
+    offsets: Tensor | None = None,
 ) -> Tensor:
-    """The decoder's input [visible + position ; mask token + position].
+    """The decoder's input, per clip [visible + position ; mask token + position].
 
     Args:
-        visible: projected encoder output (B, N_v, C); mask_token: (C,); positions: (N, C);
-        visible_index: (B, N_v); masked_index: (B, N_m).
+        visible: projected encoder output, (B, N_v, C), or packed (T, C) with ``offsets``.
+        mask_token: (C,); positions: (N, C).
+        order: (B, L) int64, the tokens of each clip's sequence, its visible ones first.
+        offsets: (B + 1,) int32, clip b's visible tokens are rows offsets[b] to offsets[b + 1].
 
     Returns:
-        (B, N_v + N_m, C) in visible's dtype, visible tokens first, each part in its index's order.
+        (B, L, C) in visible's dtype, rows in ``order``.
     """
     dtype = visible.dtype
-    shown = visible + positions[visible_index].to(dtype)
-    hidden = mask_token.to(dtype) + positions[masked_index].to(dtype)
-    return torch.cat([shown, hidden], dim=1)
+    hidden = mask_token.to(dtype).expand(*order.shape, -1)
+    place = torch.arange(order.shape[1], device=order.device)
+    if offsets is None:
+        tokens = torch.cat([visible, hidden[:, visible.shape[1] :]], dim=1)
+    else:
+        start, end = offsets[:-1, None].long(), offsets[1:, None].long()
+        row = (start + place).clamp_max(visible.shape[0] - 1)
+        tokens = torch.where((start + place < end)[..., None], visible[row], hidden)
+    return tokens + positions[order].to(dtype)
 
 
 def normalized_patches(patches: Tensor) -> Tensor:
@@ -137,18 +155,19 @@ def normalized_patches(patches: Tensor) -> Tensor:
 
 
 @register("masked_mse", "reference")
-def masked_mse(prediction: Tensor, patches: Tensor, masked_index: Tensor) -> Tensor:
-    """Error of every masked token against its normalised pixels (docs/method.md, "Target").
+def masked_mse(prediction: Tensor, patches: Tensor, index: Tensor) -> Tensor:
+    """Error of predicted tokens against their normalised pixels (docs/method.md, "Target").
 
     Args:
-        prediction: (B, M, D); patches: all patches (B, N, D), uint8 or float in [0, 1];
-        masked_index: (B, M).
+        prediction: (B, M, D) or packed (T, D); patches: all patches (B, N, D), uint8 or float in
+        [0, 1]; index: (B, M) or packed (T,), see ``batch_rows``.
 
     Returns:
-        mean squared error over D, (B, M), fp32; its gradient goes to ``prediction`` only.
+        mean squared error over D, of index's shape, fp32 or wider; its gradient goes to
+        ``prediction`` only.
     """
     with torch.no_grad():
-        target = token_gather(normalized_patches(patches), masked_index)
+        target = token_gather(normalized_patches(patches), index)
     return (prediction.to(target.dtype) - target).square().mean(dim=-1)
 
 
@@ -173,20 +192,21 @@ def policy_logprob(logits: Tensor, floor: float) -> tuple[Tensor, Tensor]:
 
 
 @register("policy_sample", "reference")
-def policy_sample(log_p: Tensor, uniform: Tensor, visible: int) -> tuple[Tensor, Tensor]:
-    """Draw tokens without replacement: Gumbel top-k.
+def policy_sample(logits: Tensor, uniform: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The floored policy, and all tokens in the order of a draw without replacement from it.
 
     Adding independent Gumbel noise -log(-log u) to log p and sorting gives the order in which
     tokens would be drawn one after another, each in proportion to p among those left
-    (Plackett-Luce; Yellott 1977).
+    (Plackett-Luce; Yellott 1977). A draw of N_v tokens is the order's first N_v.
 
     Args:
-        log_p: (B, N), unnormalised is fine; uniform: (B, N) in [0, 1); visible: N_v.
+        logits: (B, N); uniform: (B, N) fp32 in [0, 1); floor: alpha in [0, 1].
 
     Returns:
-        drawn (B, N_v) in the order of drawing, and the rest (B, N - N_v) ascending; int64.
+        log p (B, N) and H (B,) as ``policy_logprob``, differentiable, and the order (B, N) int64.
     """
+    log_p, entropy = policy_logprob(logits, floor)
     # rand() can return 0, and -log(0) = inf would rank that token last for sure.
     gumbel = -torch.log(-torch.log(uniform.clamp_min(torch.finfo(uniform.dtype).tiny)))
-    order = (log_p.detach() + gumbel).argsort(dim=-1, descending=True)
-    return order[:, :visible], order[:, visible:].sort(dim=-1).values
+    order = (log_p.detach() + gumbel).argsort(dim=-1, descending=True, stable=True)
+    return log_p, entropy, order

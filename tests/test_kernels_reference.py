@@ -79,12 +79,33 @@ def test_gather_and_assemble_scatter_back():
     assert torch.autograd.gradcheck(lambda t: kernels.token_gather(t, index, positions), (x,))
     visible = torch.randn(2, 2, 3, dtype=torch.float64, requires_grad=True)
     token = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    masked = torch.tensor([[0, 2, 3], [1, 2, 4]])
-    full = kernels.decoder_assemble(visible, token, positions, index, masked)
+    order = torch.tensor([[4, 1, 0, 2, 3], [0, 3, 1, 2, 4]])
+    full = kernels.decoder_assemble(visible, token, positions, order)
     torch.testing.assert_close(full[1, 0], visible[1, 0] + positions[0])
     torch.testing.assert_close(full[1, 4], token + positions[4])
     assert torch.autograd.gradcheck(
-        lambda v, t: kernels.decoder_assemble(v, t, positions, index, masked), (visible, token)
+        lambda v, t: kernels.decoder_assemble(v, t, positions, order), (visible, token)
+    )
+
+
+def test_packed_rows_of_the_batch():
+    x = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    positions = torch.randn(5, 3, dtype=torch.float64)
+    rows = torch.tensor([4, 5, 9, 7])  # token 4 of clip 0; tokens 0, 4 and 2 of clip 1
+    out = kernels.token_gather(x, rows, positions)
+    torch.testing.assert_close(out[3], x[1, 2] + positions[2])
+    assert torch.autograd.gradcheck(lambda t: kernels.token_gather(t, rows, positions), (x,))
+    order = torch.tensor([[4, 1, 0, 2, 3], [0, 4, 2, 1, 3]])
+    offsets = torch.tensor([0, 1, 4], dtype=torch.int32)
+    visible = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    token = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    full = kernels.decoder_assemble(visible, token, positions, order, offsets)
+    torch.testing.assert_close(full[0, 0], visible[0] + positions[4])
+    torch.testing.assert_close(full[0, 1], token + positions[1])
+    torch.testing.assert_close(full[1, 2], visible[3] + positions[2])
+    torch.testing.assert_close(full[1, 3], token + positions[1])
+    assert torch.autograd.gradcheck(
+        lambda v, t: kernels.decoder_assemble(v, t, positions, order, offsets), (visible, token)
     )
 
 
@@ -104,8 +125,9 @@ def test_gumbel_topk_has_the_right_marginals():
     p = torch.tensor([0.5, 0.3, 0.15, 0.05])
     draws = 40_000
     uniform = torch.rand(draws, 4, generator=torch.Generator().manual_seed(1))
-    drawn, rest = kernels.policy_sample(p.log().expand(draws, 4), uniform, 2)
-    assert torch.equal(torch.cat([drawn, rest], 1).sort(1).values, torch.arange(4).expand(draws, 4))
+    _, _, order = kernels.policy_sample(p.log().expand(draws, 4), uniform, 0.0)
+    assert torch.equal(order.sort(1).values, torch.arange(4).expand(draws, 4))
+    drawn = order[:, :2]
     first = torch.bincount(drawn[:, 0], minlength=4) / draws
     torch.testing.assert_close(first, p, atol=0.01, rtol=0)
     inclusion = torch.zeros(4, dtype=torch.float64)
@@ -121,8 +143,8 @@ def test_gumbel_topk_has_the_right_marginals():
 
 def test_draws_survive_extreme_uniforms():
     uniform = torch.tensor([[0.0, 1 - 2**-24, 0.5, 0.25]])
-    drawn, rest = kernels.policy_sample(torch.zeros(1, 4), uniform, 2)
-    assert sorted(torch.cat([drawn, rest], 1)[0].tolist()) == [0, 1, 2, 3]
+    _, _, order = kernels.policy_sample(torch.zeros(1, 4), uniform, 0.0)
+    assert sorted(order[0].tolist()) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])

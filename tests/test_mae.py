@@ -109,7 +109,8 @@ def pair():
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     pixels = ((clips / 255 - mean) / std).permute(0, 1, 4, 2, 3)
     order = torch.stack([torch.randperm(MODEL.num_tokens) for _ in range(2)])
-    split = TokenSplit(order[:, :11].sort().values, order[:, 11:].sort().values)
+    order = torch.cat([order[:, :11].sort().values, order[:, 11:].sort().values], dim=1)
+    split = TokenSplit(order=order, count=11, length=MODEL.num_tokens)
     hidden = torch.zeros(2, MODEL.num_tokens, dtype=torch.bool).scatter(1, split.masked, True)
     return mae, hugging_face_twin(mae), clips, pixels, split, hidden
 
@@ -128,18 +129,20 @@ def test_pretraining_forward_equals_transformers(pair):
 def test_encoder_equals_transformers(pair):
     mae, twin, clips, pixels, split, hidden = pair
     patches = patchify(clips, MODEL.tubelet_size, MODEL.patch_size)
-    everything = torch.arange(MODEL.num_tokens).expand(2, -1)
+    order = torch.arange(MODEL.num_tokens).expand(2, -1)
+    everything = TokenSplit(order=order, count=MODEL.num_tokens, length=MODEL.num_tokens)
     with torch.no_grad():
         tokens = mae.embed(patches)
-        for visible, mask in ((split.visible, hidden), (everything, None)):
+        for shown, mask in ((split, hidden), (everything, None)):
             expected = twin.videomae(pixels, bool_masked_pos=mask).last_hidden_state
-            torch.testing.assert_close(mae.encode(tokens, visible), expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(mae.encode(tokens, shown), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_visible_order_does_not_matter(pair):
     mae, _, clips, _, split, _ = pair
     patches = patchify(clips, MODEL.tubelet_size, MODEL.patch_size)
-    shuffled = TokenSplit(split.visible.flip(1), split.masked)
+    order = torch.cat([split.visible.flip(1), split.masked], dim=1)
+    shuffled = TokenSplit(order=order, count=11, length=MODEL.num_tokens)
     with torch.no_grad():
         one = mae(patches, lambda *_: split).prediction
         two = mae(patches, lambda *_: shuffled).prediction
@@ -165,7 +168,7 @@ def test_tied_queries_attend_to_their_own_kind():
     mae = MaskedAutoencoder(dataclasses.replace(MODEL, query_key_init="tied"))
     qkv = mae.decoder[0].attention.qkv
     x = torch.randn(1, 50, MODEL.decoder_width)
-    q, k, _ = qkv(x)
+    q, k, _ = qkv(x).unbind(2)
     assert torch.equal(q, k)
     scores = torch.einsum("bnhd,bmhd->bhnm", q, k)
     assert (scores.diagonal(dim1=2, dim2=3) > scores.mean(-1)).all()

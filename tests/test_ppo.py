@@ -38,12 +38,13 @@ def learn(credit: str, steps: int, *, lr=0.05, error=ERROR, **ppo):
     for _ in range(steps):
         current = policy()
         uniform = torch.rand(CLIPS, TOKENS, generator=generator)
-        split = TokenSplit(*kernels.policy_sample(current.log_p, uniform, VISIBLE))
+        order = kernels.policy_sample(current.log_p, uniform, 0.0)[2]
+        split = TokenSplit(order=order, count=VISIBLE, length=TOKENS)
         noise = 1 + 0.1 * torch.randn(CLIPS, TOKENS - VISIBLE, generator=generator)
-        raw = error[split.masked] * noise
+        raw = split.scatter(error[split.masked] * noise)
         if config is None:
             # AdaMAE's coefficient is tiny; Adam's step does not depend on it.
-            adamae_loss(current.log_p, split.masked, raw).backward()
+            adamae_loss(current.log_p, split, raw).backward()
             optimizer.step()
             optimizer.zero_grad()
             continue
@@ -85,10 +86,8 @@ def test_plackett_luce_sums_to_one_over_ordered_draws():
     for size in (1, 2, 3, 5):
         total = 0.0
         for draw in itertools.permutations(range(5), size):
-            rest = [i for i in range(5) if i not in draw]
-            drawn = torch.tensor([draw])
-            others = torch.tensor([rest], dtype=torch.long).view(1, -1)
-            total += ordered_draw_logprob(log_p[None], drawn, others).exp().item()
+            order = torch.tensor([[*draw, *(i for i in range(5) if i not in draw)]])
+            total += ordered_draw_logprob(log_p[None], order, torch.tensor([size])).exp().item()
         assert total == pytest.approx(1, abs=1e-12)
 
 
@@ -96,32 +95,35 @@ def test_plackett_luce_matches_sampling_frequencies():
     log_p = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     count = 60_000
     uniform = torch.rand(count, 4, generator=torch.Generator().manual_seed(3))
-    drawn, _ = kernels.policy_sample(log_p.expand(count, 4), uniform, 2)
+    drawn = kernels.policy_sample(log_p.expand(count, 4), uniform, 0.0)[2][:, :2]
     for draw in itertools.permutations(range(4), 2):
-        rest = torch.tensor([[i for i in range(4) if i not in draw]])
-        expected = ordered_draw_logprob(log_p[None], torch.tensor([draw]), rest).exp().item()
+        order = torch.tensor([[*draw, *(i for i in range(4) if i not in draw)]])
+        expected = ordered_draw_logprob(log_p[None], order, torch.tensor([2])).exp().item()
         seen = (drawn == torch.tensor(draw)).all(1).float().mean().item()
         assert seen == pytest.approx(expected, abs=4 * math.sqrt(expected / count) + 1e-3)
 
 
 def test_plackett_luce_is_shift_invariant_and_differentiable():
     log_p = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
-    drawn, rest = torch.tensor([[3, 0], [5, 1]]), torch.tensor([[1, 2, 4, 5], [0, 2, 3, 4]])
+    order = torch.tensor([[3, 0, 1, 2, 4, 5], [5, 1, 0, 2, 3, 4]])
+    counts = torch.tensor([2, 3])
     torch.testing.assert_close(
-        ordered_draw_logprob(log_p + 7, drawn, rest), ordered_draw_logprob(log_p, drawn, rest)
+        ordered_draw_logprob(log_p + 7, order, counts), ordered_draw_logprob(log_p, order, counts)
     )
-    assert torch.autograd.gradcheck(lambda x: ordered_draw_logprob(x, drawn, rest), (log_p,))
+    assert torch.autograd.gradcheck(lambda x: ordered_draw_logprob(x, order, counts), (log_p,))
 
 
 def experience_for(log_p, advantage, credit):
     clips, tokens = log_p.shape
-    visible = torch.arange(3).expand(clips, 3)
-    masked = torch.arange(3, tokens).expand(clips, -1)
-    width = 1 if credit == "set" else tokens - 3
+    split = first_three(clips, tokens)
+    width = 1 if credit == "set" else tokens
     reward = torch.ones(clips)
-    return Experience(
-        TokenSplit(visible, masked), log_p, reward, reward, advantage.expand(clips, width)
-    )
+    return Experience(split, log_p, reward, reward, advantage.expand(clips, width))
+
+
+def first_three(clips, tokens):
+    order = torch.arange(tokens).expand(clips, -1)
+    return TokenSplit(order=order, count=3, length=tokens)
 
 
 @pytest.mark.parametrize("credit", ["token", "token_uniform", "set"])
@@ -173,12 +175,12 @@ def test_advantages_are_clamped_and_not_standardised_per_clip(credit):
     config = PPOConfig(credit=credit)
     log_p = torch.zeros(2, 9).log_softmax(1)
     policy = Policy(log_p, torch.zeros(2), torch.full((2,), initial_value(credit)))
-    split = TokenSplit(torch.arange(3).expand(2, 3), torch.arange(3, 9).expand(2, 6))
-    raw = torch.tensor([[1.0] * 6, [1.0] * 5 + [100.0]])
+    split = first_three(2, 9)
+    raw = split.scatter(torch.tensor([[1.0] * 6, [1.0] * 5 + [100.0]]))
     experience, _ = make_experience(config, policy, split, raw, RewardScale.initial(), lambda x: x)
     assert experience.advantage.abs().max() <= config.advantage_clip
     # A hard clip has a higher mean advantage (lower for set, where the error is a cost).
-    means = experience.advantage.mean(1)
+    means = experience.advantage[:, 3 if credit == "token" else 0 :].mean(1)
     assert (means[1] > means[0]) == (credit == "token")
     assert not experience.advantage.requires_grad
 
@@ -213,7 +215,11 @@ def test_metrics_of_known_policies():
 
 def test_lift_and_spread():
     energy = torch.tensor([[4.0, 0, 0, 0], [0, 0, 0, 0]])  # the second clip stands still
-    assert lift(energy, torch.tensor([[0, 1], [0, 1]])).item() == pytest.approx(2)
-    assert lift(energy[1:], torch.tensor([[0, 1]])).item() == 1
-    assert frame_spread(torch.tensor([[0, 4, 8, 12]]), 4, 4).item() == pytest.approx(1)
-    assert frame_spread(torch.tensor([[0, 1, 2, 3]]), 4, 4).item() == pytest.approx(0)
+    shown = torch.tensor([[1.0, 1, 0, 0], [1, 1, 0, 0]])
+    assert lift(energy, shown).item() == pytest.approx(2)
+    assert lift(energy[1:], shown[1:]).item() == 1
+    spread, together = torch.zeros(1, 16), torch.zeros(1, 16)
+    spread[0, [0, 4, 8, 12]] = 1
+    together[0, :4] = 1
+    assert frame_spread(spread, 4).item() == pytest.approx(1)
+    assert frame_spread(together, 4).item() == pytest.approx(0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tats_fast import kernels
-from tats_fast.kernels.trajectory import CPU_CHUNK
+from tats_fast.kernels.composed import CPU_CHUNK
 from tats_fast.models.layers import TrajectoryAttention, initialize
 
 # (B, F, P, heads, head width): odd sizes, one frame, one place, one head, several chunks.
@@ -61,7 +61,7 @@ def test_naive_module_written_out(temporal_value):
     """The reference itself, token by token in plain loops from the paper's equations."""
     batch, frames, places, heads, dim = 2, 3, 2, 2, 3
     module, x = module_for((batch, frames, places, heads, dim), temporal_value)
-    q, k, v = (t.detach() for t in module.qkv(x))
+    q, k, v = module.qkv(x).detach().unbind(2)
     expected = torch.zeros_like(x)
     with torch.no_grad():
         for b in range(batch):
@@ -107,16 +107,15 @@ def test_temporal_gradcheck(temporal_value):
 
 
 def test_own_frame_picks_the_diagonal_and_adds_its_gradient():
-    y = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
+    qkv = torch.randn(2, 6, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     cotangents = torch.randn(2, 6, 3, 4, dtype=torch.float64), torch.randn(2, 6, 4).double()
     grads = []
     for level in ("reference", "torch"):
         with kernels.use(level):
-            same, own = kernels.own_frame(y)
-        assert torch.equal(same, y)
+            y, own = kernels.trajectory_attention(qkv, 3)
         assert all(torch.equal(own[:, i], y[:, i, i // 2]) for i in range(6))
         kept = cotangents[0].clone()
-        grads.append(torch.autograd.grad((same, own), y, (kept, cotangents[1]))[0])
+        grads.append(torch.autograd.grad((y, own), qkv, (kept, cotangents[1]))[0])
     torch.testing.assert_close(grads[1], grads[0])
 
 
@@ -147,8 +146,18 @@ def test_autocast_keeps_gradients_close():
 @pytest.mark.parametrize("level", ["auto", "reference", "torch", "triton"])
 def test_switch_reaches_every_level(level, monkeypatch):
     monkeypatch.setenv("TATS_KERNELS", level)
-    expected = {"auto": "torch", "triton": "torch"}.get(level, level)
-    assert kernels.resolved_level("trajectory_temporal", "cpu") == expected
+    on_gpu = kernels.resolved_level("trajectory_temporal", "cuda")
+    assert on_gpu == ("triton" if level == "auto" else level)
+    if level != "triton":
+        on_cpu = kernels.resolved_level("trajectory_temporal", "cpu")
+        assert on_cpu == ("torch" if level == "auto" else level)
+
+
+def test_triton_on_the_cpu_is_refused_outside_the_interpreter(monkeypatch):
+    monkeypatch.setenv("TATS_KERNELS", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="TATS_KERNELS=triton: runs on CUDA only"):
+        kernels.trajectory_attention(torch.zeros(1, 2, 3, 1, 4), 1)
 
 
 def test_unknown_level_is_refused(monkeypatch):
@@ -159,9 +168,9 @@ def test_unknown_level_is_refused(monkeypatch):
 
 def test_small_frames_in_bf16_on_the_cpu():
     """That path has its own formula; held to the rounding of bf16."""
-    q, k, v = torch.randn(3, 2, 40, 3, 16).unbind(0)
+    qkv = torch.randn(2, 40, 3, 3, 16)
     with kernels.use("reference"):
-        expected = kernels.trajectory_attention(q, k, v, 5)
+        expected, _ = kernels.trajectory_attention(qkv, 5)
     with kernels.use("torch"):
-        actual = kernels.trajectory_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), 5)
+        actual, _ = kernels.trajectory_attention(qkv.bfloat16(), 5)
     assert (actual.float() - expected).norm() < 0.01 * expected.norm()

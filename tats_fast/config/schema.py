@@ -117,8 +117,40 @@ class MaskingConfig:
     """Share hidden at the start; none = ``ratio`` throughout."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the share moves from ``start_ratio`` to ``ratio`` over training."""
+    budget: Literal["fixed", "adaptive"] = "fixed"
+    """The same number of visible tokens for every clip, or shared out within the batch, whose
+    total stays what ``ratio`` says; the encoder then runs on packed sequences."""
+    budget_by: Literal["uncertainty", "motion"] = "uncertainty"
+    """What an adaptive share grows with: the number of tokens the policy spreads over, exp(H)
+    (all clips alike while the sampler warms up), or the clip's frame difference."""
+    budget_min: float = 0.5
+    """Fewest visible tokens of a clip under an adaptive budget, over the average."""
+    budget_max: float = 2.0
+    """Most visible tokens of a clip under an adaptive budget, over the average."""
+    decoder_keep_ratio: float = 1.0
+    """Share of the masked tokens that the decoder rebuilds, drawn at random (VideoMAE V2's dual
+    masking); the others are neither seen nor scored."""
 
     def __post_init__(self) -> None:
+        keep = self.decoder_keep_ratio
+        require(0 < keep <= 1, "masking.decoder_keep_ratio", keep, "must be above 0 and at most 1")
+        require(
+            0 < self.budget_min <= 1, "masking.budget_min", self.budget_min, "must be in (0, 1]"
+        )
+        require(self.budget_max >= 1, "masking.budget_max", self.budget_max, "must be at least 1")
+        learned = self.strategy in LEARNED_STRATEGIES
+        require(
+            self.budget == "fixed" or learned or self.budget_by == "motion",
+            "masking.budget_by",
+            self.budget_by,
+            f"needs a learned strategy, not {self.strategy}; use masking.budget_by=motion",
+        )
+        require(
+            self.budget == "fixed" or self.strategy not in ("tube", "frame"),
+            "masking.budget",
+            self.budget,
+            f"has no meaning for {self.strategy}, whose masks come in whole columns or frames",
+        )
         for name in ("ratio", "start_ratio"):
             value = getattr(self, name)
             if value is not None:
@@ -287,6 +319,11 @@ class TrainConfig:
     """Clips of one evaluation."""
     image_every: int = 500
     """Steps between two pictures of sampled masks in TensorBoard; 0 = none."""
+    compile: bool = False
+    """Run every transformer block through torch.compile; the first steps take a minute longer."""
+    recompute: bool = False
+    """Keep only the blocks' inputs and run their forward again in the backward pass: less memory
+    for about a third more compute."""
     max_skipped: int = 10
     """Steps in a row whose loss may be non-finite before the run stops."""
     resume: str = "auto"

@@ -61,7 +61,7 @@ def evaluate(
         texture = roughness(patches, model.patch_size)
         for name, strategy in strategies.items():
             draws = [
-                split_tokens(strategy, model, patches, log_p, visible, draws_of).visible
+                split_tokens(strategy, model, patches, log_p, visible, draws_of).shown
                 for _ in range(DRAWS)
             ]
             values[f"motion_lift_{name}"] = sum(lift(motion, draw) for draw in draws) / DRAWS

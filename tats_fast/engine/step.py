@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from tats_fast import kernels
-from tats_fast.config import RunConfig
+from tats_fast.config import MaskingConfig, RunConfig
 from tats_fast.config.schema import LEARNED_STRATEGIES
 from tats_fast.engine.distributed import World
 from tats_fast.engine.runner import Runner, update
-from tats_fast.masking import split_tokens
+from tats_fast.masking import draw_order, split_for_training, uniform_noise
 from tats_fast.models import Policy, TokenSampler, TokenSplit
 from tats_fast.models.patchify import motion_energy, patchify, roughness
 from tats_fast.rl import Experience, RewardScale, make_experience, sampler_loss, token_rewards
@@ -108,36 +108,52 @@ def _micro_step(learner: Learner, clips: Tensor, plan: StepPlan) -> _MicroBatch:
     learns = config.masking.strategy in LEARNED_STRATEGIES and not plan.warmup
     strategy = "random" if plan.warmup else config.masking.strategy
     policy: Policy | None = None
+    motion = motion_energy(patches, model.tubelet_size)
 
     def choose(tokens: Tensor, patches: Tensor) -> TokenSplit:
         nonlocal policy
         if learns:
             assert sampler is not None
-            policy = sampler(tokens.detach() if config.sampler.detach_tokens else tokens)
-        log_p = None if policy is None else policy.log_p
-        return split_tokens(strategy, model, patches, log_p, plan.visible, learner.generator)
+            noise = uniform_noise(*patches.shape[:2], learner.generator)
+            policy = sampler(tokens.detach() if config.sampler.detach_tokens else tokens, noise)
+            order = policy.order
+        else:
+            order = draw_order(strategy, model, patches, None, learner.generator)
+        scores = _budget_scores(config.masking, policy, motion)
+        return split_for_training(config.masking, order, plan.visible, learner.generator, scores)
 
     with autocast(clips.device, learner.bf16):
         prediction, split, tokens = learner.runner.forward(patches, choose)
         error = kernels.masked_mse(prediction, patches, split.masked)
     loss = loss_recon = error.mean()
-    motion = motion_energy(patches, model.tubelet_size)
     metrics = {
         "loss_recon": loss_recon.detach(),
-        "motion_lift": lift(motion, split.visible),
-        "roughness_lift": lift(roughness(patches, model.patch_size), split.visible),
-        "frame_spread": frame_spread(split.visible, model.token_frames, model.tokens_per_frame),
+        "motion_lift": lift(motion, split.shown),
+        "roughness_lift": lift(roughness(patches, model.patch_size), split.shown),
+        "frame_spread": frame_spread(split.shown, model.token_frames),
     }
+    if split.packing is not None:
+        metrics["budget_spread"] = split.counts.float().std(correction=0) / plan.visible
     experience = None
     if policy is not None:
-        sampling, experience = _sampler_loss(
-            learner, policy, split, error.detach(), motion, metrics
-        )
+        per_token = split.scatter(error.detach())
+        sampling, experience = _sampler_loss(learner, policy, split, per_token, motion, metrics)
         # One backward for both: their parameters are disjoint (unless the user attached the
         # tokens), and DeepSpeed wants a single backward per micro-batch.
         loss = loss_recon + sampling
     learner.runner.backward(loss)
     return _MicroBatch(tokens.detach(), experience, policy, metrics)
+
+
+def _budget_scores(
+    masking: MaskingConfig, policy: Policy | None, motion: Tensor
+) -> Tensor | None:
+    """What an adaptive budget follows, (B,); None for a fixed one."""
+    if masking.budget == "fixed":
+        return None
+    if masking.budget_by == "motion":
+        return motion.mean(dim=1).sqrt()
+    return torch.ones_like(motion[:, 0]) if policy is None else policy.entropy.detach().exp()
 
 
 def _sampler_loss(
@@ -148,15 +164,16 @@ def _sampler_loss(
     motion: Tensor,
     metrics: dict[str, Tensor],
 ) -> tuple[Tensor, Experience | None]:
-    """The sampler's loss for the draw it just made; adds its metrics. No experience for AdaMAE."""
+    """The sampler's loss for the draw it just made, from errors (B, N) that are 0 where nothing is
+    scored; adds its metrics. No experience for AdaMAE."""
     config = learner.config
     with torch.no_grad():
         metrics.update(policy_metrics(policy.log_p, policy.entropy))
     if config.masking.strategy == "adamae":
-        loss = adamae_loss(policy.log_p, split.masked, error)
+        loss = adamae_loss(policy.log_p, split, error)
         metrics["loss_policy"] = loss.detach()
         return loss, None
-    raw = token_rewards(config.ppo.reward, error, motion.gather(1, split.masked))
+    raw = token_rewards(config.ppo.reward, error, motion)
     experience, learner.reward_scale = make_experience(
         config.ppo, policy, split, raw, learner.reward_scale, learner.world.mean
     )

@@ -25,6 +25,7 @@ from tats_fast.data import (
     random_flip,
     read_videos,
 )
+from tats_fast.engine.blocks import prepare_blocks
 from tats_fast.engine.checkpoint import (
     Position,
     checkpoint_to_resume,
@@ -328,6 +329,7 @@ def make_learner(config: RunConfig, world: World) -> Learner:
         raise ConfigError(str(error)) from None
     mae = mae.to(world.device)
     sampler = None if sampler is None else sampler.to(world.device)
+    prepare_blocks(config, mae, sampler)
     return Learner(
         config=config,
         world=world,

@@ -1,6 +1,19 @@
 """Masking strategies behind one interface."""
 
 from tats_fast.masking.schedule import mask_ratio_at
-from tats_fast.masking.strategies import split_tokens, visible_tokens
+from tats_fast.masking.strategies import (
+    draw_order,
+    split_for_training,
+    split_tokens,
+    uniform_noise,
+    visible_tokens,
+)
 
-__all__ = ["mask_ratio_at", "split_tokens", "visible_tokens"]
+__all__ = [
+    "draw_order",
+    "mask_ratio_at",
+    "split_for_training",
+    "split_tokens",
+    "uniform_noise",
+    "visible_tokens",
+]

@@ -1,17 +1,20 @@
-"""Which tokens stay visible: one function per strategy, all drawing by Gumbel top-k.
+"""Which tokens stay visible: one order of the tokens per strategy, all by Gumbel noise.
 
 Legend: B clips, F token-frames, P tokens per frame, N = F*P tokens, N_v visible.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from tats_fast import kernels
-from tats_fast.config import ModelConfig
+from tats_fast.config import MaskingConfig, ModelConfig
 from tats_fast.config.schema import visible_count
-from tats_fast.models.mae import TokenSplit
+from tats_fast.masking.budget import allocate
+from tats_fast.models import Packing, TokenSplit
 from tats_fast.models.patchify import motion_energy
 
 
@@ -26,35 +29,39 @@ def visible_tokens(strategy: str, model: ModelConfig, ratio: float) -> int:
     return visible_count(model.num_tokens, ratio)
 
 
-def split_tokens(
+def uniform_noise(clips: int, tokens: int, generator: torch.Generator) -> Tensor:
+    """(B, N) fp32 in [0, 1) on the generator's device: what one draw needs of chance."""
+    return torch.rand((clips, tokens), device=generator.device, generator=generator)
+
+
+def draw_order(
     strategy: str,
     model: ModelConfig,
     patches: Tensor,
     log_p: Tensor | None,
-    visible: int,
     generator: torch.Generator,
-) -> TokenSplit:
-    """Draw the visible tokens of a batch.
+) -> Tensor:
+    """The tokens of every clip in the order of a draw without replacement, (B, N) int64.
 
     Args:
         patches: (B, N, D); read by ``motion`` alone.
         log_p: the sampler's log-probabilities (B, N); read by the learned strategies alone.
-        visible: N_v, from ``visible_tokens``.
         generator: on patches' device; the only source of randomness.
     """
     batch, tokens = patches.shape[:2]
     frames = model.token_frames
     if strategy == "tube":
-        places = visible // frames
-        uniform = _uniform((batch, tokens // frames), patches, generator)
-        return _repeat_over_frames(_draw(torch.zeros_like(uniform), uniform, places), frames)
-    uniform = _uniform((batch, tokens), patches, generator)
+        noise = uniform_noise(batch, tokens // frames, generator)
+        places = _gumbel_order(torch.zeros_like(noise), noise)
+        start = torch.arange(frames, device=places.device) * places.shape[1]
+        return (places[:, :, None] + start).flatten(1)  # a place in all frames, then the next
+    noise = uniform_noise(batch, tokens, generator)
     if strategy == "random":
-        weights = torch.zeros_like(uniform)
+        weights = torch.zeros_like(noise)
     elif strategy == "frame":
         # Whole frames in random order; the last one that fits shows a random part of itself. A
         # frame's rank outweighs any Gumbel noise of its tokens (in fp32 between -4.5 and 17).
-        rank = _uniform((batch, frames), patches, generator).argsort(dim=-1).to(uniform.dtype)
+        rank = uniform_noise(batch, frames, generator).argsort(dim=-1).to(noise.dtype)
         weights = 1e3 * rank.repeat_interleave(tokens // frames, dim=1)
     elif strategy == "motion":
         energy = motion_energy(patches, model.tubelet_size)
@@ -63,19 +70,65 @@ def split_tokens(
     else:
         assert log_p is not None, f"strategy {strategy} draws from a policy"
         weights = log_p
-    return _draw(weights, uniform, visible)
+    return _gumbel_order(weights, noise)
 
 
-def _uniform(shape: tuple[int, int], like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(shape, device=like.device, generator=generator)
+def split_tokens(
+    strategy: str,
+    model: ModelConfig,
+    patches: Tensor,
+    log_p: Tensor | None,
+    visible: int,
+    generator: torch.Generator,
+) -> TokenSplit:
+    """``draw_order`` with the same N_v = ``visible`` for every clip, and every masked token
+    rebuilt: how a draw is looked at outside training."""
+    order = draw_order(strategy, model, patches, log_p, generator)
+    return TokenSplit(order=order, count=visible, length=order.shape[1])
 
 
-def _draw(log_weights: Tensor, uniform: Tensor, visible: int) -> TokenSplit:
-    return TokenSplit(*kernels.policy_sample(log_weights, uniform, visible))
+def split_for_training(
+    config: MaskingConfig,
+    order: Tensor,
+    visible: int,
+    generator: torch.Generator,
+    scores: Tensor | None,
+) -> TokenSplit:
+    """Cut drawn orders (B, N) into visible, masked and left-out tokens as ``config`` says.
+
+    Args:
+        visible: N_v, the average per clip where the budget adapts.
+        generator: chooses the masked tokens that are rebuilt, if not all are.
+        scores: (B,), what clips' shares of an adaptive budget follow; None = a fixed budget.
+    """
+    batch, tokens = order.shape
+    kept = max(1, math.ceil(config.decoder_keep_ratio * (tokens - visible)))
+    length = min(tokens, visible + kept)
+    low, high = budget_bounds(config, visible, length)
+    counts = None if scores is None else allocate(scores, batch * visible, low, high)
+    if length < tokens:
+        order = _shuffle_masked(order, visible if counts is None else counts[:, None], generator)
+    if counts is None:
+        return TokenSplit(order=order, count=visible, length=length)
+    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
+    return TokenSplit(order=order, count=visible, length=length, packing=Packing(offsets, high))
 
 
-def _repeat_over_frames(split: TokenSplit, frames: int) -> TokenSplit:
-    """Places (B, p) inside one frame -> token indices (B, F*p) at that place in every frame."""
-    per_frame = split.visible.shape[1] + split.masked.shape[1]
-    start = torch.arange(frames, device=split.visible.device)[:, None] * per_frame
-    return TokenSplit(*((part[:, None, :] + start).flatten(1) for part in split))
+def budget_bounds(config: MaskingConfig, visible: int, length: int) -> tuple[int, int]:
+    """Fewest and most visible tokens of a clip under an adaptive budget; leaves one to rebuild."""
+    low = max(1, math.floor(config.budget_min * visible))
+    high = min(length - 1, math.ceil(config.budget_max * visible))
+    return min(low, visible), max(high, visible)
+
+
+def _shuffle_masked(order: Tensor, count: int | Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform order of the masked tokens: after a draw, the next ones are those the policy nearly
+    chose, and rebuilding those alone would bias the reward."""
+    place = torch.arange(order.shape[1], device=order.device)
+    noise = uniform_noise(*order.shape, generator)
+    keys = torch.where(place < count, place - float(order.shape[1]), noise)
+    return order.gather(1, keys.argsort(dim=1))
+
+
+def _gumbel_order(log_weights: Tensor, uniform: Tensor) -> Tensor:
+    return kernels.policy_sample(log_weights, uniform, 0.0)[2]

@@ -7,9 +7,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
 
 from tats_fast import kernels
-from tats_fast.models.attention import attention
+from tats_fast.models.attention import attention, attention_packed
+from tats_fast.models.split import Packing
 
 NORM_EPS = 1e-6
 INIT_STD = 0.02
@@ -54,11 +56,10 @@ class QKV(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, C) -> q, k, v, each (B, N, h, d) views of one tensor."""
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> q, k and v in one tensor (..., 3, h, d)."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = linear(x, self.weight, bias).unflatten(-1, (3, self.heads, -1))
-        return qkv.unbind(2)
+        return linear(x, self.weight, bias).unflatten(-1, (3, self.heads, -1))
 
 
 class SelfAttention(nn.Module):
@@ -70,9 +71,14 @@ class SelfAttention(nn.Module):
         self.qkv = QKV(width, heads)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
-        return self.proj(attention(*self.qkv(x), self.backend).flatten(2))
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C), or packed (T, C) -> (T, C)."""
+        q, k, v = self.qkv(x).unbind(-3)
+        if packing is None:
+            mixed = attention(q, k, v, self.backend)
+        else:
+            mixed = attention_packed(q, k, v, *packing, self.backend)
+        return self.proj(mixed.flatten(-2))
 
 
 class TrajectoryAttention(nn.Module):
@@ -93,10 +99,10 @@ class TrajectoryAttention(nn.Module):
         self.value2 = nn.Linear(width, width) if temporal_value == "projected" else None
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
-        y = kernels.trajectory_attention(*self.qkv(x), self.frames)  # (B, N, F, C)
-        y, own = kernels.own_frame(y)
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C); needs every token of a clip, so never packed."""
+        assert packing is None
+        y, own = kernels.trajectory_attention(self.qkv(x), self.frames)  # (B, N, F, C), (B, N, C)
         scale = (x.shape[-1] // self.heads) ** -0.5
         q2 = (self.query2(own) * scale).unflatten(-1, (self.heads, -1))
         value = self.value2
@@ -118,7 +124,12 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block around any attention module."""
+    """Pre-norm transformer block around any attention module.
+
+    With ``recompute`` set, only the block's input is kept for the backward pass.
+    """
+
+    recompute = False
 
     def __init__(self, width: int, mlp_ratio: float, attention_module: nn.Module) -> None:
         super().__init__()
@@ -127,9 +138,17 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, mlp_ratio)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C), or packed (T, C) -> (T, C)."""
+        if self.recompute and torch.is_grad_enabled():
+            # Nothing in a block is random, so no generator's state needs to be kept.
+            return checkpoint(
+                self._forward, x, packing, use_reentrant=False, preserve_rng_state=False
+            )
+        return self._forward(x, packing)
+
+    def _forward(self, x: Tensor, packing: Packing | None) -> Tensor:
+        x = x + self.attention(self.norm1(x), packing)
         return x + self.mlp(self.norm2(x))
 
 

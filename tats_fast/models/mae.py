@@ -24,18 +24,12 @@ from tats_fast.models.layers import (
     tie_queries_and_keys,
 )
 from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD
-
-
-class TokenSplit(NamedTuple):
-    """Which tokens stay visible: ``visible`` (B, N_v) in drawing order, ``masked`` (B, N_m)."""
-
-    visible: Tensor
-    masked: Tensor
+from tats_fast.models.split import TokenSplit
 
 
 class Reconstruction(NamedTuple):
-    """Output of ``MaskedAutoencoder``: ``prediction`` (B, N_m, D) of the normalised masked patches,
-    the ``split`` it was made for and the patch ``tokens`` (B, N, C) before positions."""
+    """Output of ``MaskedAutoencoder``: ``prediction`` (B, N_m, D), packed (T, D), of the normalised
+    masked patches, the ``split`` it was made for and the patch ``tokens`` (B, N, C) before positions."""
 
     prediction: Tensor
     split: TokenSplit
@@ -122,25 +116,30 @@ class MaskedAutoencoder(nn.Module):
         """
         tokens = self.embed(patches)
         split = choose(tokens, patches)
-        latent = self.encode(tokens, split.visible)
+        latent = self.encode(tokens, split)
         return Reconstruction(self.decode(latent, split), split, tokens)
 
-    def encode(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        """Tokens (B, N, C) and visible indices (B, N_v) -> normed latents (B, N_v, C)."""
-        x = kernels.token_gather(tokens, visible, self.positions)
+    def encode(self, tokens: Tensor, split: TokenSplit) -> Tensor:
+        """Tokens (B, N, C) -> normed latents of the visible ones (B, N_v, C), packed (T, C)."""
+        x = kernels.token_gather(tokens, split.visible, self.positions)
         for block in self.encoder:
-            x = block(x)
+            x = block(x, split.packing)
         return self.encoder_norm(x)
 
     def decode(self, latent: Tensor, split: TokenSplit) -> Tensor:
-        """Latents (B, N_v, C) -> predicted normalised patches of the masked tokens (B, N_m, D)."""
+        """Latents (B, N_v, C) -> predicted normalised patches of the masked tokens (B, N_m, D);
+        packed (T, C) -> (T', D)."""
         x = kernels.decoder_assemble(
             self.to_decoder(latent),
             self.mask_token,
             self.decoder_positions,
-            split.visible,
-            split.masked,
+            split.sequence,
+            None if split.packing is None else split.packing.offsets,
         )
         for block in self.decoder:
             x = block(x)
-        return self.head(self.decoder_norm(x[:, split.visible.shape[1] :]))
+        if split.packing is None:
+            masked = x[:, split.count :]
+        else:
+            masked = kernels.token_gather(x, split.masked_slots)
+        return self.head(self.decoder_norm(masked))

@@ -24,11 +24,13 @@ from tats_fast.models.layers import (
 
 class Policy(NamedTuple):
     """A distribution over each clip's tokens: ``log_p`` (B, N) fp32 with the uniform floor mixed
-    in, its ``entropy`` (B,) in nats, and the critic's ``value`` (B,) fp32."""
+    in, its ``entropy`` (B,) in nats, the critic's ``value`` (B,) fp32, and where one was asked
+    for, the ``order`` (B, N) int64 of a draw without replacement."""
 
     log_p: Tensor
     entropy: Tensor
     value: Tensor
+    order: Tensor | None = None
 
 
 class TokenSampler(nn.Module):
@@ -66,11 +68,16 @@ class TokenSampler(nn.Module):
         nn.init.zeros_(self.critic[-1].weight)
         nn.init.constant_(self.critic[-1].bias, value_bias)
 
-    def forward(self, tokens: Tensor) -> Policy:
-        """Patch tokens (B, N, C), before positions -> ``Policy``."""
+    def forward(self, tokens: Tensor, uniform: Tensor | None = None) -> Policy:
+        """Patch tokens (B, N, C), before positions -> ``Policy``; with ``uniform`` noise (B, N) in
+        [0, 1) also an order drawn by it."""
         features = self.norm(self.block(tokens + self.positions.to(tokens.dtype)))
         logits = self.actor(features).squeeze(-1)
-        log_p, entropy = kernels.policy_logprob(logits, self.floor)
+        order = None
+        if uniform is None:
+            log_p, entropy = kernels.policy_logprob(logits, self.floor)
+        else:
+            log_p, entropy, order = kernels.policy_sample(logits, uniform, self.floor)
         # Detached: the critic must not bend the features that the actor chooses by.
         value = self.critic(features.detach().mean(dim=1)).squeeze(-1)
-        return Policy(log_p, entropy, value.float())
+        return Policy(log_p, entropy, value.float(), order)

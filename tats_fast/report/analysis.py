@@ -135,7 +135,7 @@ def _analyze_clip(
         splits = [
             split_tokens(strategy, model, patches, log_p, visible, generator) for _ in range(draws)
         ]
-        lifts = [lift(motion, split.visible).item() for split in splits]
+        lifts = [lift(motion, split.shown).item() for split in splits]
         analyses[name] = _reconstruct(config, mae, patches, tokens, splits[0], lifts)
     return ClipAnalysis(
         clip=clip[0].cpu().numpy(),
@@ -154,7 +154,7 @@ def _reconstruct(
     lifts: list[float],
 ) -> DrawAnalysis:
     model = config.model
-    prediction = mae.decode(mae.encode(tokens, split.visible), split)
+    prediction = mae.decode(mae.encode(tokens, split), split)
     error = kernels.masked_mse(prediction, patches, split.masked)
     per_token = error.new_full(patches.shape[:2], torch.nan).scatter(1, split.masked, error)
     filled = fill_masked(patches, prediction, split.masked)

@@ -1,6 +1,6 @@
 """What a sampler is doing, as numbers; each is defined in docs/metrics.md.
 
-Legend: B clips, N = F*P tokens, N_v visible.
+Legend: B clips, N = F*P tokens; ``shown`` (B, N) is 1 for visible tokens, else 0.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 
-def lift(quantity: Tensor, visible: Tensor) -> Tensor:
+def lift(quantity: Tensor, shown: Tensor) -> Tensor:
     """Mean over clips of (mean of visible tokens) / (mean of all tokens); 1 = random draw.
 
     Clips where the quantity is zero everywhere (a still clip's motion) say nothing and are left
     out; 1 if no clip is left.
 
     Args:
-        quantity: non-negative, (B, N); visible: (B, N_v).
+        quantity: non-negative, (B, N); shown: (B, N).
     """
     overall = quantity.mean(dim=1)
     counts = overall > 1e-12
-    ratio = quantity.gather(1, visible).mean(dim=1) / overall.clamp_min(1e-12)
+    mean_shown = (quantity * shown).sum(dim=1) / shown.sum(dim=1)
+    ratio = mean_shown / overall.clamp_min(1e-12)
     total = (ratio * counts).sum()
     return torch.where(counts.any(), total / counts.sum().clamp_min(1), torch.ones_like(total))
 
@@ -45,13 +46,11 @@ def policy_metrics(log_p: Tensor, entropy: Tensor) -> dict[str, Tensor]:
     }
 
 
-def frame_spread(visible: Tensor, frames: int, tokens_per_frame: int) -> Tensor:
+def frame_spread(shown: Tensor, frames: int) -> Tensor:
     """Entropy of the visible tokens' distribution over the F token-frames, over log F, mean over
-    clips: 1 = evenly over time, 0 = all in one frame. visible: (B, N_v)."""
+    clips: 1 = evenly over time, 0 = all in one frame. shown: (B, N)."""
     if frames == 1:
-        return torch.ones((), device=visible.device)
-    frame = visible // tokens_per_frame
-    counts = torch.zeros(visible.shape[0], frames, device=visible.device)
-    counts.scatter_add_(1, frame, torch.ones_like(frame, dtype=counts.dtype))
-    share = counts / visible.shape[1]
+        return torch.ones((), device=shown.device)
+    counts = shown.unflatten(1, (frames, -1)).sum(dim=2)
+    share = counts / counts.sum(dim=1, keepdim=True)
     return torch.special.entr(share).sum(dim=1).mean() / math.log(frames)

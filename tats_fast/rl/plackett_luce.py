@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def ordered_draw_logprob(log_p: Tensor, drawn: Tensor, rest: Tensor) -> Tensor:
+def ordered_draw_logprob(log_p: Tensor, order: Tensor, counts: Tensor) -> Tensor:
     """log pi(s) = sum_k ( l_{s_k} - logsumexp_{j >= k} l_{s_j} ), j running over all not yet drawn.
 
     One reversed cumulative log-sum-exp, O(N). With p = (1/2, 1/3, 1/6) the draw (0, 2) has
@@ -14,13 +14,13 @@ def ordered_draw_logprob(log_p: Tensor, drawn: Tensor, rest: Tensor) -> Tensor:
 
     Args:
         log_p: (B, N), unnormalised is fine, fp32 or wider.
-        drawn: (B, N_v) in the order of drawing; rest: (B, N - N_v) in any order.
+        order: (B, N) int64, the drawn tokens in the order of drawing, then the others in any.
+        counts: (B,) int64, how many were drawn of each clip.
 
     Returns:
         (B,), in nats.
     """
-    l_drawn = log_p.gather(1, drawn)
-    tail = log_p.gather(1, rest).logsumexp(dim=1, keepdim=True)  # -inf for an empty rest
-    backwards = torch.cat([tail, l_drawn.flip(1)], dim=1)
-    remaining = backwards.logcumsumexp(dim=1)[:, 1:].flip(1)
-    return (l_drawn - remaining).sum(dim=1)
+    ordered = log_p.gather(1, order)
+    remaining = ordered.flip(1).logcumsumexp(dim=1).flip(1)
+    drawn = torch.arange(order.shape[1], device=order.device) < counts[:, None]
+    return ((ordered - remaining) * drawn).sum(dim=1)

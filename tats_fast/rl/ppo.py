@@ -1,6 +1,6 @@
 """PPO for a one-step episode: state = a clip's tokens, action = the draw, reward from the error.
 
-Legend: B clips, N tokens, N_v visible, N_m masked. docs/method.md, "Learning the sampler".
+Legend: B clips, N tokens, N_v visible, N_m masked and scored. docs/method.md, "Learning the sampler".
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Experience(NamedTuple):
     """One batch as the sampler saw it, all detached.
 
     ``split`` the draw; ``log_p`` (B, N) and ``value`` (B,) of the policy that drew it; ``reward``
-    (B,) each clip's mean normalised reward, the critic's target; ``advantage`` (B, N_m) per masked
-    token, or (B, 1) per clip for credit ``set``.
+    (B,) each clip's mean normalised reward, the critic's target; ``advantage`` (B, N) per token,
+    meaningful where ``split.scored``, or (B, 1) per clip for credit ``set``.
     """
 
     split: TokenSplit
@@ -78,32 +78,33 @@ def action_log_ratio(credit: str, log_p: Tensor, experience: Experience) -> tupl
         hundreds of terms would leave the clipping range at the first update.
 
     Returns:
-        (B, N_m) and (B, N_m), or (B, 1) and (B, 1) for ``set``.
+        (B, N) and (B, N), both 0 at tokens that are not scored, or (B, 1) and (B, 1) for ``set``.
     """
-    visible, masked = experience.split
+    split = experience.split
     if credit == "set":
         new, old = (
-            ordered_draw_logprob(values, visible, masked) / visible.shape[1]
+            ordered_draw_logprob(values, split.order, split.counts) / split.counts
             for values in (log_p, experience.log_p)
         )
         return (new - old)[:, None], torch.ones_like(new)[:, None]
-    old = experience.log_p.gather(1, masked)
-    log_ratio = log_p.gather(1, masked) - old
+    # Chosen by where, not by a product: a visible token's log-ratio may be anything.
+    log_ratio = torch.where(split.scored > 0, log_p - experience.log_p, 0)
+    each = split.scored / split.scored.sum(dim=1, keepdim=True)  # 1 / N_m
     if credit == "token":
-        return log_ratio, old.exp() * (log_p.shape[1] / masked.shape[1])
-    return log_ratio, torch.full_like(old, 1 / masked.shape[1])
+        return log_ratio, experience.log_p.exp() * log_p.shape[1] * each
+    return log_ratio, each
 
 
-def adamae_loss(log_p: Tensor, masked: Tensor, error: Tensor) -> Tensor:
+def adamae_loss(log_p: Tensor, split: TokenSplit, error: Tensor) -> Tensor:
     """AdaMAE's sampling loss (Bandara et al. 2023, eq. 3): - mean over masked of log p_i * e_i.
 
     Not PPO: no baseline, no clipping, no old policy. A masked token with a high error gains
     probability, and so becomes visible more often.
 
     Args:
-        log_p: (B, N); masked: (B, N_m); error: (B, N_m), detached.
+        log_p: (B, N); error: (B, N), detached, 0 where not scored.
     """
-    return -ADAMAE_COEF * (log_p.gather(1, masked) * error).mean()
+    return -ADAMAE_COEF * (log_p * error).sum() / split.scored.sum()
 
 
 def explained_variance(value: Tensor, reward: Tensor) -> Tensor:

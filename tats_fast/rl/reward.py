@@ -1,4 +1,8 @@
-"""From reconstruction errors to advantages. Legend: B clips, N tokens, N_m masked."""
+"""From reconstruction errors to advantages. Legend: B clips, N tokens.
+
+Per-token quantities are (B, N) and 0 where a token is not scored, so that the same maths serves
+clips with different numbers of visible tokens.
+"""
 
 from __future__ import annotations
 
@@ -53,12 +57,12 @@ class RewardScale(NamedTuple):
 
 
 def token_rewards(kind: str, error: Tensor, motion: Tensor) -> Tensor:
-    """Raw reward of every masked token.
+    """Raw reward of every scored token, (B, N).
 
     Args:
         kind: ``error``, or ``error_motion`` = error * sqrt(frame difference inside the tubelet).
-        error: reconstruction error e_i (B, N_m), detached.
-        motion: mean squared frame difference (B, N_m); read for ``error_motion`` alone.
+        error: reconstruction error e_i (B, N), detached, 0 where not scored.
+        motion: mean squared frame difference (B, N); read for ``error_motion`` alone.
     """
     return error if kind == "error" else error * motion.sqrt()
 
@@ -77,16 +81,21 @@ def make_experience(
     A = (r - V_old) / running deviation of r, clamped (docs/method.md, "Advantage").
 
     Args:
-        raw: raw token rewards (B, N_m), detached.
+        raw: raw token rewards (B, N), detached, 0 where ``split`` scores nothing.
         all_mean: mean of a tensor over all processes (identity for one).
 
     Returns:
         the experience and the updated scale.
     """
-    unit = raw if config.credit != "set" else raw.mean(dim=1, keepdim=True)
-    mean = all_mean(unit.mean())
+    scored = split.scored
+    per_clip = scored.sum(dim=1, keepdim=True)
+    if config.credit == "set":
+        unit, weight = raw.sum(dim=1, keepdim=True) / per_clip, torch.ones_like(per_clip)
+    else:
+        unit, weight = raw, scored
+    mean = all_mean((unit * weight).sum() / weight.sum())
     # In two passes: a mean of squares less a squared mean loses the digits of a small spread.
-    var = all_mean((unit - mean).square().mean())
+    var = all_mean(((unit - mean).square() * weight).sum() / weight.sum())
     scale = scale.update(mean, var, config.reward_momentum)
     sign = -1.0 if config.credit == "set" else 1.0
     reward = sign * unit / scale.mean.clamp_min(TINY)
@@ -94,7 +103,8 @@ def make_experience(
     deviation = (scale.std / scale.mean.clamp_min(TINY)).clamp_min(TINY)
     bound = config.advantage_clip
     advantage = ((reward - value[:, None]) / deviation).clamp(-bound, bound)
-    experience = Experience(split, policy.log_p.detach(), value, reward.mean(dim=1), advantage)
+    clip_reward = (reward * weight).sum(dim=1) / weight.sum(dim=1)
+    experience = Experience(split, policy.log_p.detach(), value, clip_reward, advantage)
     return experience, scale
 
 

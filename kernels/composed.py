@@ -1,6 +1,6 @@
-"""Trajectory attention composed from PyTorch ops: the CPU default, and the bar for Triton.
+"""Ops composed from PyTorch's own, without custom kernels: the CPU default, the bar for Triton.
 
-Two exact rewrites of the reference (docs/method.md, "Two rewrites"):
+Trajectory attention: two exact rewrites of the reference (docs/method.md, "Two rewrites"):
 (a) the spatial softmax runs over one frame's P keys, so the stage is F ordinary attentions that
     share q, and no N x N map needs to exist;
 (b) <q2, W_k y> = <W_k^T q2, y> and sum_f a_f (W_v y_f + b_v) = W_v (sum_f a_f y_f) + b_v, so the
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .dispatch import register
-from .reference import own_frame as reference_own_frame
+from .reference import batch_rows, own_frame
 
 # Rows of q^ and z that exist at a time (tokens); a few hundred keep them in a CPU's cache, and a
 # GPU wants launches as large as they come.
@@ -27,11 +27,17 @@ SMALL_FRAME = 64
 
 
 @register("trajectory_attention", "torch")
-def trajectory_attention_torch(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
+def trajectory_attention_torch(qkv: Tensor, frames: int) -> tuple[Tensor, Tensor]:
     """``reference.trajectory_attention`` by one SDPA per key frame."""
+    q, k, v = qkv.unbind(2)
+    small = q.shape[1] // frames <= SMALL_FRAME
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and small:
+        return OwnFrameFunction.apply(_by_matrix_products(q, k, v, frames))
+    return OwnFrameFunction.apply(_by_frames(q, k, v, frames))
+
+
+def _by_frames(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
     batch, tokens, heads, dim = q.shape
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and tokens // frames <= SMALL_FRAME:
-        return _by_matrix_products(q, k, v, frames)
     queries = q.transpose(1, 2)
     per_frame = [
         scaled_dot_product_attention(queries, k_frame.transpose(1, 2), v_frame.transpose(1, 2))
@@ -52,19 +58,16 @@ def _by_matrix_products(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
     return out.permute(0, 3, 2, 1, 4).flatten(-2)
 
 
-@register("own_frame", "torch")
-def own_frame_torch(y: Tensor) -> tuple[Tensor, Tensor]:
-    """``reference.own_frame`` whose backward adds into y's gradient instead of to a copy of it."""
-    return OwnFrameFunction.apply(y)
-
-
 class OwnFrameFunction(torch.autograd.Function):
-    """Returns y as well, so that its backward holds both gradients and one of them, an F-th of the
-    other's size, can be added in place: no zero-filled second gradient of y."""
+    """Each token's entry for its own frame, beside y itself.
+
+    Returning y as well lets its backward hold both gradients and add one of them, an F-th of the
+    other's size, in place: no zero-filled second gradient of y.
+    """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor) -> tuple[Tensor, Tensor]:
-        return y.view_as(y), reference_own_frame(y)[1]
+        return y.view_as(y), own_frame(y)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_own: Tensor) -> Tensor:
@@ -180,3 +183,37 @@ def _softmax_backward(grad: Tensor, probability: Tensor) -> Tensor:
 def _chunks(rows: int, device_type: str) -> list[slice]:
     step = CPU_CHUNK if device_type == "cpu" else rows
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+@register("masked_mse", "torch")
+def masked_mse_torch(prediction: Tensor, patches: Tensor, index: Tensor) -> Tensor:
+    """``reference.masked_mse``; normalises the masked patches only, in place."""
+    return MaskedMSEFunction.apply(prediction, patches, index)
+
+
+class MaskedMSEFunction(torch.autograd.Function):
+    """Keeps the difference in fp32 or wider; its gradient is 2/D * difference * grad."""
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, patches: Tensor, index: Tensor) -> Tensor:
+        # Gathered as stored: one byte per pixel for uint8. The target does not change with the
+        # pixels' scale, but for the 1e-6, which belongs to pixels in [0, 1].
+        dim = patches.shape[-1]
+        picked = patches.reshape(-1, dim)[batch_rows(index, patches.shape[1])]
+        eps = 255e-6 if patches.dtype == torch.uint8 else 1e-6
+        wide = torch.promote_types(prediction.dtype, torch.float32)
+        if patches.dtype == torch.float64:
+            wide = torch.float64
+        target = picked.to(wide, copy=True).unflatten(-1, (-1, 3))
+        variance, mean = torch.var_mean(target, dim=-2, keepdim=True)
+        target.sub_(mean).mul_(1 / (variance.sqrt_() + eps))
+        difference = target.flatten(-2).neg_().add_(prediction)
+        ctx.save_for_backward(difference)
+        ctx.dtype = prediction.dtype
+        return torch.linalg.vector_norm(difference, dim=-1).square() / dim
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (difference,) = ctx.saved_tensors
+        scale = grad[..., None] * (2 / difference.shape[-1])
+        return (difference * scale).to(ctx.dtype), None, None

@@ -1,0 +1,1 @@
+"""Triton kernels, one op per file; imported by ``dispatch`` when an op first needs them."""

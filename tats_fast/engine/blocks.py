@@ -1,0 +1,32 @@
+"""How the transformer blocks of a run are executed: compiled, recomputed, or as they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tats_fast.config import RunConfig
+from tats_fast.models.layers import Block
+
+
+def blocks(*modules: nn.Module | None) -> list[Block]:
+    """All transformer blocks inside ``modules``; None counts as an empty module."""
+    parts = [part for module in modules if module is not None for part in module.modules()]
+    return [part for part in parts if isinstance(part, Block)]
+
+
+def prepare_blocks(config: RunConfig, *modules: nn.Module | None) -> None:
+    """Apply ``train.compile`` and ``train.recompute``.
+
+    One graph per block rather than one per model: blocks of a kind share it, so that compiling
+    costs a minute and not twenty, and no wrapper's hooks (DDP, ZeRO) are in its way.
+    """
+    for block in blocks(*modules):
+        block.recompute = config.train.recompute
+        if config.train.compile:
+            # Shapes never change within a run with a constant ratio; but dynamo, meeting blocks of
+            # several sizes, would compile one graph for any size.
+            block.compile(dynamic=None if config.masking.schedule != "constant" else False)
+    if config.train.compile:
+        # Past this many variants of a function dynamo silently runs it eagerly.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
