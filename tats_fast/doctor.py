@@ -10,13 +10,15 @@ from collections.abc import Callable
 import torch
 
 from tats_fast import kernels
-from tats_fast.models.attention import BACKENDS, choose_backend, unavailable
+from tats_fast.models.attention import BACKENDS, choose_backend, packs, unavailable
 from tats_fast.version import __version__
 
 
 def report_lines() -> list[str]:
     """The report, one finding per line."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    attention = choose_backend("auto", device)
+    unequal = "packed" if packs(attention, device) else "padded to one length"
     lines = [
         f"tats-fast {__version__}, Python {platform.python_version()}, torch {torch.__version__}",
         "",
@@ -25,7 +27,7 @@ def report_lines() -> list[str]:
         "",
         f"attention (on {device})",
         *(_line(name, unavailable(name, device)) for name in BACKENDS),
-        f"  model.attention=auto takes {choose_backend('auto', device)}",
+        f"  model.attention=auto takes {attention}; clips of different lengths are {unequal}",
         "",
         f"kernels (on {device}; TATS_KERNELS={kernels.requested_level()})",
         *(f"  {op}: {kernels.resolved_level(op, device)}" for op in kernels.ops()),

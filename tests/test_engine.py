@@ -84,8 +84,18 @@ def assert_identical(one, two, where=""):
             "masking": {"ratio": 0.9, "start_ratio": 0.5, "schedule": "cosine"},
             "sampler": {"temporal_value": "identity"},
         },
+        {"masking": {"ratio": 0.75, "budget": "adaptive", "decoder_keep_ratio": 0.5}},
+        {
+            "masking": {"ratio": 0.75, "budget": "adaptive", "budget_by": "motion"},
+            "ppo": {"credit": "set"},
+            "sampler": {"warmup_frac": 0.5},
+            "train": {"recompute": True},
+        },
     ],
-    ids=["token", "set", "uniform+motion", "adamae", "tube", "attached", "bf16", "schedule"],
+    ids=[
+        *("token", "set", "uniform+motion", "adamae", "tube", "attached", "bf16", "schedule"),
+        *("adaptive+keep", "adaptive+set"),
+    ],
 )
 def test_every_kind_of_run_trains_and_logs(run_config, sections):
     config = run_config(**sections)

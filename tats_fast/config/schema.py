@@ -55,8 +55,9 @@ class ModelConfig:
     query_key_init: Literal["independent", "tied"] = "independent"
     """Initial query and key matrices of the autoencoder: drawn apart, or equal, so that attention
     starts out favouring tokens that are alike, which shortens a small model's first plateau."""
-    attention: Literal["auto", "flash", "sdpa", "eager"] = "auto"
-    """Attention backend; ``auto`` takes the first of flash, sdpa, eager that this machine runs."""
+    attention: Literal["auto", "flash", "flash4", "flash2", "sdpa", "eager"] = "auto"
+    """Attention backend; ``auto`` takes the first of flash4, flash2, sdpa that this machine runs,
+    ``flash`` the first FlashAttention (4 or 2)."""
 
     def __post_init__(self) -> None:
         require_positive(

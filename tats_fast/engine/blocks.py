@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tats_fast.config import RunConfig
 from tats_fast.models.layers import Block
+from tats_fast.models.patchify import token_statistics
 
 
 def blocks(*modules: nn.Module | None) -> list[Block]:
@@ -30,3 +33,8 @@ def prepare_blocks(config: RunConfig, *modules: nn.Module | None) -> None:
     if config.train.compile:
         # Past this many variants of a function dynamo silently runs it eagerly.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+
+
+def compiled_statistics() -> Callable[..., tuple[Tensor, Tensor]]:
+    """``token_statistics`` in one pass over the bytes (CPU, ViT-B: 0.1 ms per clip against 11)."""
+    return torch.compile(token_statistics, dynamic=False)

@@ -6,6 +6,7 @@ step all stay there. Legend: B clips, N tokens, N_m masked.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from tats_fast.engine.distributed import World
 from tats_fast.engine.runner import Runner, update
 from tats_fast.masking import draw_order, split_for_training, uniform_noise
 from tats_fast.models import Policy, TokenSampler, TokenSplit
-from tats_fast.models.patchify import motion_energy, patchify, roughness
+from tats_fast.models.patchify import patchify, token_statistics
 from tats_fast.rl import Experience, RewardScale, make_experience, sampler_loss, token_rewards
 from tats_fast.rl.metrics import frame_spread, lift, policy_metrics
 from tats_fast.rl.ppo import adamae_loss, explained_variance
@@ -37,6 +38,8 @@ class Learner:
     reward_scale: RewardScale
     generator: torch.Generator
     bf16: bool
+    statistics: Callable[..., tuple[Tensor, Tensor]] = token_statistics
+    """``token_statistics``, compiled or not."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def _micro_step(learner: Learner, clips: Tensor, plan: StepPlan) -> _MicroBatch:
     learns = config.masking.strategy in LEARNED_STRATEGIES and not plan.warmup
     strategy = "random" if plan.warmup else config.masking.strategy
     policy: Policy | None = None
-    motion = motion_energy(patches, model.tubelet_size)
+    motion, texture = learner.statistics(patches, model.tubelet_size, model.patch_size)
 
     def choose(tokens: Tensor, patches: Tensor) -> TokenSplit:
         nonlocal policy
@@ -129,7 +132,7 @@ def _micro_step(learner: Learner, clips: Tensor, plan: StepPlan) -> _MicroBatch:
     metrics = {
         "loss_recon": loss_recon.detach(),
         "motion_lift": lift(motion, split.shown),
-        "roughness_lift": lift(roughness(patches, model.patch_size), split.shown),
+        "roughness_lift": lift(texture, split.shown),
         "frame_spread": frame_spread(split.shown, model.token_frames),
     }
     if split.packing is not None:

@@ -25,7 +25,7 @@ from tats_fast.data import (
     random_flip,
     read_videos,
 )
-from tats_fast.engine.blocks import prepare_blocks
+from tats_fast.engine.blocks import compiled_statistics, prepare_blocks
 from tats_fast.engine.checkpoint import (
     Position,
     checkpoint_to_resume,
@@ -41,6 +41,7 @@ from tats_fast.engine.step import Learner, StepPlan, train_step
 from tats_fast.engine.usage import Meter
 from tats_fast.masking import mask_ratio_at, visible_tokens
 from tats_fast.models.load import build_models
+from tats_fast.models.patchify import token_statistics
 from tats_fast.report.pictures import mask_sheet
 from tats_fast.rl import RewardScale
 from tats_fast.rl.reward import initial_value
@@ -339,6 +340,7 @@ def make_learner(config: RunConfig, world: World) -> Learner:
         reward_scale=RewardScale.initial(world.device),
         generator=torch.Generator(world.device),
         bf16=bf16,
+        statistics=compiled_statistics() if config.train.compile else token_statistics,
     )
 
 

@@ -32,10 +32,13 @@ def allocate(scores: Tensor, total: int, low: int, high: int) -> Tensor:
     # is not above the total, and go on from there in a straight line.
     bends = torch.cat([low / share, high / share]).sort().values
     sums = (bends[:, None] * share).clamp(low, high).sum(dim=1)
-    last = (sums <= total).sum().clamp(1, 2 * batch - 1) - 1
-    left, right = bends[last], bends[last + 1]
-    rise = (sums[last + 1] - sums[last]).clamp_min(1e-9)
-    scale = left + (right - left) * ((total - sums[last]) / rise).clamp(0, 1)
+    last = (sums <= total).sum(0, keepdim=True).clamp(1, 2 * batch - 1) - 1
+    # Picked by gather: indexing with one number of the device would wait for it.
+    (left, right), (below, above) = (
+        (values.gather(0, last), values.gather(0, last + 1)) for values in (bends, sums)
+    )
+    part = ((total - below) / (above - below).clamp_min(1e-9)).clamp(0, 1)
+    scale = left + (right - left) * part
     exact = (scale * share).clamp(low, high)
     whole = (exact + 1e-9).floor()  # 1e-9: what should be whole must not lose one to rounding
     missing = total - whole.sum()

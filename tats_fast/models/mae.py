@@ -58,7 +58,11 @@ class PatchEmbedding(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):
             folded = weight / (self.std * scale)
             shift = bias - linear(self.mean / self.std, weight)
-        return linear(patches.to(weight.dtype), folded, shift)
+        # Straight to what the product runs in (bytes are exact in bf16 too), not by way of fp32.
+        device = patches.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
+        return linear(patches.to(dtype), folded, shift)
 
 
 def fixed_positions(config: ModelConfig, width: int) -> Tensor:

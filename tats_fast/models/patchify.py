@@ -84,3 +84,9 @@ def roughness(patches: Tensor, patch_size: int) -> Tensor:
     scale = 1 / 255 if patches.dtype == torch.uint8 else 1.0
     difference = (pixels[..., 1:, :].float() - pixels[..., :-1, :].float()) * scale
     return difference.square().mean(dim=(-3, -2, -1))
+
+
+def token_statistics(patches: Tensor, tubelet_size: int, patch_size: int) -> tuple[Tensor, Tensor]:
+    """``motion_energy`` and ``roughness``, (B, N) fp32 each; one function, so that a compiler can
+    read the pixels once for both."""
+    return motion_energy(patches, tubelet_size), roughness(patches, patch_size)

@@ -5,7 +5,7 @@ Legend: B clips, N tokens, N_v visible, L tokens of a decoder sequence, T rows o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -44,30 +44,29 @@ class TokenSplit:
     packing: Packing | None = None
     """Where clips differ in their visible tokens: their packed rows."""
 
-    @cached_property
-    def visible(self) -> Tensor:
-        """Tokens that the encoder sees."""
-        if self.packing is None:
-            return self.order[:, : self.count]
-        return self._packed_rows(self.packing.offsets.long(), self.order.shape[0] * self.count)[0]
+    visible: Tensor = field(init=False)
+    """Tokens that the encoder sees."""
+    masked: Tensor = field(init=False)
+    """Tokens that the decoder rebuilds and the loss scores."""
+    masked_slots: Tensor | None = field(init=False)
+    """Packed only: rows b*L + position of the masked tokens in the decoder's sequences."""
 
-    @cached_property
-    def masked(self) -> Tensor:
-        """Tokens that the decoder rebuilds and the loss scores."""
+    def __post_init__(self) -> None:
+        # Computed at once, not when first read: that would be a graph break inside a compiled model.
         if self.packing is None:
-            return self.order[:, self.count : self.length]
-        return self._masked_rows[0]
+            visible, slots = self.order[:, : self.count], None
+            masked = self.order[:, self.count : self.length]
+        else:
+            batch, offsets = self.order.shape[0], self.packing.offsets.long()
+            visible, _ = self._packed_rows(offsets, batch * self.count, torch.zeros_like(offsets))
+            clips = torch.arange(batch + 1, device=self.order.device)
+            masked, slots = self._packed_rows(
+                clips * self.length - offsets, batch * (self.length - self.count), offsets.diff()
+            )
+        for name, value in (("visible", visible), ("masked", masked), ("masked_slots", slots)):
+            object.__setattr__(self, name, value)  # frozen for everyone else
 
-    @cached_property
-    def masked_slots(self) -> Tensor:
-        """Where ``masked`` tokens stand in the decoder's sequences: as ``masked``, but positions
-        in [0, L) and rows b*L + position."""
-        if self.packing is None:
-            slots = torch.arange(self.count, self.length, device=self.order.device)
-            return slots.expand(self.order.shape[0], -1)
-        return self._masked_rows[1]
-
-    @cached_property
+    @property
     def sequence(self) -> Tensor:
         """(B, L): the decoder's tokens, visible first."""
         return self.order[:, : self.length]
@@ -99,21 +98,12 @@ class TokenSplit:
             return self.order.new_full(self.order.shape[:1], self.count)
         return self.packing.offsets.diff().long()
 
-    @cached_property
-    def _masked_rows(self) -> tuple[Tensor, Tensor]:
-        batch = self.order.shape[0]
-        clips = torch.arange(batch + 1, device=self.order.device)
-        offsets = clips * self.length - self.packing.offsets
-        return self._packed_rows(offsets, batch * (self.length - self.count), self.counts)
-
-    def _packed_rows(
-        self, offsets: Tensor, total: int, start: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _packed_rows(self, offsets: Tensor, total: int, start: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of tokens and of sequence slots that clips contribute: offsets[b + 1] - offsets[b]
         of them from slot start[b] on. ``total`` is known on the host, so no shape depends on
         what the device holds."""
         tokens = self.order.shape[1]
         row = torch.arange(total, device=self.order.device)
         clip = torch.searchsorted(offsets[1:], row, right=True)
-        slot = row - offsets[clip] + (0 if start is None else start[clip])
+        slot = row - offsets[clip] + start[clip]
         return clip * tokens + self.order[clip, slot], clip * self.length + slot
