@@ -8,13 +8,28 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 # own with TORCH="torch==2.13.0 --index-url ..."; the plain package brings gigabytes of CUDA along).
 TORCH ?= $(if $(GPU),torch>=2.11,torch==2.13.0+cpu)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-interpret test-compile test-gpu gpu-suite lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/run.py
 
+# The interpreter replaces Triton's compiler when kernels are imported, so it has its own process.
+# Without a GPU the kernels' tests run there alone.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(if $(GPU),,-m "not interpret and not gpu")
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interpret
+
+test-interpret: $(VENV)/.dev
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interpret
+
+test-compile: $(VENV)/.dev
+	$(BIN)/python -m pytest -m compile
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu
+
+gpu-suite:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_suite.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

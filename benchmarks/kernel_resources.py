@@ -4,12 +4,12 @@
     python benchmarks/kernel_resources.py --candidates    # every candidate configuration
 
 Registers and spills come from the chip's assembler (cuobjdump, carried by Triton's wheel), shared
-memory from Triton, instructions from the PTX. ``--markdown`` prints docs/kernels.md's table.
+memory from Triton, instructions from the PTX. ``--update docs/kernels.md`` renews the table there.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import re
 import subprocess
 import sys
@@ -81,16 +81,17 @@ def compile_launch(launch: Any, arch: int) -> Resources:
         options=options,
     )
     registers, stack = _usage(compiled.asm["cubin"])
+    matrix = set(re.findall(r"\b(wgmma|tcgen05\.mma|mma\.sync)", compiled.asm["ptx"]))
     sizes = {n: v for n, v in launch.arguments.items() if n.startswith("BLOCK")}
     config = " ".join(f"{n}={v}" for n, v in sizes.items())
     return Resources(
-        kernel=launch.kernel.fn.__name__,
+        kernel=kernel_name(launch),
         arch=arch,
         config=f"{config} warps={launch.num_warps} stages={launch.num_stages}".strip(),
         registers=registers,
         stack=stack,
         shared=compiled.metadata.shared,
-        matrix=tuple(sorted(set(re.findall(r"\b(wgmma|tcgen05\.mma|mma\.sync)", compiled.asm["ptx"])))),
+        matrix=tuple(sorted(matrix)),
     )
 
 
@@ -144,7 +145,10 @@ def op_calls(shape: Shape) -> dict[str, Callable[[], Any]]:
         differentiate(*kernels.trajectory_attention(qkv, shape.frames))
 
     def temporal() -> None:
-        q2, y = floats(batch, tokens, shape.heads, shape.dim), floats(batch, tokens, shape.frames, width)
+        q2, y = (
+            floats(batch, tokens, shape.heads, shape.dim),
+            floats(batch, tokens, shape.frames, width),
+        )
         weights = floats(width, width), floats(width, width), floats(width)
         differentiate(kernels.trajectory_temporal(q2, y, *weights))
 
@@ -196,39 +200,48 @@ def record(op: str, shape: Shape, arch: int) -> list[Any]:
 
 def tunables() -> dict[str, Any]:
     """Every ``launch.Tunable`` by name."""
+    return {t.name: t for _, t in _tunables()}
+
+
+def _tunables() -> Iterator[tuple[str, Any]]:
+    """(module, ``launch.Tunable``) of all files of kernels/fused."""
     from importlib import import_module
 
     from tats_fast.kernels.fused.launch import Tunable
 
-    found = {}
     for name in dispatch.TRITON_MODULES:
         module = import_module(f"tats_fast.kernels.fused.{name}")
-        found |= {v.name: v for v in vars(module).values() if isinstance(v, Tunable)}
-    return found
+        for value in vars(module).values():
+            if isinstance(value, Tunable):
+                yield module.__name__, value
 
 
-def launches(shape: Shape, arch: int, candidates: bool) -> Iterator[Any]:
-    """Each kernel's launch once; with ``candidates``, once for every configuration it may take."""
+def launches(op: str, shape: Shape, arch: int, candidates: bool = False) -> Iterator[Any]:
+    """Each launch of ``op`` once; with ``candidates``, once for every configuration it may take."""
     from tats_fast.kernels.fused.launch import forced
 
     seen = set()
-    for op in op_calls(shape):
-        variants: list[tuple[str, Any]] = [("", None)]
-        if candidates:
-            used = {t.name: t for t in tunables().values()}
-            variants += [(n, c) for n, t in used.items() for c in t.candidates]
-        for name, config in variants:
-            if config is None:
-                recorded = record(op, shape, arch)
-            else:
-                with forced(name, config):
-                    recorded = record(op, shape, arch)
-            for launch in recorded:
-                meta = {p.name: launch.arguments[p.name] for p in launch.kernel.params if p.is_constexpr}
-                key = (launch.kernel.fn.__name__, str(meta), launch.num_warps, launch.num_stages)
-                if key not in seen:
-                    seen.add(key)
-                    yield launch
+    variants: list[Any] = [contextlib.nullcontext()]
+    if candidates:
+        files = {launch.kernel.fn.__module__ for launch in record(op, shape, arch)}
+        own = [t for file, t in _tunables() if file in files]
+        variants += [forced(t.name, c) for t in own for c in t.candidates]
+    for variant in variants:
+        with variant:
+            recorded = record(op, shape, arch)
+        for launch in recorded:
+            sizes = {
+                p.name: launch.arguments[p.name] for p in launch.kernel.params if p.is_constexpr
+            }
+            key = (kernel_name(launch), str(sizes), launch.num_warps, launch.num_stages)
+            if key not in seen:
+                seen.add(key)
+                yield launch
+
+
+def kernel_name(launch: Any) -> str:
+    """Name of a launch's kernel as written in its file, without the frame of underscores."""
+    return launch.kernel.fn.__name__.strip("_").removesuffix("_kernel")
 
 
 def main() -> int:
@@ -236,26 +249,52 @@ def main() -> int:
     parser = common.Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
     parser.add_argument("--candidates", action="store_true", help="every candidate configuration")
-    parser.add_argument("--op", help="one op only")
-    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--op", nargs="+", choices=tuple(op_calls(Shape())), help="these ops only")
+    parser.add_argument("--update", metavar="FILE", help="rewrite the table in this Markdown file")
     options = parser.parse_args()
     problem = dispatch.triton_problem("cuda")
     if problem is not None:
         return common.fail(problem, 1)
-    rows = []
-    for arch in options.arch:
-        for launch in launches(Shape(), arch, options.candidates):
-            found = compile_launch(launch, arch)
-            rows.append(
-                [found.kernel, f"sm_{arch}", found.config, str(found.registers), str(found.stack),
-                 common.number(found.shared / 1024), ", ".join(found.matrix) or "-"]
-            )  # fmt: skip
-    header = ["kernel", "chip", "configuration", "registers", "stack B", "shared KiB", "matrix"]
-    if options.markdown:
-        print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
-        print("\n".join("| " + " | ".join(row) + " |" for row in rows))
-    else:
-        print(common.table(header, rows))
+    names = options.op or op_calls(Shape())
+    found = [
+        compile_launch(launch, arch)
+        for op in names
+        for arch in options.arch
+        for launch in launches(op, Shape(), arch, options.candidates)
+    ]
+    rows = [
+        [r.kernel, f"sm_{r.arch}", r.config, str(r.registers), str(r.stack),
+         common.number(r.shared / 1024), ", ".join(r.matrix) or "-"]
+        for r in sorted(found, key=lambda r: (r.kernel, r.arch))
+    ]  # fmt: skip
+    print(common.table(HEADER, rows))
+    if options.update:
+        return update(Path(options.update), markdown(rows))
+    return 0
+
+
+HEADER = ("kernel", "chip", "configuration", "registers", "stack B", "shared KiB", "matrix")
+MARKS = ("<!-- kernel_resources -->", "<!-- /kernel_resources -->")
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """The table for docs/kernels.md, with the Triton release that compiled it."""
+    import triton
+
+    lines = [HEADER, ["---"] * len(HEADER), *rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"Triton {triton.__version__}:\n\n{table}"
+
+
+def update(path: Path, table: str) -> int:
+    """Put ``table`` between the marks of a Markdown file; the exit code."""
+    try:
+        text = path.read_text()
+        before, rest = text.split(MARKS[0])
+        _, after = rest.split(MARKS[1])
+    except (OSError, ValueError):
+        return common.fail(f"--update {path}: no readable file with the marks {MARKS}", 2)
+    path.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
     return 0
 
 

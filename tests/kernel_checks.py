@@ -16,13 +16,14 @@ from torch import Tensor
 
 from tats_fast import kernels
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETING else "cpu"
 # The interpreter multiplies bf16 blocks wrongly (triton 3.6 to 3.9), so bf16 products are for GPUs.
 DOT_DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 interpreted = pytest.mark.skipif(
-    DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1",
+    DEVICE == "cpu" and not INTERPRETING,
     reason="needs TRITON_INTERPRET=1 from the start of the process: make test-interpret",
 )
 

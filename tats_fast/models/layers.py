@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from tats_fast import kernels
-from tats_fast.models.attention import attention, attention_packed
+from tats_fast.models.attention import attention_fused
 from tats_fast.models.split import Packing
 
 NORM_EPS = 1e-6
@@ -73,12 +73,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
         """(B, N, C) -> (B, N, C), or packed (T, C) -> (T, C)."""
-        q, k, v = self.qkv(x).unbind(-3)
-        if packing is None:
-            mixed = attention(q, k, v, self.backend)
-        else:
-            mixed = attention_packed(q, k, v, *packing, self.backend)
-        return self.proj(mixed.flatten(-2))
+        return self.proj(attention_fused(self.qkv(x), self.backend, packing).flatten(-2))
 
 
 class TrajectoryAttention(nn.Module):
