@@ -49,6 +49,7 @@ setup(
     install_requires=CORE,
     extras_require={
         "gpu": ["flash-attn>=2.8", "nvidia-dali-cuda130>=2.0", *DEEPSPEED],
+        "flash4": ["flash-attn-4>=4.0.0b36"],
         "deepspeed": DEEPSPEED,
         "demo": DEMO,
         "dev": DEV,

@@ -12,10 +12,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
+
+from torch.compiler import assume_constant_result
 
 LEVELS = ("reference", "torch", "triton")
 ENVIRONMENT = "TATS_KERNELS"
@@ -33,6 +34,7 @@ TRITON_MODULES = (
 _registry: dict[str, dict[str, Callable[..., Any]]] = {}
 _override: list[str] = []
 _assumed_gpu: list[bool] = []
+_imported: list[Any] = []
 
 
 def register(op: str, level: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -81,6 +83,7 @@ def resolved_level(op: str, device_type: str) -> str:
     return next(level for level in reversed(candidates) if level in _registry[op])
 
 
+@assume_constant_result  # for a compiled model; the level itself is traced, and so guarded
 def triton_problem(device_type: str) -> str | None:
     """Why Triton kernels cannot run on tensors of ``device_type``; None when they can."""
     if find_spec("triton") is None:
@@ -101,10 +104,11 @@ def assume_gpu() -> Iterator[None]:
         _assumed_gpu.pop()
 
 
-@cache
-def _import_triton_modules() -> None:
-    for name in TRITON_MODULES:
-        import_module(f".fused.{name}", __package__)
+@assume_constant_result
+def _import_triton_modules() -> bool:
+    if not _imported:
+        _imported.extend(import_module(f".fused.{name}", __package__) for name in TRITON_MODULES)
+    return True
 
 
 def ops() -> tuple[str, ...]:

@@ -174,7 +174,7 @@ def test_visualize_and_its_errors(capsys, config_file, videos, tmp_path):
 def test_doctor_says_what_runs_and_why_not(capsys):
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
-    for part in ("sdpa: yes", "flash: no, ", "trajectory_attention: ", "gloo: yes", "PyAV: yes"):
+    for part in ("sdpa: yes", "flash2: no, ", "trajectory_attention: ", "gloo: yes", "PyAV: yes"):
         assert part in text
 
 

@@ -39,9 +39,19 @@ def test_equals_reference(shape, dtype):
 
 
 def test_without_positions_packed_and_strided():
-    x, index, positions = case((3, 20, 24, 6), torch.float32)
+    _, index, positions = case((3, 20, 24, 6), torch.float32)
     rows = kernels.batch_rows(index, 20)[0].new_tensor([1, 19, 20, 33, 40, 41, 59])
     strided = torch.randn(20, 3, 48, device=DEVICE).transpose(0, 1)[..., 24:].requires_grad_()
     for index_ in (index, rows):
         check(kernels.token_gather, [strided, index_, None], torch.float32)
         check(kernels.token_gather, [strided, index_, positions], torch.float32)
+
+
+def test_registration():
+    from tats_fast.kernels.fused.token_gather import token_gather_bwd, token_gather_fwd
+
+    x, index, positions = case((2, 9, 12, 4), torch.float32)
+    rows = kernels.batch_rows(index, 9).flatten()
+    torch.library.opcheck(token_gather_fwd, (x, rows, positions))
+    torch.library.opcheck(token_gather_fwd, (x, rows, None))
+    torch.library.opcheck(token_gather_bwd, (torch.randn(8, 12, device=DEVICE), rows, 2, 9))

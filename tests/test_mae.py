@@ -11,7 +11,6 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining
 from tats_fast import kernels
 from tats_fast.config.load import build_config
 from tats_fast.models import MaskedAutoencoder, TokenSplit
-from tats_fast.models.attention import attention, choose_backend
 from tats_fast.models.layers import space_time_positions
 from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD, patchify
 
@@ -172,13 +171,3 @@ def test_tied_queries_attend_to_their_own_kind():
     assert torch.equal(q, k)
     scores = torch.einsum("bnhd,bmhd->bhnm", q, k)
     assert (scores.diagonal(dim1=2, dim2=3) > scores.mean(-1)).all()
-
-
-def test_attention_backends_agree():
-    q, k, v = torch.randn(3, 2, 7, 3, 8).unbind(0)
-    torch.testing.assert_close(
-        attention(q, k, v, "sdpa"), attention(q, k, v, "eager"), rtol=1e-5, atol=1e-5
-    )
-    assert choose_backend("auto", "cpu") == "sdpa"
-    with pytest.raises(ValueError, match=r"model\.attention=flash: FlashAttention runs on CUDA"):
-        choose_backend("flash", "cpu")

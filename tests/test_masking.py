@@ -56,7 +56,7 @@ def test_tube_rounds_per_frame_and_the_others_do_not(tiny_config):
     assert visible_tokens("tube", model, 0.9) == 4 * 1
     split = draw("tube", model, ratio=0.75)
     tokens = split.visible.view(3, 4, 4)  # place by place, each in all four frames
-    assert ((tokens % 16) == (tokens[:, :, :1] % 16)).all(), "a tube shows the same places in every frame"
+    assert ((tokens % 16) == (tokens[:, :, :1] % 16)).all(), "the same places in every frame"
 
 
 def test_frame_shows_whole_frames_and_part_of_one(model):

@@ -71,7 +71,9 @@ _recordings: list[tuple[int, list[Launch]]] = []
 _forced: dict[str, Config] = {}
 
 
-def launch(kernel: Any, grid: tuple[int, ...], config: Config, *args: Any, **constants: Any) -> None:
+def launch(
+    kernel: Any, grid: tuple[int, ...], config: Config, *args: Any, **constants: Any
+) -> None:
     """Start ``kernel`` on ``grid`` with run-time ``args`` in order and compile-time ``constants``;
     ``config.sizes`` are compile-time arguments too."""
     constants = {**config.sizes, **constants}
@@ -82,9 +84,7 @@ def launch(kernel: Any, grid: tuple[int, ...], config: Config, *args: Any, **con
         return
     device = next(arg for arg in args if isinstance(arg, Tensor)).device
     with torch.cuda.device(device.index if device.type == "cuda" else -1):  # -1 changes nothing
-        kernel[grid](
-            *args, **constants, num_warps=config.num_warps, num_stages=config.num_stages
-        )
+        kernel[grid](*args, **constants, num_warps=config.num_warps, num_stages=config.num_stages)
 
 
 @contextmanager
@@ -147,5 +147,5 @@ def cast_for_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def with_unit_stride(x: Tensor) -> Tensor:
-    """``x``, copied only if its last dimension is not contiguous: kernels take all other strides."""
+    """``x``, copied only if its last dimension has gaps: kernels take all other strides."""
     return x if x.stride(-1) == 1 else x.contiguous()

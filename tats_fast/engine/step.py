@@ -148,9 +148,7 @@ def _micro_step(learner: Learner, clips: Tensor, plan: StepPlan) -> _MicroBatch:
     return _MicroBatch(tokens.detach(), experience, policy, metrics)
 
 
-def _budget_scores(
-    masking: MaskingConfig, policy: Policy | None, motion: Tensor
-) -> Tensor | None:
+def _budget_scores(masking: MaskingConfig, policy: Policy | None, motion: Tensor) -> Tensor | None:
     """What an adaptive budget follows, (B,); None for a fixed one."""
     if masking.budget == "fixed":
         return None

@@ -29,7 +29,8 @@ from tats_fast.models.split import TokenSplit
 
 class Reconstruction(NamedTuple):
     """Output of ``MaskedAutoencoder``: ``prediction`` (B, N_m, D), packed (T, D), of the normalised
-    masked patches, the ``split`` it was made for and the patch ``tokens`` (B, N, C) before positions."""
+    masked patches, the ``split`` it was made for, and the patch ``tokens`` (B, N, C) before
+    positions."""
 
     prediction: Tensor
     split: TokenSplit

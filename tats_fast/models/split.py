@@ -52,7 +52,7 @@ class TokenSplit:
     """Packed only: rows b*L + position of the masked tokens in the decoder's sequences."""
 
     def __post_init__(self) -> None:
-        # Computed at once, not when first read: that would be a graph break inside a compiled model.
+        # Computed at once, not when first read: that would break a compiled model's graph.
         if self.packing is None:
             visible, slots = self.order[:, : self.count], None
             masked = self.order[:, self.count : self.length]

@@ -1,6 +1,7 @@
 """PPO for a one-step episode: state = a clip's tokens, action = the draw, reward from the error.
 
-Legend: B clips, N tokens, N_v visible, N_m masked and scored. docs/method.md, "Learning the sampler".
+Legend: B clips, N tokens, N_v visible, N_m masked and scored. docs/method.md, "Learning the
+sampler".
 """
 
 from __future__ import annotations
