@@ -29,8 +29,9 @@ def report_lines() -> list[str]:
         *(_line(name, unavailable(name, device)) for name in BACKENDS),
         f"  model.attention=auto takes {attention}; clips of different lengths are {unequal}",
         "",
-        f"kernels (on {device}; TATS_KERNELS={kernels.requested_level()})",
-        *(f"  {op}: {kernels.resolved_level(op, device)}" for op in kernels.ops()),
+        f"kernels (on {device})",
+        _line("Triton", kernels.triton_problem(device)),
+        *_kernels(device),
         "",
         "decoding",
         _package("av", "PyAV", "pip install av"),
@@ -58,6 +59,15 @@ def _devices() -> list[str]:
             f"sm_{properties.major}{properties.minor}, CUDA {torch.version.cuda}"
         )
     return lines
+
+
+def _kernels(device: str) -> list[str]:
+    try:
+        level = kernels.requested_level()
+        chosen = [f"  {op}: {kernels.resolved_level(op, device)}" for op in kernels.ops()]
+        return [f"  TATS_KERNELS={level} takes", *(f"  {line}" for line in chosen)]
+    except ValueError as error:
+        return [f"  none: {error}"]
 
 
 def _distributed() -> list[str]:

@@ -72,6 +72,19 @@ def test_bad_settings_stop_before_any_work(capsys, config_file, tmp_path, overri
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("level", "reason"), [("triton", "runs on CUDA only"), ("fastest", "must be one of auto")]
+)
+def test_kernels_that_cannot_run_stop_before_any_work(
+    capsys, config_file, tmp_path, monkeypatch, level, reason
+):
+    monkeypatch.setenv("TATS_KERNELS", level)
+    fails(capsys, ["pretrain", "--config", config_file], 2, f"TATS_KERNELS={level}", reason)
+    assert not (tmp_path / "runs").exists()
+    assert main(["doctor"]) == 0
+    assert reason in capsys.readouterr().out
+
+
 def test_missing_config_and_root(capsys, config_file, tmp_path):
     fails(capsys, ["pretrain", "--config", "nowhere.yaml"], 2, "nowhere.yaml: No such file")
     listing = tmp_path / "list.txt"

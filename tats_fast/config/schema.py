@@ -139,18 +139,18 @@ class MaskingConfig:
             0 < self.budget_min <= 1, "masking.budget_min", self.budget_min, "must be in (0, 1]"
         )
         require(self.budget_max >= 1, "masking.budget_max", self.budget_max, "must be at least 1")
+        require(
+            self.budget == "fixed" or self.strategy not in ("tube", "frame"),
+            "masking.budget",
+            self.budget,
+            f"has no meaning for {self.strategy}, whose masks come in whole columns or frames",
+        )
         learned = self.strategy in LEARNED_STRATEGIES
         require(
             self.budget == "fixed" or learned or self.budget_by == "motion",
             "masking.budget_by",
             self.budget_by,
             f"needs a learned strategy, not {self.strategy}; use masking.budget_by=motion",
-        )
-        require(
-            self.budget == "fixed" or self.strategy not in ("tube", "frame"),
-            "masking.budget",
-            self.budget,
-            f"has no meaning for {self.strategy}, whose masks come in whole columns or frames",
         )
         for name in ("ratio", "start_ratio"):
             value = getattr(self, name)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tats_fast import kernels
 from tats_fast.config import ConfigError, RunConfig, save_config
 from tats_fast.config.schema import LEARNED_STRATEGIES
 from tats_fast.data import (
@@ -325,6 +326,7 @@ def make_learner(config: RunConfig, world: World) -> Learner:
         config.train.precision == "auto" and world.device.type == "cuda"
     )
     try:
+        kernel_levels(world.device.type)
         mae, sampler = build_models(config, world.device.type, initial_value(config.ppo.credit))
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -344,18 +346,27 @@ def make_learner(config: RunConfig, world: World) -> Learner:
     )
 
 
+def kernel_levels(device_type: str) -> list[str]:
+    """Which implementations of the hot ops run.
+
+    Raises:
+        ValueError: ``TATS_KERNELS`` names one that cannot.
+    """
+    return sorted({kernels.resolved_level(op, device_type) for op in kernels.ops()})
+
+
 def describe(config: RunConfig, world: World, num_videos: int, steps: int) -> str:
     """What silently decides a result, said at the start."""
-    from tats_fast import kernels
     from tats_fast.models.attention import choose_backend
 
     train, optim, model = config.train, config.optim, config.model
     batch = train.batch_size
     micro = batch // (world.size * train.accumulation)
     scale = batch / 256
-    visible = visible_tokens(config.masking.strategy, model, config.masking.ratio)
+    masking = config.masking
+    visible = visible_tokens(masking.strategy, model, masking.ratio)
+    shared = "" if masking.budget == "fixed" else f" on average, shared out by {masking.budget_by}"
     device = world.device.type
-    levels = sorted({kernels.resolved_level(op, device) for op in kernels.ops()})
     return "\n".join(
         [
             f"run {Path(config.output_dir) / config.name}: {num_videos} videos, {steps} steps, "
@@ -363,8 +374,9 @@ def describe(config: RunConfig, world: World, num_videos: int, steps: int) -> st
             f"global batch {batch} = {world.size} processes x {train.accumulation} micro-batches x "
             f"{micro} clips; learning rate {optim.base_lr * scale:.3g} peak, "
             f"{optim.min_lr * scale:.3g} at the end (base {optim.base_lr:g} x {batch}/256)",
-            f"masking {config.masking.strategy}: {visible} of {model.num_tokens} tokens visible "
-            f"(ratio {config.masking.ratio:g})",
-            f"attention {choose_backend(model.attention, device)}, kernels {'+'.join(levels)}",
+            f"masking {masking.strategy}: {visible} of {model.num_tokens} tokens visible "
+            f"(ratio {masking.ratio:g}){shared}; {masking.decoder_keep_ratio:.0%} of the others "
+            "rebuilt",
+            f"attention {choose_backend(model.attention, device)}, kernels {'+'.join(kernel_levels(device))}",
         ]
     )
