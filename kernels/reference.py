@@ -168,7 +168,8 @@ def masked_mse(prediction: Tensor, patches: Tensor, index: Tensor) -> Tensor:
     """
     with torch.no_grad():
         target = token_gather(normalized_patches(patches), index)
-    return (prediction.to(target.dtype) - target).square().mean(dim=-1)
+    wide = torch.promote_types(prediction.dtype, target.dtype)
+    return (prediction.to(wide) - target).square().mean(dim=-1)
 
 
 @register("policy_logprob", "reference")

@@ -32,7 +32,7 @@ pytestmark = [
 
 OPS = tuple(resources.op_calls(resources.Shape()))
 SHAPE = resources.Shape()
-MATRIX_KERNELS = ("trajectory",)  # kernels whose name starts so multiply matrices
+MATRIX_OPS = ("trajectory_attention", "trajectory_temporal")  # all their kernels multiply matrices
 SMALL = resources.Shape(batch=1, frames=3, places=36, heads=2, dim=32, decoder_width=48, visible=9)
 
 
@@ -52,7 +52,7 @@ def test_chosen_configuration_at_vit_base(op, arch):
         found = resources.compile_launch(launch, arch)
         assert found.stack == 0, f"{found} spills"
         assert found.shared <= limit(arch), found
-        if found.kernel.startswith(MATRIX_KERNELS):
+        if op in MATRIX_OPS:
             assert found.matrix, f"{found}: no tensor-core instruction"
 
 

@@ -30,10 +30,10 @@ def _token_gather_fwd_kernel(
 ):  # fmt: skip
     """Program t writes row t of out (T, C)."""
     i_t = tl.program_id(0).to(tl.int64)
-    i_row = tl.load(index + i_t)
+    i_row = tl.load(index + i_t).to(tl.int32)  # a 64-bit division would take a hundred instructions
+    i_b, i_n = (i_row // tokens).to(tl.int64), i_row % tokens
     o_c = tl.arange(0, BLOCK_C)
     m_c = o_c < width
-    i_b, i_n = i_row // tokens, i_row % tokens
     b_row = tl.load(x + i_b * stride_xb + i_n * stride_xn + o_c, mask=m_c)  # [BLOCK_C]
     if HAS_POSITIONS:
         # Added in fp32 and rounded once.
