@@ -80,6 +80,7 @@ def test_large_scores():
     check(kernels.trajectory_attention, [case(SMALL, torch.float32, scale=16.0)], torch.float32, 2)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NaN in the interpreter's numpy
 @pytest.mark.usefixtures("kernels_only")
 @pytest.mark.parametrize("part", [1, 2], ids=["k", "v"])
 def test_frames_do_not_leak(part):

@@ -73,7 +73,7 @@ def config_for(tunable: Tunable, qkv: Tensor) -> Config:
 
 @triton.jit
 def batch_and_head(heads):
-    """Of a program (_, b*h + h), in 64 bit: a batch's offsets pass 2^31 (B = 64 at ViT-L)."""
+    """Of a program (_, b*h + h), in 64 bit: the offsets of a batch can pass 2^31."""
     i_bh = tl.program_id(1).to(tl.int64)
     return i_bh // heads, i_bh % heads
 
