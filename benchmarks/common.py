@@ -34,12 +34,6 @@ def make_importable() -> None:
 # At import, because the scripts import from the package right after this module.
 make_importable()
 
-# Dense matrix rates, TFLOP/s, from NVIDIA's data sheets (SXM parts, without sparsity).
-PEAK_TFLOPS = {
-    "H200": {"bf16": 989.0, "fp32": 67.0},
-    "H100": {"bf16": 989.0, "fp32": 67.0},
-    "A100": {"bf16": 312.0, "fp32": 19.5},
-}
 VERSIONED = ("triton", "numpy", "einops", "flash-attn", "flash-attn-4", "av")
 
 
@@ -154,14 +148,6 @@ def git_commit() -> str | None:
     return head + ("-dirty" if changes else "")
 
 
-def peak_tflops(device: torch.device, precision: str) -> float | None:
-    """The data sheet's dense matrix rate of this GPU at "bf16" or "fp32"; None = not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((rates[precision] for key, rates in PEAK_TFLOPS.items() if key in name), None)
-
-
 def percentiles(values: Sequence[float]) -> dict[str, float]:
     """p20, p50 and p80, linearly interpolated."""
     return {f"p{q}": float(np.percentile(values, q)) for q in (20, 50, 80)}
@@ -204,6 +190,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), *(line(row) for row in rows)])
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as a Markdown table."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+
+
 def number(value: float | None, digits: int = 1) -> str:
     """A table's cell; ``-`` for what was not measured."""
     return "-" if value is None else f"{value:,.{digits}f}"
@@ -218,13 +210,25 @@ def write_json(path: str, record: dict[str, Any]) -> None:
     Path(path).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
-def check_writable(path: str | None) -> str | None:
+def first_line(error: BaseException) -> str:
+    """An exception's message for a table: one line of at most 160 characters."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
+def reason(report: str) -> str:
+    """The line of a pytest report that says what was wrong, at most 200 characters."""
+    lines = report.strip().splitlines() or [""]
+    found = next((line.removeprefix("E").strip() for line in lines if line.startswith("E ")), None)
+    return (found or lines[-1])[:200]
+
+
+def check_writable(path: str | None, option: str = "--json") -> str | None:
     """Why a result could not be written to ``path``, asked before minutes of measuring."""
     if path is None:
         return None
     target = Path(path)
     if target.is_dir():
-        return f"--json {path}: is a folder"
+        return f"{option} {path}: is a folder"
     if not os.access(target if target.exists() else target.parent, os.W_OK):
-        return f"--json {path}: cannot be written"
+        return f"{option} {path}: cannot be written"
     return None

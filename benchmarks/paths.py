@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import ROOT
+from synthetic_clips import NAME, moving_texture
 from torch import Tensor
 
 from tats_fast import kernels
@@ -46,8 +47,8 @@ class StepPath:
     """Level of the hot ops, whatever the environment says."""
     attention: str
     """``model.attention``."""
-    compiled: bool = False
-    """torch.compile of every block of autoencoder and sampler."""
+    compiled: tuple[str, ...] = ()
+    """Device types on which ``train.compile`` is on (torch.compile of every block)."""
 
 
 PATHS = {
@@ -55,10 +56,13 @@ PATHS = {
     for path in (
         StepPath("reference", "reference", "eager"),
         StepPath("sdpa", "reference", "sdpa"),
-        StepPath("compiled", "torch", "sdpa", compiled=True),
-        StepPath("fast", "auto", "auto"),
+        StepPath("compiled", "torch", "sdpa", ("cuda", "cpu")),
+        StepPath("fast", "auto", "auto", ("cuda",)),
+        StepPath("fast_eager", "auto", "auto"),
     )
 }
+"""``fast`` is what a run would use; ``fast_eager``, for comparison on a GPU, is it without
+torch.compile."""
 
 
 @dataclass
@@ -136,22 +140,13 @@ def make_contender(
     Raises:
         ConfigError: an attention backend that this machine lacks.
     """
-    model = replace(config.model, attention=path.attention)
-    learner = make_learner(replace(config, model=model), World(0, 1, device))
-    if path.compiled:
-        # Past this many variants of a function dynamo silently runs it eagerly.
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        for block in blocks(learner):
-            # Shapes never change; but dynamo, meeting blocks of several sizes, would compile one
-            # graph for any size.
-            block.compile(dynamic=False)
+    config = replace(
+        config,
+        model=replace(config.model, attention=path.attention),
+        train=replace(config.train, compile=device.type in path.compiled),
+    )
+    learner = make_learner(config, World(0, 1, device))
     return Contender(path, learner, list(clips.chunk(config.train.accumulation)))
-
-
-def blocks(learner: Learner) -> list[torch.nn.Module]:
-    """Transformer blocks of autoencoder and sampler."""
-    mae, sampler = learner.runner.module, learner.sampler
-    return [*mae.encoder, *mae.decoder, *([] if sampler is None else [sampler.block])]
 
 
 def disagreements(
@@ -173,11 +168,10 @@ def disagreements(
 def load_clips(model: ModelConfig, batch: int, seed: int) -> tuple[Tensor, str]:
     """A batch of uint8 clips (B, T, S, S, 3), and one phrase that says what they are.
 
-    Random windows and crops of the demo's videos, scaled to the model's size; seeded noise where
-    PyAV or the videos are missing.
+    Random windows and crops of the demo's videos, scaled to the model's size; generated moving
+    textures where PyAV or the videos are missing.
     """
     videos = sorted(CLIPS_FOLDER.glob("*.mp4"))
-    shape = (model.num_frames, model.image_size, model.image_size, 3)
     try:
         if not videos:
             raise FileNotFoundError(f"no videos in {CLIPS_FOLDER.relative_to(ROOT)}")
@@ -185,11 +179,15 @@ def load_clips(model: ModelConfig, batch: int, seed: int) -> tuple[Tensor, str]:
             _decode(videos, index, model, seed) for index in range(min(batch, DECODED_CLIPS))
         ]
     except (ImportError, FileNotFoundError, DecodeError) as error:
-        noise = np.random.default_rng(seed).integers(0, 256, (batch, *shape), np.uint8)
-        return torch.from_numpy(noise), f"seeded random bytes, not video ({error})"
+        rng = np.random.default_rng(seed)
+        frames, side = model.num_frames, model.image_size
+        distinct = [moving_texture(frames, side, rng) for _ in range(min(batch, DECODED_CLIPS))]
+        source = f"{len(distinct)} x {NAME} ({error})"
+    else:
+        folder = CLIPS_FOLDER.relative_to(ROOT)
+        source = f"{len(distinct)} random crop(s) of real clips in {folder}"
     clips = torch.from_numpy(np.stack([distinct[i % len(distinct)] for i in range(batch)]))
-    folder = CLIPS_FOLDER.relative_to(ROOT)
-    return clips, f"{len(distinct)} random crop(s) of real clips in {folder}"
+    return clips, source
 
 
 def _decode(videos: Sequence[Path], index: int, model: ModelConfig, seed: int) -> np.ndarray:

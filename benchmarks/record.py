@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import common
 from stages import STAGES
+
+from tats_fast.config import RunConfig
 
 
 def summary(
@@ -37,25 +38,32 @@ def summary(
     }
 
 
-def describe(record: dict[str, Any]) -> str:
-    """What is about to be measured."""
-    config, run = record["config"], record["config"]["run"]
-    model, used = run["model"], record["versions"]
-    clip = f"{model['num_frames']} x {model['image_size']} x {model['image_size']}"
-    peak = config["peak_tflops"]
+def describe(record: dict[str, Any], run: RunConfig) -> str:
+    """Where, and what kind of step, is about to be measured."""
+    model, used = run.model, record["versions"]
+    clip = f"{model.num_frames} x {model.image_size} x {model.image_size}"
     return "\n".join(
         [
             common.hardware_line(record["hardware"]),
             f"tats-fast {used['tats_fast']} at {record['commit'] or 'unknown commit'}, "
             f"torch {used['torch']}, triton {used['triton'] or 'not installed'}",
-            f"{model['preset']} (C={model['width']}, {model['depth']} blocks), {clip}, batch "
-            f"{config['batch']}, {config['precision']}, {run['masking']['strategy']} with "
+            f"{model.preset} (C={model.width}, {model.depth} blocks), {clip}",
+        ]
+    )
+
+
+def describe_batch(config: dict[str, Any]) -> str:
+    """One batch size, a record's ``config``."""
+    peak, strategy = config["peak_tflops"], config["run"]["masking"]["strategy"]
+    reference = f"{peak:g} TFLOP/s" if peak else "nothing: no peak known (--peak-tflops)"
+    return "\n".join(
+        [
+            f"batch {config['batch']}, {config['precision']}, {strategy} with "
             f"{config['visible']} of {config['tokens']} tokens visible, inner epochs "
             f"K={config['inner_epochs']}",
             f"clips: {config['clips']}; on the device from the start, so data wait is not measured",
             f"model FLOPs per step and clip: {config['step_gflop_per_clip']:.4g} GFLOP for every "
-            "path (flops.py, absorbed trajectory stage); MFU relative to "
-            + (f"{peak:g} TFLOP/s" if peak else "nothing: no peak known (--peak-tflops)"),
+            f"path (flops.py, absorbed trajectory stage); MFU relative to {reference}",
             f"{config['steps']} timed and {config['warmup']} warm-up rounds, paths interleaved",
         ]
     )
@@ -75,10 +83,10 @@ def gate_line(first: dict[str, dict[str, float]], settings: dict[str, Any]) -> s
     )
 
 
-def results(record: dict[str, Any], measured: Sequence[str]) -> str:
-    """The two tables: rates, then stages."""
-    config, paths = record["config"], {name: record["paths"][name] for name in measured}
-    baseline = measured[0]
+def results(config: dict[str, Any], paths: dict[str, Any]) -> str:
+    """The two tables of the paths that ran: rates, then stages."""
+    paths = {name: path for name, path in paths.items() if "step_ms" in path}
+    baseline = next(iter(paths))
     header = [
         *("path", "kernels", "attention", "clips/s", "p20 ms", "p50 ms", "p80 ms"),
         *(f"x {baseline}", "peak MiB", "TFLOP/s", "MFU %", "loss"),
@@ -89,7 +97,11 @@ def results(record: dict[str, Any], measured: Sequence[str]) -> str:
         ratio = paths[baseline]["step_ms"]["p50"] / step["p50"]
         rows.append(
             [
-                *(name, "+".join(sorted(set(how["kernels"].values()))), how["attention"]),
+                *(
+                    name,
+                    "+".join(sorted(set(how["kernels"].values()))) + " compiled" * how["compile"],
+                ),
+                how["attention"],
                 common.number(path["clips_per_s"], 3 if path["clips_per_s"] < 10 else 1),
                 *(common.number(step[p]) for p in ("p20", "p50", "p80")),
                 *(f"{ratio:.2f}", common.number(path["peak_mem_mb"], 0)),

@@ -7,14 +7,12 @@ engine needs no timing code. Nothing here runs during timed steps.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
+from peak_memory import MIB, peak_growth
 
 from tats_fast import kernels
 from tats_fast.engine import step as step_module
@@ -27,11 +25,9 @@ STAGES = (
     *("loss", "backward", "optimizer", INNER, OTHER),
 )
 """In the step's order. ``data_wait`` is None: clips lie on the device, there is no loader here.
-``draw`` is the Gumbel top-k; ``loss`` the reconstruction error, the reward and PPO's first loss;
-``backward`` that of autoencoder and sampler together; ``optimizer`` both updates of the first
-epoch; ``inner_epochs`` everything of PPO's epochs 2..K; ``other`` metrics and the rest."""
-
-MIB = 2**20
+``draw`` is policy, noise, order and split; ``loss`` the reconstruction error, the reward and PPO's
+first loss; ``backward`` that of autoencoder and sampler together; ``optimizer`` both updates of the
+first epoch; ``inner_epochs`` everything of PPO's epochs 2..K; ``other`` metrics and the rest."""
 
 
 class StageClock:
@@ -88,7 +84,9 @@ def instrumented(learner: Learner, clock: StageClock) -> Iterator[None]:
     mae, sampler = learner.runner.module, learner.sampler
     places: list[tuple[Any, str, str]] = [
         (step_module, "patchify", "patchify"),
-        (step_module, "split_tokens", "draw"),
+        (step_module, "draw_order", "draw"),
+        (step_module, "split_for_training", "draw"),
+        (kernels, "policy_sample", "draw"),
         (step_module, "make_experience", "loss"),
         (step_module, "sampler_loss", "loss"),
         (step_module, "adamae_loss", "loss"),
@@ -153,42 +151,7 @@ def peak_memory_mb(call: Callable[[], Any], learner: Learner, device: torch.devi
     """Peak memory of one step in MiB: the learner's own state, and what the step adds to it.
 
     Several learners live in the process, so the level at rest is subtracted and this learner's
-    state put back. GPU: allocated tensors. CPU: resident memory, whose high-water mark Linux
-    resets on request (proc(5), /proc/pid/clear_refs); None where that is not to be had.
+    state put back.
     """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        rest = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        grown = torch.cuda.max_memory_allocated(device) - rest
-    else:
-        rest = _reset_resident_peak()
-        if rest is None:
-            return None
-        call()
-        peak = _resident_bytes("VmHWM")
-        if peak is None:
-            return None
-        grown = peak - rest
-    return (state_bytes(learner) + grown) / MIB
-
-
-def _reset_resident_peak() -> int | None:
-    """Give freed memory back to the system and forget the old peak; the level at rest, bytes."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):
-        return None
-    return _resident_bytes("VmRSS")
-
-
-def _resident_bytes(field: str) -> int | None:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field)), None)
+    grown = peak_growth(call, device)
+    return None if grown is None else (state_bytes(learner) + grown) / MIB

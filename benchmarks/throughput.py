@@ -4,20 +4,24 @@
 
 Before anything is timed, every path takes the first step from the same weights, clips and draws,
 and must agree with the first path; exit code 1 names the one that does not. Times are those of
-whole training steps (``tats_fast.engine.step.train_step``) that end with a drained device. One
-batch lies on the device throughout, so loading is not part of the step.
+whole training steps (``tats_fast.engine.step.train_step``), on a GPU by its own clock and without
+waiting for it between steps, as in training. One batch lies on the device throughout, so loading is
+not part of the step.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+import ceilings
 import common
 import flops
 import torch
+from op_timing import steps_ms
 from paths import (
     GRADIENT_TOLERANCE,
     PATHS,
@@ -27,7 +31,8 @@ from paths import (
     load_clips,
     make_contender,
 )
-from record import describe, gate_line, results, summary
+from plots import draw_throughput, plot_problem
+from record import describe, describe_batch, gate_line, results, summary
 from stages import STAGES, StageClock, instrumented, peak_memory_mb
 
 from tats_fast.config import ConfigError, RunConfig, load_config
@@ -40,6 +45,7 @@ RESERVED = {
     "model.attention": "every path sets its own",
     "device": "use --device",
     "train.batch_size": "use --batch",
+    "train.compile": "every path sets its own",
     "masking.schedule": "the mask ratio is constant here; use --mask-ratio",
     "distributed.engine": "the benchmark is one plain process",
 }
@@ -54,10 +60,12 @@ def make_parser() -> common.Parser:
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--model", default="vit_base", metavar="PRESET", help="model.preset (default: %(default)s)")
     add("--batch", type=common.positive_int, help="clips per step (default: 1; 64 on a GPU)")
+    add("--batches", type=common.positive_int, nargs="+", metavar="B", help="several, in turn; the "
+        "record's main entry is the one with most clips/s of the last path")  # fmt: skip
     add("--steps", type=common.positive_int, default=10, help="timed steps per path")
     add("--warmup", type=common.natural_int, help="untimed rounds (default: 1; 3 on a GPU)")
-    add("--paths", metavar="A,B", help="of reference, sdpa, compiled, fast (default: all; on the "
-        "CPU without compiled)")  # fmt: skip
+    add("--paths", metavar="A,B", help="of reference, sdpa, compiled, fast, fast_eager (default: "
+        "the first four; on the CPU without compiled)")  # fmt: skip
     add("--mask-ratio", type=float, default=0.95, help="share of tokens hidden")
     add("--image-size", type=common.positive_int, help="side of the clip, pixels")
     add("--frames", type=common.positive_int, help="frames per clip")
@@ -66,12 +74,15 @@ def make_parser() -> common.Parser:
     add("--seed", type=common.natural_int, default=0, help="of weights, clips and draws")
     add("--peak-tflops", type=common.positive_float, help="matrix rate that MFU is relative to "
         "(default: the GPU's data sheet, none on the CPU)")  # fmt: skip
+    add("--keep-going", action="store_true", help="record a path that is wrong or fails, go on "
+        "with the others, and exit with 1 in the end")  # fmt: skip
     add("--json", metavar="FILE", help="write the record")
+    add("--plot", metavar="FILE.png", help="draw the stages, and clips/s over the batch size")
     add("overrides", nargs="*", metavar="key=value", help="configuration, such as model.depth=2")
     return parser
 
 
-def read_config(options: Any) -> RunConfig:
+def read_config(options: Any, batch: int) -> RunConfig:
     """The run's configuration: what the options say, then the overrides.
 
     Raises:
@@ -87,7 +98,7 @@ def read_config(options: Any) -> RunConfig:
         "model.num_frames": options.frames,
         "masking.ratio": options.mask_ratio,
         "ppo.epochs": options.inner_epochs,
-        "train.batch_size": options.batch,
+        "train.batch_size": batch,
         "train.precision": options.precision,
         "seed": options.seed,
     }
@@ -102,7 +113,7 @@ def chosen_paths(text: str | None, device: torch.device) -> list[str]:
         ConfigError: an unknown name.
     """
     if text is None:
-        return [name for name in PATHS if name != "compiled" or device.type == "cuda"]
+        return ["reference", "sdpa", *["compiled"] * (device.type == "cuda"), "fast"]
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in PATHS:
@@ -115,40 +126,47 @@ class GateError(Exception):
 
 
 def enter(
-    names: Sequence[str], config: RunConfig, device: torch.device, clips: torch.Tensor
-) -> tuple[dict[str, Contender], dict[str, dict[str, float]], dict[str, str]]:
+    names: Sequence[str],
+    config: RunConfig,
+    device: torch.device,
+    clips: torch.Tensor,
+    keep_going: bool = False,
+) -> tuple[dict[str, Contender], dict[str, dict[str, float]], dict[str, dict[str, str]]]:
     """Build the paths and let each pass the gate.
 
     Returns:
-        contenders, their first steps' values, and why others are skipped: torch.compile failing,
-        or a GPU too small for the path.
+        contenders, their first steps' values, and the entries of those that do not take part:
+        ``skipped`` where torch.compile fails or the GPU is too small for the path, ``failed``
+        (with ``keep_going``) where the path does.
 
     Raises:
         GateError: a path computes something else.
     """
-    contenders, first, skipped = {}, {}, {}
+    contenders, first, out = {}, {}, {}
     for name in names:
         try:
             contender = make_contender(PATHS[name], config, device, clips)
             values = contender.first_step()
+            precision = "bf16" if contender.learner.bf16 else "fp32"
+            baseline = next(iter(first), name)
+            wrong = disagreements(values, first.get(baseline, values), precision)
+            if wrong:
+                raise GateError(f"path {name} disagrees with {baseline}: {'; '.join(wrong)}")
+            first[name], contenders[name] = values, contender
         except torch.OutOfMemoryError:
-            skipped[name] = f"out of GPU memory at batch {config.train.batch_size}"
+            out[name] = {"skipped": f"out of GPU memory at batch {config.train.batch_size}"}
             torch.cuda.empty_cache()
-            continue
         except Exception as error:
-            if not PATHS[name].compiled or isinstance(error, ConfigError):
+            reason = common.first_line(error)
+            if isinstance(error, ConfigError):
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-            skipped[name] = f"torch.compile failed: {reason}"
-            continue
-        precision = "bf16" if contender.learner.bf16 else "fp32"
-        baseline = next(iter(first), name)
-        first[name] = values
-        wrong = disagreements(values, first[baseline], precision)
-        if wrong:
-            raise GateError(f"path {name} disagrees with {baseline}: {'; '.join(wrong)}")
-        contenders[name] = contender
-    return contenders, first, skipped
+            if device.type in PATHS[name].compiled and not isinstance(error, GateError):
+                out[name] = {"skipped": f"torch.compile failed: {reason}"}
+            elif keep_going:
+                out[name] = {"failed": reason}
+            else:
+                raise
+    return contenders, first, out
 
 
 def inspect(
@@ -174,68 +192,131 @@ def inspect(
     return stages, memory
 
 
-def run(options: Any) -> int:
-    """Gate, time, inspect, print, write; the exit code."""
-    device = pick_device(options.device)
-    gpu = device.type == "cuda"
-    options.batch = options.batch or (64 if gpu else 1)
-    warmup = options.warmup if options.warmup is not None else (3 if gpu else 1)
-    config = read_config(options)
-    names = chosen_paths(options.paths, device)
-    problem = common.check_writable(options.json)
-    if problem:
-        raise ConfigError(problem)
-    clips, source = load_clips(config.model, config.train.batch_size, config.seed)
-    bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and gpu)
+def settings_of(options: Any, config: RunConfig, source: str, device: torch.device) -> dict:
+    """The record's ``config`` for one batch size."""
+    bf16 = config.train.precision == "bf16" or (
+        config.train.precision == "auto" and device.type == "cuda"
+    )
     precision = "bf16" if bf16 else "fp32"
     visible = visible_tokens(config.masking.strategy, config.model, config.masking.ratio)
-    settings = {
-        **{"device": device.type, "batch": options.batch, "steps": options.steps},
-        **{"warmup": warmup, "precision": precision, "inner_epochs": config.ppo.epochs},
+    return {
+        **{"device": device.type, "batch": config.train.batch_size, "steps": options.steps},
+        **{"warmup": options.warmup, "precision": precision, "inner_epochs": config.ppo.epochs},
         **{"tokens": config.model.num_tokens, "visible": visible, "clips": source},
         "tolerance_losses": RELATIVE_TOLERANCE[precision],
         "tolerance_grad_norms": GRADIENT_TOLERANCE[precision],
         "step_gflop_per_clip": flops.training_step(config) / 1e9,
-        "peak_tflops": options.peak_tflops or common.peak_tflops(device, precision),
+        "peak_tflops": options.peak_tflops or ceilings.peak_tflops(device, precision),
         "run": to_dict(config),
     }
+
+
+class NothingRan(Exception):
+    """No path could run, or one ran into numbers that are not finite."""
+
+
+def measure(
+    options: Any, names: Sequence[str], batch: int, device: torch.device
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``config`` and ``paths`` of one batch size: gate, time, inspect, print.
+
+    Raises:
+        GateError: a path computes something else.
+        NothingRan: one sentence.
+    """
+    config = read_config(options, batch)
+    clips, source = load_clips(config.model, batch, config.seed)
+    settings = settings_of(options, config, source, device)
+    print(describe_batch(settings), flush=True)
+    clips = clips.to(device)
+    contenders, first, others = enter(names, config, device, clips, options.keep_going)
+    for name, entry in others.items():
+        ((how, why),) = entry.items()
+        print(f"{how} {name}: {why}")
+    if not contenders:
+        raise NothingRan(f"no path could run at batch {batch}")
+    print(gate_line(first, settings) + "\n")
+    calls = {name: contender.step for name, contender in contenders.items()}
+    times = steps_ms(calls, device, options.steps, options.warmup)
+    stages, memory = inspect(contenders, device, options.steps)
+    for name, contender in contenders.items():
+        if torch.stack(contender.skipped).any():
+            raise NothingRan(f"path {name}: a step was skipped as not finite")
+    settings["paths"] = {
+        name: {
+            "attention": c.learner.runner.module.backend,
+            "kernels": c.levels(),
+            "compile": c.learner.config.train.compile,
+        }
+        for name, c in contenders.items()
+    }
+    paths = {
+        name: others[name]
+        if name in others
+        else summary(times[name], stages[name], memory[name], first[name], settings)
+        for name in names
+    }
+    print(results(settings, paths) + "\n", flush=True)
+    return settings, paths
+
+
+def run(options: Any) -> int:
+    """Every batch size in turn; the exit code."""
+    device = pick_device(options.device)
+    gpu = device.type == "cuda"
+    batches = options.batches or [options.batch or (64 if gpu else 1)]
+    if options.warmup is None:
+        options.warmup = 3 if gpu else 1
+    read_config(options, batches[0])
+    names = chosen_paths(options.paths, device)
+    problem = (
+        common.check_writable(options.json)
+        or common.check_writable(options.plot, "--plot")
+        or (plot_problem(options.plot) if options.plot else None)
+    )
+    if problem:
+        raise ConfigError(problem)
     record: dict[str, Any] = {
         "hardware": common.hardware(device),
         "versions": common.versions(),
         "commit": common.git_commit(),
-        "config": settings,
-        "paths": {},
     }
-    print(describe(record))
-    try:
-        contenders, first, skipped = enter(names, config, device, clips.to(device))
-    except GateError as error:
-        return common.fail(f"{error} (nothing was timed)", 1)
-    for name, reason in skipped.items():
-        print(f"skipped {name}: {reason}")
-    if not contenders:
-        return common.fail("no path could run", 1)
-    print(gate_line(first, settings) + "\n")
-    calls = {name: contender.step for name, contender in contenders.items()}
-    times = common.interleaved_ms(calls, device, options.steps, warmup)
-    stages, memory = inspect(contenders, device, options.steps)
-    for name, contender in contenders.items():
-        if torch.stack(contender.skipped).any():
-            return common.fail(f"path {name}: a step was skipped as not finite", 1)
-    settings["paths"] = {
-        name: {"attention": c.learner.runner.module.backend, "kernels": c.levels()}
-        for name, c in contenders.items()
-    }
-    for name in names:
-        record["paths"][name] = (
-            {"skipped": skipped[name]}
-            if name in skipped
-            else summary(times[name], stages[name], memory[name], first[name], settings)
-        )
-    print(results(record, list(contenders)))
+    print(describe(record, read_config(options, batches[0])))
+    measured: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+    for batch in batches:
+        try:
+            measured[batch] = measure(options, names, batch, device)
+        except GateError as error:
+            return common.fail(f"{error} (nothing was timed)", 1)
+        except torch.OutOfMemoryError:
+            print(f"batch {batch}: out of GPU memory between steps")
+        except NothingRan as error:
+            if len(batches) == 1:
+                return common.fail(str(error), 1)
+            print(f"batch {batch}: {error}")
+        gc.collect()
+        if gpu:
+            torch.cuda.empty_cache()
+    if not measured:
+        return common.fail("no batch size could run", 1)
+    best = max(measured, key=lambda batch: rate(measured[batch][1], names))
+    record["config"], record["paths"] = measured[best]
+    if len(batches) > 1:
+        record["batches"] = {str(b): {"paths": paths} for b, (_, paths) in measured.items()}
+        print(f"most clips/s at batch {best}; the record's config and paths are that batch's")
     if options.json:
         common.write_json(options.json, record)
-    return 0
+    if options.plot:
+        draw_throughput(record, options.plot)
+    failed = any("failed" in path for _, paths in measured.values() for path in paths.values())
+    return int(failed)
+
+
+def rate(paths: dict[str, Any], names: Sequence[str]) -> float:
+    """Clips/s of the last path that ran: what a batch size is chosen by."""
+    return next(
+        (paths[name]["clips_per_s"] for name in reversed(names) if "clips_per_s" in paths[name]), 0
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

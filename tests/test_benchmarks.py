@@ -180,6 +180,19 @@ def test_throughput_gate_closes(benchmark_module, monkeypatch, capsys, op, chang
     assert "clips/s" not in out
 
 
+def test_keep_going_records_the_wrong_path_and_times_the_others(
+    benchmark_module, monkeypatch, capsys, tmp_path
+):
+    file = tmp_path / "record.json"
+    break_op(monkeypatch, "masked_mse", lambda x: 1.001 * x)
+    arguments = [*TINY, "--steps", "1", "--keep-going", "--json", str(file)]
+    assert benchmark_module("throughput").main(arguments) == 1
+    paths = json.loads(file.read_text())["paths"]
+    assert set(paths["reference"]) == set(paths["sdpa"]) == PATH_KEYS
+    assert list(paths["fast"]) == ["failed"] and "disagrees" in paths["fast"]["failed"]
+    assert "failed fast: path fast disagrees with reference" in capsys.readouterr().out
+
+
 def test_a_path_that_does_not_compile_is_skipped(benchmark_module, monkeypatch, tmp_path, capsys):
     def refuse(self, **_):
         raise RuntimeError("no compiler\nhere")
@@ -218,6 +231,37 @@ def test_generated_clips_move_in_some_places_more_than_in_others(benchmark_modul
     tile = synthetic.texture(16, np.random.default_rng(0)).astype(int)
     inside, across = abs(np.diff(tile, axis=0)).mean(), abs(tile[0] - tile[-1]).mean()
     assert across < 3 * inside
+
+
+def test_gpu_steps_are_timed_in_bursts_whose_first_step_does_not_count(
+    benchmark_module, monkeypatch
+):
+    timing, now, order = benchmark_module("op_timing"), [0.0], []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = now[0]
+
+        def elapsed_time(self, later):
+            return later.at - self.at
+
+    def step(name, ms):
+        def call():
+            order.append(name)
+            # The first of a burst starts on an idle device.
+            now[0] += ms + (100 if len(order) < 2 or order[-2] != name else 0)
+
+        return call
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    calls = {"a": step("a", 3.0), "b": step("b", 5.0)}
+    times = timing.steps_ms(calls, torch.device("cuda"), repeats=6, warmup=2)
+    assert times == {"a": [3.0] * 6, "b": [5.0] * 6}
+    assert "".join(order) == "aabb" + "aaaaabbbbb" + "aaabbb"
 
 
 def test_several_batch_sizes_in_one_record(tmp_path):

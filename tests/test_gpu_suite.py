@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -267,3 +268,30 @@ def test_quick_suite_end_to_end(tmp_path):
     for name in ("environment", "sweep", "throughput K=1", "ops", "profile"):
         assert f"| {name} | ok |" in summary
     assert "no result" in summary and "## Targets" not in summary
+
+
+def test_every_tunable_kernel_is_reached_by_its_ops(load):
+    """Without a GPU: a forced candidate shows up in what the op would launch."""
+    pytest.importorskip("triton")
+    tune, torch = load("tune_kernels"), importlib.import_module("torch")
+    from tats_fast.kernels import dispatch
+    from tats_fast.kernels.fused.launch import recording
+
+    options = tune.make_parser().parse_args(["--case", "vit_b_r95"])
+    benches = functools.cache(lambda op: tune.Bench(op, options, 1, torch.device("cpu")))
+    found = {tunable.name: (tunable, ops) for tunable, ops in tune.tunables()}
+    assert len(found) >= 6
+    for tunable, ops in found.values():
+        assert ops, tunable.name
+        assert str(tunable.candidates[tunable.chosen[0]])
+        for candidate in tunable.candidates:
+            with dispatch.assume_gpu(), recording(90) as launches:
+                for op in ops:
+                    tune.forcing(tunable.name, candidate, benches(op).both)()
+            sizes = dict(candidate.sizes)
+            assert any(
+                {name: launch.arguments.get(name) for name in sizes} == sizes
+                and (launch.num_warps, launch.num_stages)
+                == (candidate.num_warps, candidate.num_stages)
+                for launch in launches
+            ), f"{tunable.name} {candidate}"

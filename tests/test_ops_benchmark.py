@@ -216,6 +216,22 @@ def test_gate_closes(load, monkeypatch, capsys, op, change, named):
     assert "fwd+bwd" not in out
 
 
+def test_keep_going_records_what_is_wrong_and_times_the_rest(load, monkeypatch, capsys, tmp_path):
+    def crash(*_):
+        raise RuntimeError("out of shared memory\nand more")
+
+    file = tmp_path / "record.json"
+    break_op(monkeypatch, "masked_mse", lambda x: 1.001 * x)
+    monkeypatch.setitem(dispatch._registry["policy_logprob"], "torch", crash)
+    arguments = [*TINY, "--op", "masked_mse,policy_logprob,policy_sample", "--impl", "torch"]
+    assert load("ops").main([*arguments, "--keep-going", "--json", str(file)]) == 1
+    ops = json.loads(file.read_text())["ops"]
+    assert "disagrees" in ops["masked_mse"]["tiny"]["torch"]["failed"]
+    assert ops["policy_logprob"]["tiny"]["torch"] == {"failed": "out of shared memory"}
+    assert all(set(ops[op]["tiny"]["reference"]) == ENTRY_KEYS for op in ops)
+    assert "failed torch: out of shared memory" in capsys.readouterr().out
+
+
 def test_gate_sees_a_wrong_op_inside_the_module(load, monkeypatch, capsys):
     break_op(monkeypatch, "trajectory_temporal", lambda x: 1.001 * x)
     assert load("ops").main([*TINY, "--op", "sampler_block", "--impl", "torch"]) == 1

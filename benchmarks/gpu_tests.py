@@ -1,0 +1,156 @@
+"""The tests marked ``gpu``, spread over processes because compiling kernels takes most of the time.
+
+    python benchmarks/gpu_tests.py --workers 8 --limit 120 --json tests.json
+
+Every finished test is written down at once: what a time limit cuts off is "not run", the rest
+still counts. Needs pytest only, and a checkout that need not be installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import common
+import pytest
+from common import ROOT
+
+MARK = "pytest.mark.gpu"
+SHOWN_FAILURES = 20
+
+
+class Shard:
+    """pytest plugin: every ``count``-th selected test from the ``index``-th on, results to a file
+    with one JSON line per test."""
+
+    def __init__(self, index: int, count: int, results: Path) -> None:
+        self._index, self._count, self._results = index, count, results
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
+        """Keep this shard's tests; runs after pytest's own selection by mark."""
+        self._note(selected=len(items))
+        mine = items[self._index :: self._count]
+        config.hook.pytest_deselected(items=[item for item in items if item not in mine])
+        items[:] = mine
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """One line per test: its call, or the phase that ended it early."""
+        if report.when == "call" or (report.when == "setup" and not report.passed):
+            problem = "" if report.passed or report.skipped else report.longreprtext[-1500:]
+            self._note(test=report.nodeid, outcome=report.outcome, problem=problem)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        """A file that cannot be imported fails as a whole."""
+        if report.failed and self._index == 0:
+            problem = report.longreprtext[-1500:]
+            self._note(test=report.nodeid, outcome="failed", problem=problem, collected=False)
+
+    def _note(self, **line: Any) -> None:
+        with self._results.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def make_parser() -> common.Parser:
+    """The command line."""
+    parser = common.Parser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--workers", type=common.positive_int, default=min(8, os.cpu_count() or 1))
+    add("--limit", type=common.positive_float, default=600.0, help="seconds")
+    add("--mark", default="gpu", help="pytest's -m (default: %(default)s)")
+    add("--files", nargs="+", metavar="FILE", help="test files (default: those with that mark)")
+    add("--json", metavar="FILE", help="write the outcome")
+    add("--shard", nargs=3, metavar=("I", "N", "FILE"), help="used by this script on itself")
+    return parser
+
+
+def test_files() -> list[str]:
+    """Test files that mention the mark: the others may need packages that are not there."""
+    return [str(p) for p in sorted((ROOT / "tests").glob("test_*.py")) if MARK in p.read_text()]
+
+
+def run_shard(options: Any) -> int:
+    """pytest on one shard, in this process."""
+    index, count, results = options.shard
+    arguments = ["-q", "--no-header", "-p", "no:cacheprovider", "-o", "addopts="]
+    arguments += ["-m", options.mark, "--continue-on-collection-errors"]
+    plugin = Shard(int(index), int(count), Path(results))
+    return int(pytest.main([*arguments, *(options.files or test_files())], plugins=[plugin]))
+
+
+def run_all(options: Any) -> dict[str, Any]:
+    """All shards side by side; what they wrote down, counted."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{index}.jsonl" for index in range(options.workers)]
+        shards = []
+        for index, file in enumerate(files):
+            command = [sys.executable, __file__, "--mark", options.mark]
+            command += ["--shard", str(index), str(options.workers), str(file)]
+            command += ["--files", *options.files] if options.files else []
+            shards.append(subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr, stderr=sys.stderr))
+        for shard in shards:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                shard.wait(max(0.0, options.limit - (time.monotonic() - start)))
+        for shard in shards:
+            if shard.poll() is None:
+                shard.kill()
+            shard.wait()
+        found = [line for file in files for line in read_lines(file)]
+    return {**count(found), "seconds": round(time.monotonic() - start, 1)}
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """A shard's notes; none if it never got that far, without a line that a kill cut short."""
+    notes = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError):
+            notes.append(json.loads(line))
+    return notes
+
+
+def count(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Outcomes in numbers, and the failures."""
+    tests = [line for line in found if "test" in line]
+    number = {kind: sum(t["outcome"] == kind for t in tests) for kind in OUTCOMES}
+    ended = sum(t.get("collected", True) for t in tests)
+    selected = max((line["selected"] for line in found if "selected" in line), default=0)
+    return {
+        **number,
+        "not_run": max(0, selected - ended),
+        "failures": {t["test"]: t["problem"] for t in tests if t["outcome"] == "failed"},
+    }
+
+
+OUTCOMES = ("passed", "failed", "skipped")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 every test passed or was skipped; 1 not so; 2 wrong use."""
+    options = make_parser().parse_args(arguments)
+    if options.shard:
+        return run_shard(options)
+    problem = common.check_writable(options.json)
+    if problem:
+        return common.fail(problem, 2)
+    done = run_all(options)
+    if options.json:
+        common.write_json(options.json, done)
+    for name, text in list(done["failures"].items())[:SHOWN_FAILURES]:
+        print(f"FAILED {name}: {common.reason(text)}")
+    numbers = ", ".join(f"{done[kind]} {kind}" for kind in OUTCOMES)
+    print(f"{numbers}, {done['not_run']} not run, {done['seconds']} s")
+    # Nothing run at all is no success.
+    return int(done["failed"] > 0 or done["not_run"] > 0 or done["passed"] + done["skipped"] == 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""What the formulas of costs.py and a chip's ceilings allow: PREDICTED, nothing is measured here.
+
+    python benchmarks/predict.py --markdown      # docs/benchmarks.md's "Predicted"
+
+The floor of an op is its roofline time; a step's floor is the sum of its ops' floors. Exponentials,
+sorting, launches and the host are not in it, so it is a bound to hold measurements against. The
+clips/s at a given MFU count model FLOP (flops.py) against the data sheet's rate, as MFU does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import ceilings
+import common
+import costs
+import flops
+from op_cases import CASES, OPS, RATIO_OPS
+
+from tats_fast.config import load_config
+
+MFU_TARGET = 0.4
+CLIP_TARGET = 1200
+
+
+def make_parser() -> common.Parser:
+    """The command line."""
+    parser = common.Parser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--chip", default="H200", choices=tuple(ceilings.BANDWIDTH), help="for the ops' table")
+    add("--batch", type=common.positive_int, default=64, help="clips per step (default: 64)")
+    add("--markdown", action="store_true", help="tables as docs/benchmarks.md has them")
+    return parser
+
+
+def op_rows(chip: str, batch: int) -> list[list[str]]:
+    """Floors of every op at ViT-B in bf16."""
+    ceiling = ceilings.tabled(chip, "bf16")
+    rows = []
+    for op in OPS:
+        for case in ("vit_b_r95", "vit_b_r85")[: 2 if op in RATIO_OPS else 1]:
+            counted = costs.op_costs(op, replace(CASES[case], batch=batch))
+            forward, backward = counted.seconds(ceiling)
+            bound = {part.flops / ceiling.rate > part.bytes / ceiling.bandwidth
+                     for part in counted.forward + counted.backward}  # fmt: skip
+            kind = {(True,): "matrix", (False,): "memory"}.get(tuple(bound), "both")
+            name = f"{op}, ratio .{case[-2:]}" if op in RATIO_OPS else op
+            rows.append(
+                [name, common.number(counted.bytes / 1e6 / batch, 2),
+                 common.number(counted.flops / 1e9 / batch), common.number(1e6 * forward),
+                 common.number(1e6 * backward), kind]
+            )  # fmt: skip
+    return rows
+
+
+def step_rows(batch: int) -> list[list[str]]:
+    """The whole step on every chip, K = 1 and 2."""
+    rows = []
+    for chip in ceilings.BANDWIDTH:
+        ceiling = ceilings.tabled(chip, "bf16")
+        for epochs in (1, 2):
+            config = load_config(overrides=["masking.ratio=0.95", f"ppo.epochs={epochs}"])
+            model = config.model
+            shape = replace(CASES["vit_b_r95"], batch=batch)
+            step = costs.step_costs(shape, model.depth, model.decoder_depth, epochs)
+            seconds, work = step.seconds(ceiling), flops.training_step(config)
+            peak = ceilings.PEAK_TFLOPS[chip]["bf16"] * 1e12
+            floor = batch / seconds
+            rows.append(
+                [chip, str(epochs), common.number(work / 1e9, 0), common.number(1e3 * seconds),
+                 common.number(floor, 0), common.number(100 * floor * work / peak),
+                 common.number(MFU_TARGET * peak / work, 0),
+                 common.number(100 * CLIP_TARGET * work / peak)]
+            )  # fmt: skip
+    return rows
+
+
+def part_rows(chip: str, batch: int) -> list[list[str]]:
+    """Where the floor of a step goes, K = 1."""
+    ceiling = ceilings.tabled(chip, "bf16")
+    model = load_config().model
+    shape = replace(CASES["vit_b_r95"], batch=batch)
+    step = costs.step_costs(shape, model.depth, model.decoder_depth, 1)
+    total = step.seconds(ceiling)
+    seconds = {name: sum(part.seconds(ceiling)) for name, part in step.parts.items()}
+    seconds["weight updates"] = step.updates.seconds(ceiling)
+    return [
+        [name, common.number(1e3 * value, 2), common.number(100 * value / total)]
+        for name, value in seconds.items()
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the three tables; 0."""
+    options = make_parser().parse_args(arguments)
+    chip, batch = options.chip, options.batch
+    tables = {
+        f"PREDICTED floors of the ops, {chip}, bf16, batch {batch}": (
+            ["op", "MB/clip", "GFLOP/clip", "forward us", "backward us", "bound by"],
+            op_rows(chip, batch),
+        ),
+        f"PREDICTED whole step, ViT-B 16 x 224, ratio .95, bf16, batch {batch}": (
+            ["chip", "K", "GFLOP/clip", "floor ms", "clips/s at the floor", "MFU % there",
+             f"clips/s at {MFU_TARGET:.0%} MFU", f"MFU % at {CLIP_TARGET:,} clips/s"],
+            step_rows(batch),
+        ),
+        f"PREDICTED parts of that floor, {chip}, K = 1": (
+            ["part", "ms", "%"],
+            part_rows(chip, batch),
+        ),
+    }  # fmt: skip
+    show = common.markdown if options.markdown else common.table
+    for title, (header, rows) in tables.items():
+        print(f"{'**' * options.markdown}{title}{'**' * options.markdown}\n")
+        print(show(header, rows) + "\n")
+    for name in ceilings.BANDWIDTH:
+        found = ceilings.tabled(name, "bf16")
+        print(f"{found.source}: {found.bandwidth / 1e12:g} TB/s, {found.rate / 1e12:g} TFLOP/s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
