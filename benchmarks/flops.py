@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tats_fast.config import ModelConfig, RunConfig
-from tats_fast.masking import visible_tokens
+from tats_fast.masking import decoder_length, visible_tokens
 
 TRAINING_FACTOR = 3
 """Forward and backward over forward: the backward of a product is two products of its size. The
@@ -42,14 +42,16 @@ def block(tokens: int, width: int, mlp_ratio: float) -> int:
     return round((8 + 4 * mlp_ratio) * tokens * width**2) + attention(tokens, width)
 
 
-def mae(model: ModelConfig, visible: int) -> MAEFlops:
-    """The autoencoder with ``visible`` = N_v tokens in the encoder and all N in the decoder."""
+def mae(model: ModelConfig, visible: int, length: int | None = None) -> MAEFlops:
+    """The autoencoder with ``visible`` = N_v tokens in the encoder and ``length`` = L, by default
+    all N, in the decoder."""
     tokens, width, narrow = model.num_tokens, model.width, model.decoder_width
+    length = tokens if length is None else length
     return MAEFlops(
         embedding=2 * tokens * model.patch_dim * width,
         encoder=model.depth * block(visible, width, model.mlp_ratio),
-        decoder=model.decoder_depth * block(tokens, narrow, model.mlp_ratio),
-        heads=2 * visible * width * narrow + 2 * (tokens - visible) * narrow * model.patch_dim,
+        decoder=model.decoder_depth * block(length, narrow, model.mlp_ratio),
+        heads=2 * visible * width * narrow + 2 * (length - visible) * narrow * model.patch_dim,
     )
 
 
@@ -112,7 +114,8 @@ def training_step(config: RunConfig) -> int:
     done is the same for all of them, and a path that does more of it is not the faster for it.
     """
     model, strategy = config.model, config.masking.strategy
-    total = mae(model, visible_tokens(strategy, model, config.masking.ratio)).total
+    visible = visible_tokens(strategy, model, config.masking.ratio)
+    total = mae(model, visible, decoder_length(config.masking, visible, model.num_tokens)).total
     if strategy in ("tats", "adamae"):
         passes = config.ppo.epochs if strategy == "tats" else 1
         total += passes * sampler(

@@ -377,6 +377,7 @@ def describe(config: RunConfig, world: World, num_videos: int, steps: int) -> st
             f"masking {masking.strategy}: {visible} of {model.num_tokens} tokens visible "
             f"(ratio {masking.ratio:g}){shared}; {masking.decoder_keep_ratio:.0%} of the others "
             "rebuilt",
-            f"attention {choose_backend(model.attention, device)}, kernels {'+'.join(kernel_levels(device))}",
+            f"attention {choose_backend(model.attention, device)}, "
+            f"kernels {'+'.join(kernel_levels(device))}",
         ]
     )

@@ -2,6 +2,7 @@
 
 from tats_fast.masking.schedule import mask_ratio_at
 from tats_fast.masking.strategies import (
+    decoder_length,
     draw_order,
     split_for_training,
     split_tokens,
@@ -10,6 +11,7 @@ from tats_fast.masking.strategies import (
 )
 
 __all__ = [
+    "decoder_length",
     "draw_order",
     "mask_ratio_at",
     "split_for_training",

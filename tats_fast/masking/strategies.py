@@ -102,8 +102,7 @@ def split_for_training(
         scores: (B,), what clips' shares of an adaptive budget follow; None = a fixed budget.
     """
     batch, tokens = order.shape
-    kept = max(1, math.ceil(config.decoder_keep_ratio * (tokens - visible)))
-    length = min(tokens, visible + kept)
+    length = decoder_length(config, visible, tokens)
     low, high = budget_bounds(config, visible, length)
     counts = None if scores is None else allocate(scores, batch * visible, low, high)
     if length < tokens:
@@ -112,6 +111,12 @@ def split_for_training(
         return TokenSplit(order=order, count=visible, length=length)
     offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
     return TokenSplit(order=order, count=visible, length=length, packing=Packing(offsets, high))
+
+
+def decoder_length(config: MaskingConfig, visible: int, tokens: int) -> int:
+    """L: visible tokens and those that ``decoder_keep_ratio`` has the decoder rebuild."""
+    kept = max(1, math.ceil(config.decoder_keep_ratio * (tokens - visible)))
+    return min(tokens, visible + kept)
 
 
 def budget_bounds(config: MaskingConfig, visible: int, length: int) -> tuple[int, int]:
