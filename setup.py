@@ -27,6 +27,7 @@ DEV = [
     "matplotlib>=3.8",
     "ruff>=0.17",
     "transformers>=5",
+    "triton>=3.6; platform_system == 'Linux'",  # a CPU build of torch comes without
     *DEEPSPEED,
     *DEMO,
 ]

@@ -78,6 +78,7 @@ def test_bad_settings_stop_before_any_work(capsys, config_file, tmp_path, overri
 def test_kernels_that_cannot_run_stop_before_any_work(
     capsys, config_file, tmp_path, monkeypatch, level, reason
 ):
+    pytest.importorskip("triton")
     monkeypatch.setenv("TATS_KERNELS", level)
     fails(capsys, ["pretrain", "--config", config_file], 2, f"TATS_KERNELS={level}", reason)
     assert not (tmp_path / "runs").exists()

@@ -145,6 +145,7 @@ def test_autocast_keeps_gradients_close():
 
 @pytest.mark.parametrize("level", ["auto", "reference", "torch", "triton"])
 def test_switch_reaches_every_level(level, monkeypatch):
+    pytest.importorskip("triton")
     monkeypatch.setenv("TATS_KERNELS", level)
     on_gpu = kernels.resolved_level("trajectory_temporal", "cuda")
     assert on_gpu == ("triton" if level == "auto" else level)
@@ -154,6 +155,7 @@ def test_switch_reaches_every_level(level, monkeypatch):
 
 
 def test_triton_on_the_cpu_is_refused_outside_the_interpreter(monkeypatch):
+    pytest.importorskip("triton")
     monkeypatch.setenv("TATS_KERNELS", "triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="TATS_KERNELS=triton: runs on CUDA only"):
