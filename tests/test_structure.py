@@ -17,6 +17,7 @@ ALLOWED = {
     "masking": {"config", "kernels", "models"},
     "rl": {"config", "kernels", "models"},
     "data": {"config"},
+    "prepare": {"config", "data"},
     "report": {"config", "kernels", "models", "masking", "rl", "data", "version"},
     "engine": {"config", "kernels", "models", "masking", "rl", "data", "report"},
 }

@@ -1,0 +1,1 @@
+"""Work on a data set before training: checking files, lists, smaller copies."""
