@@ -4,9 +4,8 @@ from itertools import chain, islice
 
 import numpy as np
 import pytest
-import torch
 
-from tats_fast.data import ClipDraw, ClipKey, ClipStream, StreamBatches, epoch_order, random_flip
+from tats_fast.data import ClipDraw, ClipStream, StreamBatches, epoch_order
 from tats_fast.data.clip import window_start
 
 
@@ -95,14 +94,8 @@ def test_window_start_reaches_both_ends():
     assert window_start(5, 6, 0.99) == 0
 
 
-def test_flip_follows_the_key():
-    keys = [ClipKey(0, index) for index in range(40)]
-    clips = torch.arange(40 * 2 * 3 * 4 * 3, dtype=torch.int32).reshape(40, 2, 3, 4, 3)
-    flipped = random_flip(clips, keys, seed=5)
-    wanted = [ClipDraw.of(5, *key).flip for key in keys]
-    assert 8 < sum(wanted) < 32
-    for clip, out, flip in zip(clips, flipped, wanted, strict=True):
-        assert torch.equal(out, clip[:, :, [3, 2, 1, 0]] if flip else clip)
-    assert torch.equal(random_flip(clips[7:], keys[7:], 5), flipped[7:])
-    with pytest.raises(ValueError, match="got 2"):
-        random_flip(clips, keys[:2], 5)
+def test_repeats_have_draws_of_their_own():
+    draws = [ClipDraw.of(1, 2, 3, 0, repeat) for repeat in range(4)]
+    assert draws[0] == ClipDraw.of(1, 2, 3)
+    assert len({draw.scales for draw in draws}) == len({draw.position for draw in draws}) == 4
+    assert draws[2] == ClipDraw.of(1, 2, 3, 0, 2) != ClipDraw.of(1, 2, 3, 1, 2)

@@ -247,13 +247,25 @@ class DataConfig:
     """Multi-scale crop: sides of the crop over the frame's short side."""
     flip: bool = False
     """Mirror half of the clips; never where left and right are classes (SSv2)."""
+    repeats: int = 1
+    """K: differently cropped and masked clips per decoded window. They count as clips: batch size,
+    learning rate, steps and epochs stay what they are, and only one in K clips is decoded."""
+    backend: Literal["auto", "dali", "pyav"] = "auto"
+    """``dali`` decodes on the device what DALI can and the rest with PyAV, ``pyav`` all on the CPU;
+    ``auto`` is dali on a GPU where it is installed."""
     workers: int = 2
     """Decoding processes per rank; 0 decodes in the training process."""
+    timeout_s: float = 60.0
+    """Seconds after which a file is given up as undecodable; a process that does not even notice is
+    replaced after twice as long."""
+    quarantine: str | None = None
+    """File of ``path<TAB>reason`` lines (``tats-fast verify``, or a run's bad_files.txt) whose
+    videos are left out of ``train`` and ``eval``."""
     max_bad_fraction: float = 0.25
     """Training stops once more than this share of the listed videos could not be decoded."""
 
     def __post_init__(self) -> None:
-        require_positive("data", self, "stride")
+        require_positive("data", self, "stride", "repeats", "timeout_s")
         require(self.workers >= 0, "data.workers", self.workers, "must be 0 or more")
         require_fraction("data", self, "max_bad_fraction")
         require(len(self.scales) > 0, "data.scales", list(self.scales), "needs at least one scale")
@@ -407,13 +419,7 @@ class RunConfig:
                 self.sampler.heads,
                 f"must divide model.width={self.model.width}",
             )
-        require(
-            self.train.batch_size % self.train.accumulation == 0,
-            "train.batch_size",
-            self.train.batch_size,
-            f"must be divisible by train.accumulation={self.train.accumulation}, for example "
-            f"{nearest_multiple(self.train.batch_size, self.train.accumulation)}",
-        )
+        self.check_world_size(1)
         for name in ("ratio", "start_ratio"):
             ratio = getattr(self.masking, name)
             if ratio is not None:
@@ -427,14 +433,28 @@ class RunConfig:
                 )
 
     def check_world_size(self, world_size: int) -> None:
-        """Raise ``ConfigError`` unless the batch splits evenly over ranks and micro-batches."""
-        batch, accumulation = self.train.batch_size, self.train.accumulation
-        unit = world_size * accumulation
+        """Raise ``ConfigError`` unless the batch splits evenly over ranks, micro-batches and the
+        repeats of a decoded window."""
+        batch, accumulation, repeats = (
+            self.train.batch_size,
+            self.train.accumulation,
+            self.data.repeats,
+        )
+        factors = [
+            text
+            for text, factor in (
+                (f"world size {world_size}", world_size),
+                (f"train.accumulation={accumulation}", accumulation),
+                (f"data.repeats={repeats}", repeats),
+            )
+            if factor > 1
+        ]
+        unit = world_size * accumulation * repeats
         require(
             batch % unit == 0,
             "train.batch_size",
             batch,
-            f"must be divisible by world size {world_size} x train.accumulation={accumulation}, "
+            f"must be divisible by {' x '.join(factors)}, "
             f"for example {nearest_multiple(batch, unit)}",
         )
 

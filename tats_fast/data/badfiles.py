@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from tats_fast.config import ConfigError
+from tats_fast.data.lists import Video
 
 LOGGER = logging.getLogger("tats_fast")
 
@@ -41,11 +44,7 @@ class BadFiles:
         self.reasons: dict[str, str] = {}
         """Reason of each bad file, by path as written in the record."""
         if self.path is not None and self.path.exists():
-            with open(self.path, encoding="utf-8", errors="surrogateescape") as file:
-                for line in file:
-                    name, tab, reason = line.rstrip("\n").partition("\t")
-                    if tab:
-                        self.reasons[name] = reason
+            self.reasons = read_bad_files(self.path)
 
     def record(self, bad: Iterable[tuple[str, str]]) -> None:
         """Note skipped clips as (path, reason); raises ``TooManyBadFiles`` past the limit."""
@@ -71,6 +70,33 @@ class BadFiles:
                 f"more than data.max_bad_fraction={self.max_fraction} allows; repair the list or "
                 "raise data.max_bad_fraction"
             )
+
+
+def read_bad_files(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Reason by path, from a file of ``path<TAB>reason`` lines; other lines are passed over."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        fields = [line.rstrip("\n").partition("\t") for line in file]
+    return {name: reason for name, tab, reason in fields if tab}
+
+
+def drop_quarantined(
+    videos: Sequence[Video], path: str | os.PathLike[str] | None, key: str = "data.quarantine"
+) -> list[Video]:
+    """The videos that the file ``path`` does not name, in their order; none drops none.
+
+    Raises ``ConfigError`` where the file cannot be read, or names every video.
+    """
+    if path is None:
+        return list(videos)
+    try:
+        bad = read_bad_files(os.path.expanduser(path))
+    except OSError as error:
+        raise ConfigError(f"{key}={path}: {error.strerror}; give a bad.txt of verify") from error
+    named = {os.path.abspath(name) for name in bad}
+    kept = [v for v in videos if os.path.abspath(_one_field(v.path)) not in named]
+    if not kept:
+        raise ConfigError(f"{key}={path}: names all of the {len(videos)} listed videos")
+    return kept
 
 
 def _one_field(text: str) -> str:

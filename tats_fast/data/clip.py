@@ -1,4 +1,4 @@
-"""How one clip is cut from a video, as pure functions of (seed, epoch, index, attempt).
+"""How one clip is cut from a video, as pure functions of (seed, epoch, index, attempt, repeat).
 
 Every backend draws from here, so CPU and GPU decoding cut the same windows and crops.
 """
@@ -14,6 +14,9 @@ Box = tuple[int, int, int, int]
 """x, y, width, height of a crop in pixels of the upright frame."""
 Crop = Callable[[int, int], Box]
 """Chooses a box for a frame of (width, height)."""
+
+# Fifth word of the seed of further crops; epoch_order's is 1.
+_REPEAT = 2
 
 # Positions of a crop as quarters of the free (horizontal, vertical) room: corners, centre, edge
 # middles, and the four points between centre and corners.
@@ -40,12 +43,16 @@ class ClipDraw:
     """Which video of the list stands in, for attempt >= 1."""
 
     @classmethod
-    def of(cls, seed: int, epoch: int, index: int, attempt: int = 0) -> ClipDraw:
-        """The draw of video ``index`` in ``epoch``; ``attempt`` counts substitutions."""
-        window, scales, position, flip, substitute = np.random.default_rng(
-            [seed, epoch, index, attempt]
-        ).random(5)
-        return cls(float(window), float(scales), float(position), flip < 0.5, float(substitute))
+    def of(cls, seed: int, epoch: int, index: int, attempt: int = 0, repeat: int = 0) -> ClipDraw:
+        """The draw of video ``index`` in ``epoch``; ``attempt`` counts substitutions, ``repeat``
+        the crops of one decoded window (whose ``window`` and ``substitute`` are those of 0)."""
+        words = [seed, epoch, index, attempt]
+        if repeat:
+            words += [_REPEAT, repeat]
+        window, scales, position, flip, substitute = np.random.default_rng(words).random(5)
+        return cls(
+            float(window), float(scales), float(position), bool(flip < 0.5), float(substitute)
+        )
 
 
 def window_start(num_frames: int, span: int, window: float) -> int:
@@ -79,3 +86,29 @@ def centre_crop(width: int, height: int) -> Box:
     """The largest centred square: the crop of evaluation and pictures."""
     side = min(width, height)
     return (width - side) // 2, (height - side) // 2, side, side
+
+
+def placed(width: int, height: int, box: Box, size: int) -> tuple[int, int, int, int]:
+    """Where a ``size`` x ``size`` view of ``box`` lies in the scaled frame, in whole pixels.
+
+    Returns (scaled_width, scaled_height, left, top): the frame of (width, height) is scaled to the
+    first two, not keeping its aspect, and the square is cut at the last two.
+    """
+    x, y, w, h = box
+    scaled_width = max(size, round(width * size / w))
+    scaled_height = max(size, round(height * size / h))
+    left = min(round(x * size / w), scaled_width - size)
+    top = min(round(y * size / h), scaled_height - size)
+    return scaled_width, scaled_height, left, top
+
+
+def region(
+    width: int, height: int, box: Box, size: int
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The same view as a part of the unscaled frame: its (top, left) and (bottom, right) corners.
+
+    In pixels, not whole ones, of a frame of (width, height); what a resize with a region needs.
+    """
+    scaled_width, scaled_height, left, top = placed(width, height, box, size)
+    across, down = width / scaled_width, height / scaled_height
+    return (top * down, left * across), ((top + size) * down, (left + size) * across)

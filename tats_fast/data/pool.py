@@ -8,6 +8,7 @@ whose process died or ran out of time comes back as ``Lost``, and another proces
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -33,6 +34,8 @@ class Lost:
     """The outcome of an item whose process died or took too long, with one short ``reason``."""
 
     reason: str
+    died: bool = True
+    """False where it took too long."""
 
 
 class Workers(Generic[Item, Result]):
@@ -77,24 +80,28 @@ class Workers(Generic[Item, Result]):
         self._hand_out()
         return ticket
 
-    def collect(self) -> list[tuple[int, Result | Lost]]:
-        """Wait for at least one outcome; (ticket, outcome) in the order of completion.
+    def collect(self, wait: float = math.inf) -> list[tuple[int, Result | Lost]]:
+        """Wait up to ``wait`` s for an outcome; (ticket, outcome) in the order of completion.
 
-        [] where nothing was submitted. Raises what ``function`` raised.
+        [] where nothing was submitted or nothing came. Raises what ``function`` raised.
         """
         done: list[tuple[int, Result | Lost]] = []
+        until = time.monotonic() + wait
         while not done and (self._queue or any(worker.items for worker in self._workers)):
+            patience = min(self._next_overdue(), until) - time.monotonic()
             connection.wait(
                 [w.pipe for w in self._workers] + [w.process.sentinel for w in self._workers],
-                self._patience(),
+                None if patience == math.inf else max(0.0, patience),
             )
             for number, worker in enumerate(self._workers):
                 alive = worker.process.is_alive()  # asked first: what it sent before it died counts
                 done += worker.results()
-                reason = worker.overdue(self.timeout) if alive else worker.cause_of_death()
-                if reason is not None:
-                    done += self._replace(number, reason)
+                lost = worker.overdue(self.timeout) if alive else worker.cause_of_death()
+                if lost is not None:
+                    done += self._replace(number, lost)
             self._hand_out()
+            if time.monotonic() > until:
+                break
         return done
 
     def map(self, items: Iterable[Item]) -> Iterator[tuple[Item, Result | Lost]]:
@@ -133,21 +140,21 @@ class Workers(Generic[Item, Result]):
                 continue
             worker.send(*self._queue.popleft())
 
-    def _patience(self) -> float | None:
-        """Seconds until the next process runs out of time."""
+    def _next_overdue(self) -> float:
+        """When, on the monotonic clock, the next process runs out of time."""
         if self.timeout is None:
-            return None
+            return math.inf
         started = [worker.started for worker in self._workers if worker.items]
-        return max(0.0, min(started, default=time.monotonic()) + self.timeout - time.monotonic())
+        return min(started, default=math.inf) + self.timeout
 
-    def _replace(self, number: int, reason: str) -> list[tuple[int, Lost]]:
+    def _replace(self, number: int, lost: Lost) -> list[tuple[int, Lost]]:
         worker = self._workers[number]
         worker.end()
         # The first item is the one it worked on; the next had not begun.
         self._queue.extendleft(reversed(worker.items[1:]))
         self._workers[number] = _Worker(self.function)
         self.replaced += 1
-        return [(ticket, Lost(reason)) for ticket, _ in worker.items[:1]]
+        return [(ticket, lost) for ticket, _ in worker.items[:1]]
 
 
 @dataclass
@@ -196,15 +203,15 @@ class _Worker:
             pass
         return done
 
-    def cause_of_death(self) -> str:
+    def cause_of_death(self) -> Lost:
         code = self.process.exitcode
         how = signal.Signals(-code).name if code is not None and code < 0 else f"exit {code}"
-        return f"the process reading it died ({how})"
+        return Lost(f"the process reading it died ({how})")
 
-    def overdue(self, timeout: float | None) -> str | None:
+    def overdue(self, timeout: float | None) -> Lost | None:
         """Why this process must be replaced although it lives, or None."""
         if timeout is not None and self.items and time.monotonic() - self.started > timeout:
-            return f"took longer than {timeout:g} s"
+            return Lost(f"took longer than {timeout:g} s", died=False)
         return None
 
     def end(self) -> None:

@@ -8,7 +8,8 @@ that runs past the end is drawn again over the frames that proved to exist.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -28,7 +29,7 @@ _SEEK_MARGINS = (0.0, 1.0, 10.0)
 # Frames per second above this are a container's clock (1000 in FLV and MKV), not a frame rate.
 _MAX_RATE = 250.0
 # Windows tried before the start of the video is taken.
-_ATTEMPTS = 3
+ATTEMPTS = 3
 
 
 class DecodeError(Exception):
@@ -59,53 +60,92 @@ def decode_window(
     window: float = 0.5,
     crop: Crop = centre_crop,
 ) -> np.ndarray:
-    """Decode one contiguous window: (num_frames, size, size, 3) uint8 RGB, upright.
+    """Decode one contiguous window with one crop: (num_frames, size, size, 3) uint8 RGB, upright.
 
-    num_frames: T frames, each ``stride`` decoded frames after the one before.
+    The arguments and errors are those of ``decode_crops``.
+    """
+    clips = np.empty((1, num_frames, size, size, 3), np.uint8)
+    decode_crops(path, clips, stride, window, [crop])
+    return clips[0]
+
+
+def decode_crops(
+    path: str,
+    clips: np.ndarray,
+    stride: int,
+    window: float,
+    crops: Sequence[Crop],
+    timeout: float | None = None,
+) -> None:
+    """Decode one contiguous window once, and cut all ``crops`` of it into ``clips``.
+
+    clips: (len(crops), T, S, S, 3) uint8, filled with RGB, upright; undefined after an error.
+    stride: decoded frames between two of the T frames.
     window: position of the window over the free room in time, in [0, 1).
-    crop: box of the upright frame that is scaled (not keeping its aspect) to the square.
+    crops: boxes of the upright frame that are scaled (not keeping their aspect) to the square.
+    timeout: seconds after which decoding is given up between two packets; none = never.
 
     A video shorter than the window repeats its last frame. Decoding starts at the keyframe before
     the window and stops with it. Raises ``DecodeError`` if the file holds no video, if no frame
-    decodes, or if decoding fails inside the window.
+    decodes, if decoding fails inside the window, or if it takes too long.
     """
-    span = (num_frames - 1) * stride + 1
+    span = (clips.shape[1] - 1) * stride + 1
+    deadline = Deadline(path, timeout)
     known_frames = None
-    for attempt in range(_ATTEMPTS + 1):
-        with _open(path) as (container, stream):
-            timing = _Timing.of(path, container, stream)
+    for attempt in range(ATTEMPTS + 1):
+        with open_video(path) as (container, stream):
+            timing = Timing.of(path, container, stream)
             frames = timing.frames if known_frames is None else known_frames
-            start = window_start(frames, span, window) if attempt < _ATTEMPTS else 0
-            scaler = FrameScaler(size, crop)
-            clip = np.empty((num_frames, size, size, 3), np.uint8)
-            found = _fill(clip, _frames_from(container, stream, timing, start), stride, scaler)
+            start = window_start(frames, span, window) if attempt < ATTEMPTS else 0
+            scalers = [FrameScaler(clips.shape[2], crop) for crop in crops]
+            decoded = _frames_from(container, stream, timing, start, deadline)
+            found = _fill(clips, decoded, stride, scalers)
         if found == span or start == 0:
             break
         # The video is shorter than its header says: draw again over what there is.
         known_frames = start + found if found else min(_count_packets(path), start)
     if found == 0:
         raise DecodeError(path, "no frame could be decoded")
-    return clip
+
+
+class Deadline:
+    """The end of the time that one file may take."""
+
+    def __init__(self, path: str, timeout: float | None) -> None:
+        self.path = path
+        self.timeout = timeout
+        self._began = time.monotonic()
+
+    def check(self) -> None:
+        """Raises ``DecodeError`` once the time is over."""
+        if self.timeout is not None and time.monotonic() - self._began > self.timeout:
+            raise DecodeError(self.path, f"took longer than {self.timeout:g} s")
 
 
 def _fill(
-    clip: np.ndarray, frames: Iterator[av.VideoFrame], stride: int, scaler: FrameScaler
+    clips: np.ndarray,
+    frames: Iterator[av.VideoFrame],
+    stride: int,
+    scalers: Sequence[FrameScaler],
 ) -> int:
-    """Fill ``clip`` with every ``stride``-th frame, the last repeated; returns frames seen."""
-    span = (len(clip) - 1) * stride + 1
+    """Fill ``clips`` with every ``stride``-th frame, the last repeated; returns frames seen."""
+    num_frames = clips.shape[1]
+    span = (num_frames - 1) * stride + 1
     seen, last = 0, None
     for seen, last in enumerate(islice(frames, span), start=1):
         if (seen - 1) % stride == 0:
-            scaler.write(last, clip[(seen - 1) // stride])
+            for scaler, clip in zip(scalers, clips, strict=True):
+                scaler.write(last, clip[(seen - 1) // stride])
     if 0 < seen < span:
         kept = (seen - 1) // stride + 1
-        scaler.write(last, clip[kept])
-        clip[kept + 1 :] = clip[kept]
+        for scaler, clip in zip(scalers, clips, strict=True):
+            scaler.write(last, clip[kept])
+            clip[kept + 1 :] = clip[kept]
     return seen
 
 
 @contextmanager
-def _open(path: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def open_video(path: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open the file's video stream; every failure inside the block becomes a ``DecodeError``."""
     import av
 
@@ -157,7 +197,7 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream | No
 
 
 @dataclass(frozen=True)
-class _Timing:
+class Timing:
     """What the container claims: first timestamp in s, frames per second, number of frames."""
 
     origin: float
@@ -167,7 +207,7 @@ class _Timing:
     @classmethod
     def of(
         cls, path: str, container: av.container.InputContainer, stream: av.VideoStream
-    ) -> _Timing:
+    ) -> Timing:
         seconds = 0.0
         if stream.duration:
             seconds = float(stream.duration * stream.time_base)
@@ -190,12 +230,16 @@ class _Timing:
 
 def _count_packets(path: str) -> int:
     """Frames the container holds, by reading it through without decoding."""
-    with _open(path) as (container, stream):
+    with open_video(path) as (container, stream):
         return sum(packet.size > 0 for packet in container.demux(stream))
 
 
 def _frames_from(
-    container: av.container.InputContainer, stream: av.VideoStream, timing: _Timing, start: int
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    timing: Timing,
+    start: int,
+    deadline: Deadline,
 ) -> Iterator[av.VideoFrame]:
     """Frames in decoder order from number ``start`` on, which is found by time.
 
@@ -205,12 +249,12 @@ def _frames_from(
     import av
 
     if start == 0:
-        yield from _decode(container, stream)
+        yield from _decode(container, stream, deadline)
         return
     half = 0.5 / timing.rate
     target = timing.origin + start / timing.rate
     try:
-        frames = _seek(container, stream, target, half)
+        frames = _seek(container, stream, target, half, deadline)
         first = next((f for f in frames if f.time is None or f.time >= target - half), None)
     except av.error.FFmpegError:
         return
@@ -220,13 +264,17 @@ def _frames_from(
 
 
 def _seek(
-    container: av.container.InputContainer, stream: av.VideoStream, target: float, half: float
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    target: float,
+    half: float,
+    deadline: Deadline,
 ) -> Iterator[av.VideoFrame]:
     """Frames from a keyframe on whose first frame is not later than ``target`` s, if there is."""
     frames: Iterator[av.VideoFrame] = iter(())
     for margin in _SEEK_MARGINS:
         container.seek(round((target - margin) / stream.time_base), stream=stream)
-        frames = _decode(container, stream, lenient=True)
+        frames = _decode(container, stream, deadline, lenient=True)
         first = next(frames, None)
         if first is None:
             continue
@@ -237,13 +285,17 @@ def _seek(
 
 
 def _decode(
-    container: av.container.InputContainer, stream: av.VideoStream, lenient: bool = False
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    deadline: Deadline,
+    lenient: bool = False,
 ) -> Iterator[av.VideoFrame]:
     """Decoded frames. ``lenient`` ignores errors up to the first one: a seek may land on a frame
     that cannot stand alone."""
     import av
 
     for packet in container.demux(stream):
+        deadline.check()
         try:
             frames = packet.decode()
         except av.error.FFmpegError:

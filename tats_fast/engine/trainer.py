@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tats_fast import kernels
 from tats_fast.config import ConfigError, RunConfig, save_config
 from tats_fast.config.schema import LEARNED_STRATEGIES
 from tats_fast.data import (
     BadFiles,
     ClipBatch,
-    ClipDataset,
+    ClipKey,
+    ClipLoader,
     StreamBatches,
+    Video,
+    drop_quarantined,
     load_eval_clips,
     make_loader,
-    random_flip,
     read_videos,
 )
 from tats_fast.engine.blocks import compiled_statistics, prepare_blocks
@@ -33,6 +35,7 @@ from tats_fast.engine.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from tats_fast.engine.describe import describe, kernel_levels
 from tats_fast.engine.distributed import World
 from tats_fast.engine.evaluate import evaluate
 from tats_fast.engine.logs import RunLog, SilentLog
@@ -62,6 +65,25 @@ class Stopped(Exception):
         self.signum = signum
 
 
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """What one step leaves for the next logged line; numbers stay on the device."""
+
+    metrics: dict[str, torch.Tensor]
+    keys: list[ClipKey]
+    bad: list[tuple[str, str]]
+    on_host: int
+
+    @classmethod
+    def of(cls, metrics: dict[str, torch.Tensor], batches: Sequence[ClipBatch]) -> _Step:
+        return cls(
+            metrics,
+            [key for batch in batches for key in batch.keys],
+            [entry for batch in batches for entry in batch.bad],
+            sum(batch.on_host for batch in batches),
+        )
+
+
 class Trainer:
     """One pretraining run.
 
@@ -78,7 +100,7 @@ class Trainer:
         self.config, self.world = config, world
         self.folder = Path(config.output_dir) / config.name
         resume_from = checkpoint_to_resume(self.folder, config.train.resume)
-        self.videos = read_videos(config.data.train, config.data.root, key="data.train")
+        self.videos = self._read_videos("train")
         self.total_steps = total_steps(config, len(self.videos))
         self.eval_clips = self._load_eval_clips()
         self.learner = make_learner(config, world)
@@ -123,36 +145,34 @@ class Trainer:
             log.message(describe(self.config, self.world, len(self.videos), self.total_steps))
             if self.position.step == 0:
                 self._evaluate(log)
-            self._loop(log)
+            with contextlib.closing(self._loader()) as loader:
+                self._loop(log, loader)
         finally:
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
             log.close()
         return self.position
 
-    def _loop(self, log: RunLog | SilentLog) -> None:
+    def _loop(self, log: RunLog | SilentLog, loader: ClipLoader) -> None:
         train, meter = self.config.train, Meter(self.world.device)
-        window: list[tuple[dict[str, torch.Tensor], list[Any]]] = []
-        bad: list[tuple[str, str]] = []
-        batches = self._batches()
+        window: list[_Step] = []
+        batches = iter(loader)
         while self.position.step < self.total_steps:
             with meter.waiting():
                 micro_batches = [next(batches) for _ in range(train.accumulation)]
             plan = self._plan()
-            metrics = train_step(self.learner, [self._to_device(b) for b in micro_batches], plan)
+            clips = [b.clips.to(self.world.device, non_blocking=True) for b in micro_batches]
+            metrics = train_step(self.learner, clips, plan)
+            window.append(_Step.of(metrics, micro_batches))
             step = self.position.step + 1
             self.position = dataclasses.replace(
                 self.position, step=step, samples=self.position.samples + train.batch_size
             )
-            keys = [key for batch in micro_batches for key in batch.keys]
-            window.append((metrics, keys))
-            bad += [entry for batch in micro_batches for entry in batch.bad]
             last = step == self.total_steps
             save = last or step % train.checkpoint_every == 0
             if last or save or step % train.log_every == 0:
-                row = self._summary(window, bad, plan, meter)
-                log.metrics(row)
-                window, bad = [], []
+                log.metrics(self._summary(window, plan, meter, loader))
+                window = []
             if train.image_every and self._due(train.image_every):
                 self._log_picture(log)
             if save and self._skipped_in_row == 0:
@@ -178,68 +198,88 @@ class Trainer:
             warmup=warmup,
         )
 
-    def _batches(self) -> Iterator[ClipBatch]:
+    def _read_videos(self, split: str) -> list[Video]:
+        """The videos of ``data.train`` or ``data.eval`` without the quarantined ones."""
+        data = self.config.data
+        listed = read_videos(getattr(data, split), data.root, key=f"data.{split}")
+        kept = drop_quarantined(listed, data.quarantine)
+        if len(kept) < len(listed) and self.world.is_main:
+            LOGGER.info(
+                "data.quarantine leaves out %d of the %d videos of data.%s",
+                len(listed) - len(kept),
+                len(listed),
+                split,
+            )
+        return kept
+
+    def _loader(self) -> ClipLoader:
         config, world = self.config, self.world
-        model = config.model
-        dataset = ClipDataset(
-            self.videos, config.data, model.num_frames, model.image_size, config.seed
-        )
+        repeats = config.data.repeats
         batches = StreamBatches(
             len(self.videos),
             config.seed,
-            config.train.batch_size,
+            config.train.batch_size // repeats,
             world.rank,
             world.size,
-            config.train.batch_size // (world.size * config.train.accumulation),
-            start_sample=self.position.samples,
+            config.train.batch_size // (world.size * config.train.accumulation * repeats),
+            start_sample=self.position.samples // repeats,
         )
-        loader = make_loader(dataset, batches, config.data.workers)
-        return (batch.require_complete() for batch in loader)
-
-    def _to_device(self, batch: ClipBatch) -> torch.Tensor:
-        clips = batch.clips.to(self.world.device, non_blocking=True)
-        if self.config.data.flip:
-            clips = random_flip(clips, batch.keys, self.config.seed)
-        return clips
+        model = config.model
+        return make_loader(
+            self.videos,
+            config.data,
+            model.num_frames,
+            model.image_size,
+            config.seed,
+            batches,
+            world.device,
+        )
 
     def _summary(
-        self,
-        window: list[tuple[dict[str, torch.Tensor], list[Any]]],
-        bad: list[tuple[str, str]],
-        plan: StepPlan,
-        meter: Meter,
+        self, window: list[_Step], plan: StepPlan, meter: Meter, loader: ClipLoader
     ) -> dict[str, Any]:
         """Means over the finite steps since the last summary; a logged step's one host sync."""
-        names = sorted({name for metrics, _ in window for name in metrics})
+        names = sorted({name for step in window for name in step.metrics})
         nothing = torch.full((), math.nan, device=self.world.device)
         table = torch.stack(
-            [torch.stack([m.get(name, nothing) for name in names]) for m, _ in window]
+            [torch.stack([step.metrics.get(name, nothing) for name in names]) for step in window]
         ).cpu()
         skipped = table[:, names.index("skipped")].bool()
-        self._note_skipped(skipped.tolist(), [keys for _, keys in window])
+        self._note_skipped(skipped.tolist(), [step.keys for step in window])
         means = dict(zip(names, table[~skipped].nanmean(dim=0).tolist(), strict=True))
         # Every process hears of every bad file, so that all stop together at the limit.
-        bad = [entry for entries in self.world.gather(bad) for entry in entries]
+        loaded = self.world.gather(
+            (
+                [entry for step in window for entry in step.bad],
+                sum(step.on_host for step in window),
+                loader.replaced_workers,
+            )
+        )
+        bad = [entry for entries, _, _ in loaded for entry in entries]
         self.bad_files.record(bad)
         self.position = dataclasses.replace(
             self.position,
             skipped_clips=self.position.skipped_clips + len(bad),
             skipped_steps=self.position.skipped_steps + int(skipped.sum()),
         )
-        masking = self.config.masking
+        train, repeats = self.config.train, self.config.data.repeats
+        windows = len(window) * train.batch_size // repeats
         return {
             "step": self.position.step,
             "epoch": self.position.samples / len(self.videos),
+            "passes": self.position.samples / repeats / len(self.videos),
             "lr": plan.lr,
             "mask_ratio": 1 - plan.visible / self.config.model.num_tokens,
-            "strategy": "random (warm-up)" if plan.warmup else masking.strategy,
+            "strategy": "random (warm-up)" if plan.warmup else self.config.masking.strategy,
             **{name: means[name] for name in names if name != "skipped"},
-            **meter.report(len(window), self.config.train.batch_size),
+            **meter.report(len(window), train.batch_size),
+            "host_decoded_frac": sum(on_host for _, on_host, _ in loaded) / windows,
+            "replaced_workers": sum(replaced for _, _, replaced in loaded),
             "skipped_clips": self.position.skipped_clips,
             "skipped_steps": self.position.skipped_steps,
         }
 
-    def _note_skipped(self, skipped: list[bool], keys: list[list[Any]]) -> None:
+    def _note_skipped(self, skipped: list[bool], keys: list[list[ClipKey]]) -> None:
         """Count non-finite steps in a row, keep their clips' names, stop past the limit."""
         first = self.position.step - len(skipped)
         for offset, flag in enumerate(skipped):
@@ -263,7 +303,7 @@ class Trainer:
         config = self.config
         if config.data.eval is None or not self.world.is_main:
             return None
-        videos = read_videos(config.data.eval, config.data.root, key="data.eval")
+        videos = self._read_videos("eval")
         model = config.model
         clips = load_eval_clips(
             videos,
@@ -343,41 +383,4 @@ def make_learner(config: RunConfig, world: World) -> Learner:
         generator=torch.Generator(world.device),
         bf16=bf16,
         statistics=compiled_statistics() if config.train.compile else token_statistics,
-    )
-
-
-def kernel_levels(device_type: str) -> list[str]:
-    """Which implementations of the hot ops run.
-
-    Raises:
-        ValueError: ``TATS_KERNELS`` names one that cannot.
-    """
-    return sorted({kernels.resolved_level(op, device_type) for op in kernels.ops()})
-
-
-def describe(config: RunConfig, world: World, num_videos: int, steps: int) -> str:
-    """What silently decides a result, said at the start."""
-    from tats_fast.models.attention import choose_backend
-
-    train, optim, model = config.train, config.optim, config.model
-    batch = train.batch_size
-    micro = batch // (world.size * train.accumulation)
-    scale = batch / 256
-    masking = config.masking
-    visible = visible_tokens(masking.strategy, model, masking.ratio)
-    shared = "" if masking.budget == "fixed" else f" on average, shared out by {masking.budget_by}"
-    device = world.device.type
-    return "\n".join(
-        [
-            f"run {Path(config.output_dir) / config.name}: {num_videos} videos, {steps} steps, "
-            f"{world.size} process(es) on {device} ({config.distributed.engine})",
-            f"global batch {batch} = {world.size} processes x {train.accumulation} micro-batches x "
-            f"{micro} clips; learning rate {optim.base_lr * scale:.3g} peak, "
-            f"{optim.min_lr * scale:.3g} at the end (base {optim.base_lr:g} x {batch}/256)",
-            f"masking {masking.strategy}: {visible} of {model.num_tokens} tokens visible "
-            f"(ratio {masking.ratio:g}){shared}; {masking.decoder_keep_ratio:.0%} of the others "
-            "rebuilt",
-            f"attention {choose_backend(model.attention, device)}, "
-            f"kernels {'+'.join(kernel_levels(device))}",
-        ]
     )

@@ -1,0 +1,99 @@
+"""What a worker process does for one window: decode it, or plan it for another decoder."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from tats_fast.config import DataConfig
+from tats_fast.data.clip import Box, ClipDraw, multi_scale_crop
+from tats_fast.data.lists import Video
+from tats_fast.data.order import ClipKey
+from tats_fast.data.plan import Formats, FramePlan, plan_clip
+from tats_fast.data.video import DecodeError, decode_crops
+
+
+@dataclass(frozen=True)
+class Task:
+    """One decoded window: which, at which attempt, into which row of the buffers."""
+
+    key: ClipKey
+    row: int
+    attempt: int = 0
+    host: bool = False
+    """Decode here, whatever other decoder there is."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A clip left to another decoder: file, frames by number, and per crop box and mirroring."""
+
+    path: str
+    plan: FramePlan
+    boxes: list[Box]
+    flips: list[bool]
+
+
+class ClipCutter:
+    """Cuts the crops of one window as a pure function of (seed, key, attempt) and of the files.
+
+    buffers: rows of (K, T, S, S, 3) uint8 in memory that forked processes share with their parent.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        config: DataConfig,
+        num_frames: int,
+        image_size: int,
+        seed: int,
+        rows: int,
+        formats: Formats = frozenset(),
+    ) -> None:
+        """formats: what another decoder takes. Raises ``ValueError`` on an empty list."""
+        if not videos:
+            raise ValueError("expected at least 1 video, got 0")
+        self.paths = [video.path for video in videos]
+        self.config = config
+        self.seed = seed
+        self.formats = formats
+        shape = (rows, config.repeats, num_frames, image_size, image_size, 3)
+        # Anonymous shared memory: /dev/shm, which containers keep small, has no part in it, and a
+        # page costs nothing before it is written.
+        self._memory = mmap.mmap(-1, int(np.prod(shape)))
+        self.rows = np.frombuffer(self._memory, np.uint8).reshape(shape)
+
+    def path(self, task: Task) -> str:
+        """The video of a task; for attempt >= 1 the stand-in, any of the list."""
+        index = task.key.index
+        if task.attempt > 0:
+            draw = ClipDraw.of(self.seed, task.key.epoch, index, task.attempt)
+            index = int(draw.substitute * len(self.paths))
+        return self.paths[index]
+
+    def __call__(self, task: Task) -> Encoded | str | None:
+        """None: decoded into its row. A plan: for the other decoder. A text: why it failed."""
+        repeats = range(self.config.repeats)
+        draws = [ClipDraw.of(self.seed, *task.key, task.attempt, repeat) for repeat in repeats]
+        path, window = self.path(task), draws[0].window
+        crops = [partial(multi_scale_crop, scales=self.config.scales, draw=d) for d in draws]
+        flips = [draw.flip and self.config.flip for draw in draws]
+        clips = self.rows[task.row]
+        stride = self.config.stride
+        try:
+            if self.formats and not task.host:
+                plan = plan_clip(path, clips.shape[1], stride, window, self.formats)
+                if plan is not None:
+                    boxes = [crop(plan.width, plan.height) for crop in crops]
+                    return Encoded(path, plan, boxes, flips)
+            decode_crops(path, clips, stride, window, crops, self.config.timeout_s)
+        except DecodeError as error:
+            return error.reason
+        for clip, flip in zip(clips, flips, strict=True):
+            if flip:
+                clip[...] = clip[:, :, ::-1].copy()
+        return None

@@ -1,0 +1,318 @@
+"""Training batches in order, prepared in the background, whatever the files hold.
+
+Worker processes decode (or plan) one window at a time; a thread hands them out, lets DALI decode
+what it can, and puts whole batches together. What fails is replaced by a clip of another listed
+video, and never silently.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+
+from tats_fast.config import ConfigError, DataConfig
+from tats_fast.data.cutter import ClipCutter, Encoded, Task
+from tats_fast.data.lists import Video
+from tats_fast.data.order import ClipKey, StreamBatches
+from tats_fast.data.pool import Lost, Workers
+from tats_fast.data.video import DecodeError
+
+BadFile = tuple[str, str]
+"""Path and reason."""
+MAX_ATTEMPTS = 10
+"""Videos tried for one window before the run stops."""
+# Finished batches that wait for the trainer.
+_READY = 2
+# Seconds between two looks at whether the loader was closed.
+_POLL = 0.5
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """A batch of training clips.
+
+    clips: (G*K, T, S, S, 3) uint8 RGB, K crops of each of G decoded windows in a row; page-locked
+    on the CPU if there is a GPU, or on the device that decoded them.
+    keys: the G windows' names, also where another video stood in.
+    bad: (path, reason) of every file that failed on the way to these clips.
+    on_host: windows that went to PyAV although another decoder was asked for.
+    """
+
+    clips: torch.Tensor
+    keys: list[ClipKey]
+    bad: list[BadFile]
+    on_host: int = 0
+    ready: torch.cuda.Event | None = None
+    """Set where the clips are still being written on the device."""
+
+    def wait(self) -> ClipBatch:
+        """The batch itself, once work queued from here on sees its clips."""
+        if self.ready is not None:
+            stream = torch.cuda.current_stream(self.clips.device)
+            stream.wait_event(self.ready)
+            self.clips.record_stream(stream)
+        return self
+
+
+class Decoder(Protocol):
+    """Decodes planned clips elsewhere than in the workers."""
+
+    device: torch.device
+
+    def decode(self, clips: list[Encoded]) -> list[torch.Tensor | None]:
+        """Per clip (K, T, S, S, 3) uint8 on ``device``, or None where it could not."""
+
+    def queue(self) -> AbstractContextManager[None]:
+        """Makes torch work on ``device`` queue up behind ``decode``'s."""
+
+    def finished(self) -> torch.cuda.Event | None:
+        """An event behind all work queued so far, or None if there is nothing to wait for."""
+
+
+@dataclass
+class _Open:
+    """A batch on its way: what has become of each of its windows."""
+
+    keys: list[ClipKey]
+    first_row: int
+    pending: int = 0
+    planned: dict[int, tuple[Task, Encoded]] = field(default_factory=dict)
+    decoded: dict[int, torch.Tensor] = field(default_factory=dict)
+    bad: list[tuple[int, int, BadFile]] = field(default_factory=list)
+
+
+class ClipLoader:
+    """Batches of ``ClipBatch`` for the lists of keys in ``batches``; to be iterated once.
+
+    The clips depend neither on ``workers`` nor on what fails when, except for files that kill or
+    outlast their process. Iterating raises ``DecodeError`` once ``MAX_ATTEMPTS`` videos in a row
+    failed for one window.
+    """
+
+    def __init__(
+        self,
+        cutter: ClipCutter,
+        batches: Iterable[list[ClipKey]],
+        windows: int,
+        workers: int,
+        decoder: Decoder | None = None,
+    ) -> None:
+        """windows: G, keys per batch; ``cutter`` has rows for several batches (``rows_needed``).
+        workers: decoding processes; 0 decodes in this process."""
+        self.cutter = cutter
+        self.batches = batches
+        self.windows = windows
+        self.decoder = decoder
+        self.workers = workers
+        self.replaced_workers = 0
+        """Worker processes that died or hung so far."""
+        self._lost: dict[str, str] = {}  # reason, by path of a file not to be tried again
+        self._deaths: set[str] = set()  # files in whose reading a process died
+        self._closed = threading.Event()
+        self._ready: queue.Queue[ClipBatch | Exception | None] = queue.Queue(_READY)
+        self._thread: threading.Thread | None = None
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        # Twice the decoder's own limit: only a process that does not even notice is killed.
+        limit = 2 * self.cutter.config.timeout_s
+        pool = Workers(self.cutter, self.workers, limit) if self.workers else _Inline(self.cutter)
+        self._thread = threading.Thread(target=self._produce, args=(pool,), daemon=True)
+        self._thread.start()
+        try:
+            while (batch := self._ready.get()) is not None:
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch.wait()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the thread and the processes; no more batches come."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _produce(self, pool: Workers | _Inline) -> None:
+        try:
+            with pool:
+                for batch in self._in_order(pool):
+                    self._put(batch)
+            self._put(None)
+        except Exception as error:
+            self._put(error)
+
+    def _put(self, batch: ClipBatch | Exception | None) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._ready.put(batch, timeout=_POLL)
+            except queue.Full:
+                continue
+
+    def _in_order(self, pool: Workers | _Inline) -> Iterator[ClipBatch]:
+        source = iter(self.batches)
+        free = deque(range(0, len(self.cutter.rows), self.windows))
+        waiting: deque[_Open] = deque()
+        tickets: dict[int, tuple[_Open, Task]] = {}
+
+        def submit(batch: _Open, task: Task) -> None:
+            reason = self._lost.get(self.cutter.path(task))
+            if reason is not None:  # it would only cost the next process
+                return settle(batch, task, reason)
+            batch.pending += 1
+            tickets[pool.submit(task)] = batch, task
+
+        def settle(batch: _Open, task: Task, outcome: Encoded | Lost | str | None) -> None:
+            path = self.cutter.path(task)
+            if isinstance(outcome, Encoded):
+                batch.planned[task.row] = task, outcome
+            elif outcome is not None:
+                reason = outcome
+                if isinstance(outcome, Lost):
+                    if outcome.died and path not in self._deaths:
+                        self._deaths.add(path)  # it may have been killed for want of memory
+                        return submit(batch, task)
+                    self._lost[path] = reason = outcome.reason
+                batch.bad.append((task.row, task.attempt, (path, reason)))
+                if task.attempt + 1 == MAX_ATTEMPTS:
+                    raise DecodeError(
+                        path, f"{reason} (after {MAX_ATTEMPTS} failures in a row, giving up)"
+                    )
+                submit(batch, replace(task, attempt=task.attempt + 1, host=False))
+
+        while not self._closed.is_set():
+            while free and (keys := next(source, None)) is not None:
+                batch = _Open(keys, free.popleft())
+                waiting.append(batch)
+                for number, key in enumerate(keys):
+                    submit(batch, Task(key, batch.first_row + number))
+            if not waiting:
+                return
+            batch = waiting[0]
+            if not batch.pending and batch.planned:
+                for task in self._decode(batch):
+                    submit(batch, replace(task, host=True))
+            if batch.pending:
+                for ticket, outcome in pool.collect(_POLL):
+                    owner, task = tickets.pop(ticket)
+                    owner.pending -= 1
+                    settle(owner, task, outcome)
+                self.replaced_workers = pool.replaced
+                continue
+            waiting.popleft()
+            done = self._finish(batch)
+            free.append(batch.first_row)
+            yield done
+
+    def _decode(self, batch: _Open) -> list[Task]:
+        """Let the other decoder take what is planned for it; returns what it could not decode."""
+        assert self.decoder is not None
+        planned, batch.planned = batch.planned, {}
+        clips = self.decoder.decode([clip for _, clip in planned.values()])
+        failed = []
+        for (row, (task, _)), clip in zip(planned.items(), clips, strict=True):
+            if clip is None:
+                failed.append(task)
+            else:
+                batch.decoded[row] = clip
+        return failed
+
+    def _finish(self, batch: _Open) -> ClipBatch:
+        """Put the windows together in memory of their own, so that the rows are free again."""
+        host = torch.from_numpy(self.cutter.rows[batch.first_row :][: len(batch.keys)])
+        bad = [entry for _, _, entry in sorted(batch.bad)]
+        decoder = self.decoder
+        if decoder is None:
+            pinned = torch.cuda.is_available()
+            clips = torch.empty(host.shape, dtype=host.dtype, pin_memory=pinned).copy_(host)
+            return ClipBatch(clips.flatten(0, 1), batch.keys, bad)
+        with decoder.queue():
+            clips = torch.empty(host.shape, dtype=host.dtype, device=decoder.device)
+            for number, clip in enumerate(clips):
+                clip.copy_(batch.decoded.get(batch.first_row + number, host[number]))
+            ready = decoder.finished()
+        on_host = len(batch.keys) - len(batch.decoded)
+        return ClipBatch(clips.flatten(0, 1), batch.keys, bad, on_host, ready)
+
+
+class _Inline:
+    """The calls of ``Workers`` without processes."""
+
+    replaced = 0
+
+    def __init__(self, cutter: ClipCutter) -> None:
+        self._cutter = cutter
+        self._queue: deque[tuple[int, Task]] = deque()
+        self._tickets = 0
+
+    def __enter__(self) -> _Inline:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._queue.clear()
+
+    def submit(self, task: Task) -> int:
+        self._tickets += 1
+        self._queue.append((self._tickets, task))
+        return self._tickets
+
+    def collect(self, _wait: float) -> list[tuple[int, Encoded | str | None]]:
+        ticket, task = self._queue.popleft()
+        return [(ticket, self._cutter(task))]
+
+
+def rows_needed(windows: int, workers: int) -> int:
+    """Rows for the batch being finished and enough behind it to keep all workers busy."""
+    return windows * (1 + max(1, -(-2 * workers // windows)))
+
+
+def make_loader(
+    videos: Sequence[Video],
+    config: DataConfig,
+    num_frames: int,
+    image_size: int,
+    seed: int,
+    batches: StreamBatches,
+    device: torch.device | str = "cpu",
+) -> ClipLoader:
+    """The loader of ``data.backend`` for one rank's batches of windows.
+
+    Raises ``ConfigError`` where the backend is asked for and cannot run here.
+    """
+    device = torch.device(device)
+    decoder = None
+    if resolved_backend(config.backend, device.type) == "dali":
+        from tats_fast.data.dali import DaliDecoder
+
+        decoder = DaliDecoder(device, image_size, config.workers)
+    cutter = ClipCutter(
+        videos,
+        config,
+        num_frames,
+        image_size,
+        seed,
+        rows_needed(batches.micro_batch, config.workers),
+        frozenset() if decoder is None else decoder.formats,
+    )
+    return ClipLoader(cutter, batches, batches.micro_batch, config.workers, decoder)
+
+
+def resolved_backend(backend: str, device_type: str) -> str:
+    """``dali`` or ``pyav``: what ``data.backend`` means on a device.
+
+    Raises ``ConfigError`` where DALI is asked for and missing.
+    """
+    from tats_fast.data.dali import dali_problem
+
+    if backend == "auto":
+        return "dali" if device_type == "cuda" and dali_problem() is None else "pyav"
+    problem = dali_problem() if backend == "dali" else None
+    if problem is not None:
+        raise ConfigError(f"data.backend=dali: {problem}")
+    return backend
