@@ -1,0 +1,45 @@
+"""Any folder of videos: sub-folders are splits, then classes, if all videos lie in some."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from tats_fast.prepare.layouts.common import Annotations, Row, listed
+
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+def read_folder(paths: Sequence[str]) -> Annotations:
+    """Splits and classes of videos from their paths relative to the folder.
+
+    Where every first-level folder with videos is called train, val or test (or nearly so), those
+    are the splits; otherwise all is ``train``. Below, the first-level folder is the class, unless
+    some video lies in none: then nothing is labelled. Row names and stems are the paths themselves.
+    """
+    parts = [path.split(os.sep) for path in paths]
+    split_at_top = bool(parts) and all(len(p) > 1 and p[0].lower() in _SPLITS for p in parts)
+    splits = [_SPLITS[p[0].lower()] if split_at_top else "train" for p in parts]
+    below = [p[1:] if split_at_top else p for p in parts]
+    labelled = bool(below) and all(len(p) > 1 for p in below)
+    classes = sorted({p[0] for p in below}) if labelled else []
+    ids = {name: label for label, name in enumerate(classes)}
+    rows = [
+        Row(path, split, ids[p[0]] if labelled else None, (path,))
+        for path, split, p in zip(paths, splits, below, strict=True)
+    ]
+    return Annotations(classes, rows, _notes(classes, rows))
+
+
+def _notes(classes: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    notes = []
+    for split in ("train", "val", "test"):
+        used = {row.label for row in rows if row.split == split}
+        absent = [name for label, name in enumerate(classes) if label not in used]
+        if used and absent:
+            notes.append(f"no {split} video has the class {listed(absent)}")
+    return notes
