@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,9 +81,75 @@ def make_parser() -> argparse.ArgumentParser:
     visualize.add_argument("--seed", type=int, default=0, help="seed of the draws")
     visualize.set_defaults(run=_visualize)
 
+    _add_prepare(commands)
+
+    _add_verify(commands)
+
     doctor = commands.add_parser("doctor", help="what this machine can run, and why not the rest")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_prepare(commands: argparse._SubParsersAction) -> None:
+    prepare = commands.add_parser("prepare", help="lists and small copies from official files")
+    datasets = ("ssv2", "kinetics400", "ucf101", "hmdb51", "folder")
+    prepare.add_argument("dataset", choices=datasets, help="whose official files, or any folder")
+    prepare.add_argument("--annotations", metavar="DIR", help="official files (not for folder)")
+    prepare.add_argument("--videos", metavar="DIR", required=True, help="searched recursively")
+    prepare.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    prepare.add_argument("--split", type=int, help="of ucf101 and hmdb51: 1, 2 or 3 (default: 1)")
+    prepare.add_argument("--quarantine", metavar="FILE", help="bad files to leave out")
+    prepare.add_argument("--hash", action="store_true", help="SHA-256 of each file")
+    prepare.add_argument(
+        "--transcode",
+        nargs="?",
+        const="h264",
+        choices=("h264", "vp9", "mjpeg"),
+        help="list small copies with many keyframes instead (default: h264)",
+    )
+    for name, text in (
+        ("--short-side", "pixels of a copy's short side at most (default: 256)"),
+        ("--gop", "frames from keyframe to keyframe in a copy (default: 16)"),
+        ("--quality", "of copies: CRF or quantiser, smaller is better"),
+        ("--workers", "processes (default: one per core)"),
+    ):
+        prepare.add_argument(name, type=int, metavar="N", help=text)
+    prepare.set_defaults(run=_prepare)
+
+
+def _add_verify(commands: argparse._SubParsersAction) -> None:
+    verify = commands.add_parser("verify", help="find the files that cannot be trained on")
+    verify.add_argument("--list", metavar="FILE", help="list file, as data.train")
+    verify.add_argument(
+        "--root", metavar="DIR", help="where a list's paths start; without a list: all videos below"
+    )
+    verify.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    verify.add_argument(
+        "--mode",
+        default="quick",
+        choices=("quick", "full"),
+        help="decode the first frame and the last keyframe (default), or every frame",
+    )
+    verify.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one per core)"
+    )
+    verify.add_argument(
+        "--timeout", type=float, metavar="S", help="seconds per file (default: 60 quick, 600 full)"
+    )
+    verify.add_argument(
+        "--min-share",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="share of its claimed length below which a file is bad (default: 0.5)",
+    )
+    verify.add_argument(
+        "--frames",
+        type=int,
+        metavar="N",
+        help="frames that a clip spans, (model.num_frames - 1) * data.stride + 1 (default: 61)",
+    )
+    verify.set_defaults(run=_verify)
 
 
 def _pretrain(options: argparse.Namespace) -> int:
@@ -122,6 +189,42 @@ def _visualize(options: argparse.Namespace) -> int:
     )
     print(f"wrote {page}")
     return 0
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from tats_fast.prepare.prepare import Options, Recipe, prepare
+
+    names = ("short_side", "gop", "quality")
+    chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if chosen and options.transcode is None:
+        raise ConfigError(f"--{next(iter(chosen)).replace('_', '-')}: only with --transcode")
+    return prepare(
+        Options(
+            dataset=options.dataset,
+            videos=os.path.expanduser(options.videos),
+            out=os.path.expanduser(options.out),
+            annotations=options.annotations and os.path.expanduser(options.annotations),
+            split=options.split,
+            recipe=options.transcode and Recipe(options.transcode, **chosen),
+            quarantine=options.quarantine and os.path.expanduser(options.quarantine),
+            with_hash=options.hash,
+            workers=len(os.sched_getaffinity(0)) if options.workers is None else options.workers,
+        )
+    )
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from tats_fast.prepare.verify import VerifyOptions, default_window, listed_videos, verify
+
+    settings = VerifyOptions(
+        mode=options.mode,
+        workers=len(os.sched_getaffinity(0)) if options.workers is None else options.workers,
+        timeout=options.timeout,
+        min_share=options.min_share,
+        window=default_window() if options.frames is None else options.frames,
+    )
+    videos = listed_videos(options.list, options.root)
+    return 1 if verify(videos, Path(options.out).expanduser(), settings, options.list) else 0
 
 
 def _doctor(_options: argparse.Namespace) -> int:
