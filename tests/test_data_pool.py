@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from tats_fast.data import pool
 from tats_fast.data.pool import Lost, Workers
 
 
@@ -99,6 +100,16 @@ def test_interrupts_do_not_reach_the_workers():
             os.kill(pid, signal.SIGINT)
         assert dict(workers.map([1, 2])) == {1: 2, 2: 4}
         assert workers.replaced == 0
+
+
+def test_processes_are_renewed_before_they_grow(monkeypatch):
+    monkeypatch.setattr(pool, "_LIFE", 10)
+    with Workers(lambda item: (item, os.getpid()), 2) as workers:
+        outcomes = [outcome for _, outcome in workers.map(range(100))]
+        assert workers.replaced == 0
+    assert sorted(item for item, _ in outcomes) == list(range(100))
+    pids = [pid for _, pid in outcomes]
+    assert max(pids.count(pid) for pid in pids) == 10
 
 
 def test_needs_a_process():

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tats_fast.data.clip import window_start
-from tats_fast.data.video import ATTEMPTS, Timing, open_video
+from tats_fast.data.video import ATTEMPTS, DecodeError, Timing, open_video
 
 if TYPE_CHECKING:
     import av
@@ -37,14 +37,17 @@ def plan_clip(
     """The frames that ``decode_crops`` would take, or None where they cannot be told.
 
     Reads the file through once without decoding; a file met for the first time has one frame
-    decoded. Raises ``DecodeError`` for a file that cannot be opened.
+    decoded. A file that cannot be read has no plan: ``decode_crops`` says why, and may get on.
     """
-    if not _plain(path, formats):
+    try:
+        if not _plain(path, formats):
+            return None
+        with open_video(path) as (container, stream):
+            timing = Timing.of(path, container, stream)
+            times = _frame_times(container, stream)
+            width, height = stream.codec_context.width, stream.codec_context.height
+    except DecodeError:
         return None
-    with open_video(path) as (container, stream):
-        timing = Timing.of(path, container, stream)
-        times = _frame_times(container, stream)
-        width, height = stream.codec_context.width, stream.codec_context.height
     if times is None:
         return None
     return FramePlan(choose_frames(timing, times, num_frames, stride, window), width, height)

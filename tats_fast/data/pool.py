@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 
 # Items in a process's hands: the one it works on and the next, so that it need not wait for us.
 _DEPTH = 2
+# Items after which a process makes room for a fresh one: decoding leaks some 300 bytes an item.
+_LIFE = 10_000
 # Seconds between two looks of an idle process at whether its parent is still there.
 _PARENT_CHECK = 5.0
 
@@ -131,14 +133,17 @@ class Workers(Generic[Item, Result]):
     def _hand_out(self) -> None:
         """Give queued items to the processes with the least to do."""
         while self._queue:
-            number = min(range(len(self._workers)), key=lambda n: len(self._workers[n].items))
+            number = min(range(len(self._workers)), key=lambda n: self._workers[n].load)
             worker = self._workers[number]
-            if len(worker.items) >= _DEPTH:
+            if worker.load >= _DEPTH:
                 return
             if not worker.items and not worker.process.is_alive():
                 self._replace(number, worker.cause_of_death())
-                continue
-            worker.send(*self._queue.popleft())
+            elif not worker.items and worker.taken >= _LIFE:
+                worker.end()
+                self._workers[number] = _Worker(self.function)
+            else:
+                worker.send(*self._queue.popleft())
 
     def _next_overdue(self) -> float:
         """When, on the monotonic clock, the next process runs out of time."""
@@ -164,6 +169,8 @@ class _Worker:
     function: Callable[[Any], Any]
     items: list[tuple[int, Any]] = field(default_factory=list)
     started: float = 0.0
+    taken: int = 0
+    """Items it was ever given."""
 
     def __post_init__(self) -> None:
         # Forked: it starts in milliseconds, and shared memory needs no name in /dev/shm, which
@@ -181,10 +188,16 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         remote.close()
 
+    @property
+    def load(self) -> int:
+        """Items in its hands; as if they were full where it has had its last."""
+        return _DEPTH if self.items and self.taken >= _LIFE else len(self.items)
+
     def send(self, ticket: int, item: Any) -> None:
         if not self.items:
             self.started = time.monotonic()
         self.items.append((ticket, item))
+        self.taken += 1
         with contextlib.suppress(BrokenPipeError):  # it just died; ``collect`` finds out
             self.pipe.send(item)
 
