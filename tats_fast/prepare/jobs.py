@@ -71,7 +71,7 @@ def run_jobs(
             try:
                 return stamp, function(wanted[name])
             except Exception as error:
-                return stamp, _lost(f"{type(error).__name__}: {error}")
+                return stamp, _lost(f"{type(error).__name__}: {error}".rstrip(": "))
 
         if not todo:
             return {name: done[name] for name in wanted}
