@@ -1,5 +1,6 @@
 """Worker processes: outcomes of every item, deaths, time limits, errors, order of blame."""
 
+import gc
 import os
 import signal
 import time
@@ -110,6 +111,29 @@ def test_processes_are_renewed_before_they_grow(monkeypatch):
     assert sorted(item for item, _ in outcomes) == list(range(100))
     pids = [pid for _, pid in outcomes]
     assert max(pids.count(pid) for pid in pids) == 10
+
+
+def test_workers_leave_the_garbage_of_their_parent_alone():
+    parent = os.getpid()
+
+    class Fragile:
+        def __init__(self):
+            self.me = self  # a cycle: only the collector can end it
+
+        def __del__(self):
+            if os.getpid() != parent:
+                os._exit(9)
+
+    def collect(item):
+        return item, gc.collect() >= 0
+
+    gc.disable()
+    try:
+        Fragile()
+        with Workers(collect, 1) as workers:
+            assert dict(workers.map([1, 2])) == {1: (1, True), 2: (2, True)}
+    finally:
+        gc.enable()
 
 
 def test_needs_a_process():

@@ -8,6 +8,7 @@ whose process died or ran out of time comes back as ``Lost``, and another proces
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import multiprocessing
 import os
@@ -180,12 +181,8 @@ class _Worker:
         self.process = context.Process(
             target=_serve, args=(self.function, remote, os.getpid()), daemon=True
         )
-        # A Ctrl-C must not find the child before it has arranged to ignore it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _undisturbed():
             self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         remote.close()
 
     @property
@@ -234,6 +231,21 @@ class _Worker:
         self.pipe.close()
 
 
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keeps from a new process what it has not yet arranged for: a Ctrl-C, and the collection of
+    its parent's garbage, whose finalizers may rely on threads that it does not have (DALI's do)."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _serve(function: Callable[[Any], Any], pipe: connection.Connection, parent: int) -> None:
     """A worker process: answer items until the parent closes the pipe or is gone."""
     # Ctrl-C reaches the whole process group, and the parent still wants the items in hand. What
@@ -241,6 +253,8 @@ def _serve(function: Callable[[Any], Any], pipe: connection.Connection, parent: 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    gc.freeze()
+    gc.enable()
     while True:
         while not pipe.poll(_PARENT_CHECK):
             # Sister processes hold copies of the pipe, so the parent's death does not close it.
