@@ -171,7 +171,7 @@ def test_a_stopped_run_continues(run, tmp_path, how, code):
     process.send_signal(how)
     assert process.wait(timeout=5) == code
     finished = read_record(run.record)
-    assert 5 <= len(finished) < 40
+    assert 5 <= len(finished) < 30  # written one by one, not a buffer at a time
     outcomes, worked = run(names)  # at once: no lock is left behind
     assert worked == sorted(set(names) - set(finished))
     assert list(outcomes) == names

@@ -217,6 +217,7 @@ def test_good_files_train_and_bad_ones_do_not(folder):
 CUTS = {
     "a.mp4": FASTSTART,
     "a.avi": {"codec": "mpeg4", "options": {"g": "15", "bf": "2", "qscale": "4"}},
+    "x264.avi": {"options": {"g": "10", "bf": "0"}},
     "a.mkv": {"options": {"g": "10", "bf": "0"}},
     "a.flv": {"codec": "flv"},
 }

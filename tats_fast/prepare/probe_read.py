@@ -103,7 +103,7 @@ def read_ends(container: av.container.InputContainer, found: Findings, end: floa
             found.last_keyframe = False
         for packet in container.demux():
             found.see_packet(packet)
-    except av.error.FFmpegError:  # no way to seek in this file
+    except (av.error.FFmpegError, OverflowError):  # no way to seek in this file
         return
 
 
