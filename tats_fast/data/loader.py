@@ -114,7 +114,6 @@ class ClipLoader:
         self.replaced_workers = 0
         """Worker processes that died or hung so far."""
         self._lost: dict[str, str] = {}  # reason, by path of a file not to be tried again
-        self._deaths: set[str] = set()  # files in whose reading a process died
         self._closed = threading.Event()
         self._ready: queue.Queue[ClipBatch | Exception | None] = queue.Queue(_READY)
         self._thread: threading.Thread | None = None
@@ -160,6 +159,7 @@ class ClipLoader:
         free = deque(range(0, len(self.cutter.rows), self.windows))
         waiting: deque[_Open] = deque()
         tickets: dict[int, tuple[_Open, Task]] = {}
+        died: set[tuple[ClipKey, int]] = set()  # tasks whose process died once
 
         def submit(batch: _Open, task: Task) -> None:
             reason = self._lost.get(self.cutter.path(task))
@@ -175,8 +175,9 @@ class ClipLoader:
             elif outcome is not None:
                 reason = outcome
                 if isinstance(outcome, Lost):
-                    if outcome.died and path not in self._deaths:
-                        self._deaths.add(path)  # it may have been killed for want of memory
+                    if outcome.died and (task.key, task.attempt) not in died:
+                        # Once may be an accident, such as a lack of memory.
+                        died.add((task.key, task.attempt))
                         return submit(batch, task)
                     self._lost[path] = reason = outcome.reason
                 batch.bad.append((task.row, task.attempt, (path, reason)))

@@ -160,6 +160,8 @@ def open_video(path: str) -> Iterator[tuple[av.container.InputContainer, av.Vide
     try:
         # Real HMDB51 clips carry metadata that is not UTF-8.
         container = av.open(name, metadata_errors="ignore")
+    except FileNotFoundError as error:  # deleted since we looked
+        raise DecodeError(path, "missing") from error
     except av.error.InvalidDataError as error:
         raise DecodeError(path, "not a video container") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
