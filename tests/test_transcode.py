@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -151,22 +152,33 @@ def test_a_full_disk_is_no_fault_of_the_video(tmp_path):
         transcode(str(source), str(tmp_path / "file" / "b.mp4"), Recipe())
 
 
-def noise(number: int, count: int = 250) -> np.ndarray:
-    """(360, 640, 3) uint8: a texture that moves, about as hard to encode as real scenes."""
+def scene(count: int) -> Iterator[np.ndarray]:
+    """(360, 640, 3) uint8 frames: soft shapes that pass by, under the grain of a camera."""
     rng = np.random.default_rng(7)
-    coarse = np.kron(rng.integers(0, 256, (45, 100, 3)), np.ones((8, 8, 1)))
-    return coarse[:, number % 160 : number % 160 + 640].astype(np.uint8)
+    picture = av.VideoFrame.from_ndarray(rng.integers(0, 256, (20, 48, 3), np.uint8))
+    wide = picture.reformat(width=960, height=360, interpolation="BICUBIC").to_ndarray()
+    grain = rng.integers(-8, 9, (8, 360, 640, 1), np.int16)
+    for number in range(count):
+        left = number % 320
+        shown = wide[:, left : left + 640].astype(np.int16) + grain[number % 8]
+        yield shown.clip(0, 255).astype(np.uint8)
 
 
 def write_long_gop(path: Path, count: int) -> Path:
     """640x360 H.264 with one keyframe, at the start."""
-    options = {"g": "1000", "keyint_min": "1000", "sc_threshold": "0", "preset": "ultrafast"}
+    options = {
+        "g": "1000",
+        "keyint_min": "1000",
+        "sc_threshold": "0",
+        "preset": "veryfast",
+        "crf": "20",
+    }
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
         stream.options = options
-        for number in range(count):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(noise(number), format="rgb24")))
+        for image in scene(count):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         out.mux(stream.encode())
     return path
 

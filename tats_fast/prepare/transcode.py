@@ -26,6 +26,7 @@ from tats_fast.prepare.manifest import describe
 
 if TYPE_CHECKING:
     import av
+    from av.video.reformatter import VideoReformatter
 
 SUFFIX = ".mp4"
 """Ending of every copy, whatever its codec."""
@@ -199,8 +200,9 @@ def target_size(width: int, height: int, aspect: Fraction, short_side: int) -> t
 def _encode(source: str, target: str, recipe: Recipe) -> int:
     """Write a file at ``target``; returns the number of frames."""
     import av
+    from av.video.reformatter import VideoReformatter
 
-    codec = CODECS[recipe.codec]
+    codec, scaler = CODECS[recipe.codec], VideoReformatter()
     count, size = 0, (0, 0)
     with open(target, "wb") as file:
         with av.open(file, "w", "mp4", options={"movflags": "+faststart"}) as out:
@@ -214,7 +216,7 @@ def _encode(source: str, target: str, recipe: Recipe) -> int:
                     clock = _Clock(facts)
                 # Later frames of another shape are stretched to the first one's.
                 width, height = shown[::-1] if turn.swap else shown
-                image = _converted(frame, width, height, codec)
+                image = _converted(scaler, frame, width, height, codec)
                 image = _upright(image, turn)
                 image.pts, image.time_base = clock.ticks(frame), facts.clock
                 image.duration = clock.step
@@ -309,8 +311,11 @@ def _add_stream(
     return stream
 
 
-def _converted(frame: av.VideoFrame, width: int, height: int, codec: _Codec) -> av.VideoFrame:
-    return frame.reformat(
+def _converted(
+    scaler: VideoReformatter, frame: av.VideoFrame, width: int, height: int, codec: _Codec
+) -> av.VideoFrame:
+    return scaler.reformat(
+        frame,
         width=width,
         height=height,
         format=codec.pix_fmt,
