@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,22 @@ def test_scan_asks_no_file_for_anything(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.stat", refuse)
     assert len(VideoIndex(str(tmp_path)).paths) == 100
+
+
+def test_a_closed_folder_does_not_end_the_search(tmp_path, monkeypatch):
+    touch(tmp_path, "a/b.mp4", "lost+found/c.mp4")
+    real = os.scandir
+
+    def scandir(folder):
+        if folder.rstrip("/").endswith("lost+found"):
+            raise PermissionError(13, "Permission denied")
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    index = VideoIndex(str(tmp_path))
+    assert (index.paths, index.closed) == (["a/b.mp4"], ["lost+found"])
+    with pytest.raises(ConfigError, match=r"lost\+found: Permission denied"):
+        VideoIndex(str(tmp_path / "lost+found"))
 
 
 def test_folder_of_classes_splits_or_neither():

@@ -282,6 +282,8 @@ def _summary(
 
 def _found_notes(sorting: Sorting, index: VideoIndex) -> list[str]:
     notes = []
+    if index.closed:
+        notes.append(f"folders that cannot be read: {listed(index.closed)}")
     for _, path, reason in sorting.bad[:3]:
         notes.append(f"unreadable: {_printable(path)} ({reason})")
     paths = Counter(path for row, path in sorting.found)

@@ -19,8 +19,8 @@ class VideoIndex:
 
     def __init__(self, root: str, skip: str | None = None) -> None:
         self.root = root
-        self.paths = scan_videos(root, skip)
-        """Paths relative to ``root``, sorted."""
+        self.paths, self.closed = scan_videos(root, skip)
+        """Paths relative to ``root``, sorted, of the videos and of folders that cannot be read."""
         self._known = set(self.paths)
         self._exact: dict[str, list[str]] = defaultdict(list)
         self._folded: dict[str, list[str]] = defaultdict(list)
@@ -55,24 +55,24 @@ class VideoIndex:
         return None
 
 
-def scan_videos(root: str, skip: str | None = None) -> list[str]:
-    """Videos below ``root``, relative to it, sorted; hidden names and ``skip`` are left out.
+def scan_videos(root: str, skip: str | None = None) -> tuple[list[str], list[str]]:
+    """Videos below ``root``, and folders that cannot be read; relative to it, sorted.
+
+    Hidden names and ``skip`` are left out. Raises ``ConfigError`` if ``root`` cannot be read.
 
     Each folder is read once and no file is asked for anything: 240,000 files take about a second on
     a local disk. Links to folders are followed, each real folder once.
     """
     found: list[str] = []
+    closed: list[str] = []
     waiting, seen = [""], set()
-    skipped = (
-        None
-        if skip is None or os.path.realpath(skip) == os.path.realpath(root)
-        else os.path.realpath(skip)
-    )
+    # The root itself is never skipped: one may read the copies of an earlier call.
+    skipped = {os.path.realpath(skip)} - {os.path.realpath(root)} if skip is not None else set()
     while waiting:
         here = waiting.pop()
         folder = os.path.join(root, here)
         real = os.path.realpath(folder)
-        if real in seen or real == skipped:  # a link back up the tree would never end
+        if real in seen or real in skipped:  # a link back up the tree would never end
             continue
         seen.add(real)
         try:
@@ -86,10 +86,12 @@ def scan_videos(root: str, skip: str | None = None) -> list[str]:
                     elif entry.is_dir():
                         waiting.append(path)
         except OSError as error:
-            raise ConfigError(
-                f"--videos={folder}: {error.strerror}; give a readable folder of videos"
-            ) from error
-    return sorted(found)
+            if not here:
+                raise ConfigError(
+                    f"--videos={root}: {error.strerror}; give a readable folder of videos"
+                ) from error
+            closed.append(here)  # such as lost+found
+    return sorted(found), sorted(closed)
 
 
 def _plain(folder: str) -> str:
