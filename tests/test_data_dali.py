@@ -199,7 +199,7 @@ def _packets(path):
     return [(data.index(packet), len(packet), keyframe) for packet, keyframe in found]
 
 
-def test_the_decoder_says_which_clip_failed(videos):
+def test_the_decoder_says_which_clip_failed(videos, caplog):
     plan = plan_clip(videos[0].path, FRAMES, 2, 0.5, CPU_FORMATS)
     good = Encoded(videos[0].path, plan, [(0, 0, 64, 64)], [False])
     past = replace(good, plan=replace(plan, frames=[1000] * FRAMES))
@@ -213,6 +213,8 @@ def test_the_decoder_says_which_clip_failed(videos):
     again = decoder.decode([good])  # the failures did not spoil the decoder
     assert torch.equal(again[0], clips[0])
     assert decoder.decode([]) == []
+    assert [r.message for r in caplog.records if "DALI could not decode" in r.message] != []
+    assert len(caplog.records) == 1  # once is enough
 
 
 def test_a_mirrored_crop_is_the_crop_mirrored(videos):

@@ -8,6 +8,7 @@ pipeline does not promise; a batch that fails is halved until the culprit is alo
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from tats_fast.data.clip import region
 from tats_fast.data.cutter import Encoded
 from tats_fast.data.plan import Formats
 
+LOGGER = logging.getLogger("tats_fast")
 CPU_FORMATS: Formats = frozenset(
     {("vp8", "yuv420p"), ("vp9", "yuv420p")}
     | {("mjpeg", format) for format in ("yuvj420p", "yuvj422p", "yuvj444p")}
@@ -54,6 +56,7 @@ class DaliDecoder:
         self.device = device
         self.size = size
         self.formats = GPU_FORMATS if device.type == "cuda" else CPU_FORMATS
+        self._said = False
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._context = ndd.EvalContext(
             num_threads=max(1, threads),
@@ -68,11 +71,23 @@ class DaliDecoder:
         try:
             with self._context, self.queue():
                 return list(self._decode_together(clips))
-        except (RuntimeError, OSError, ValueError):
+        except (RuntimeError, OSError, ValueError) as error:
             if len(clips) == 1:
+                self._say_once(clips[0].path, error)
                 return [None]
         half = len(clips) // 2
         return self.decode(clips[:half]) + self.decode(clips[half:])
+
+    def _say_once(self, path: str, error: Exception) -> None:
+        if not self._said:
+            self._said = True
+            reason = " ".join(str(error).split())[:300]
+            LOGGER.warning(
+                "DALI could not decode %s (%s); such clips go to PyAV from here on without a word, "
+                "see host_decoded_frac",
+                path,
+                reason,
+            )
 
     @contextmanager
     def queue(self) -> Iterator[None]:
