@@ -16,10 +16,11 @@ from data_files import write_audio, write_video
 
 from tats_fast.cli import main
 from tats_fast.data import DecodeError, Video, decode_window, drop_quarantined, read_videos
+from tats_fast.prepare.files import write_lines
 from tats_fast.prepare.jobs import read_record
 from tats_fast.prepare.probe import Claims, probe
 from tats_fast.prepare.probe_read import Findings
-from tats_fast.prepare.verify_lists import bad_lines, good_lines, write_lines
+from tats_fast.prepare.verify_lists import bad_lines, good_lines
 
 FASTSTART = {"options": {"g": "10", "bf": "0"}, "container_options": {"movflags": "+faststart"}}
 NOT_UTF8 = os.fsdecode(b"caf\xe9 \xff.mp4")

@@ -51,9 +51,9 @@ class BadFiles:
         new = {}
         for path, reason in bad:
             self.skipped += 1
-            name = _one_field(path)
+            name = one_field(path)
             if name not in self.reasons and name not in new:
-                new[name] = _one_field(reason)
+                new[name] = one_field(reason)
         if not new:
             return
         self.reasons.update(new)
@@ -73,10 +73,13 @@ class BadFiles:
 
 
 def read_bad_files(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Reason by path, from a file of ``path<TAB>reason`` lines; other lines are passed over."""
+    """Reason by path, from lines of ``path<TAB>reason``, or of a path alone; ``# ...`` is skipped.
+
+    Raises ``OSError``.
+    """
     with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        fields = [line.rstrip("\n").partition("\t") for line in file]
-    return {name: reason for name, tab, reason in fields if tab}
+        fields = [line.rstrip("\r\n").partition("\t") for line in file]
+    return {name: reason for name, _, reason in fields if name and not name.startswith("# ")}
 
 
 def drop_quarantined(
@@ -93,12 +96,12 @@ def drop_quarantined(
     except OSError as error:
         raise ConfigError(f"{key}={path}: {error.strerror}; give a bad.txt of verify") from error
     named = {os.path.abspath(name) for name in bad}
-    kept = [v for v in videos if os.path.abspath(_one_field(v.path)) not in named]
+    kept = [v for v in videos if os.path.abspath(one_field(v.path)) not in named]
     if not kept:
         raise ConfigError(f"{key}={path}: names all of the {len(videos)} listed videos")
     return kept
 
 
-def _one_field(text: str) -> str:
-    """The text without the tabs and line ends that would break the record's lines."""
+def one_field(text: str) -> str:
+    """The text without the tabs and line ends that would break a line of ``path<TAB>reason``."""
     return " ".join(text.splitlines()).replace("\t", " ")

@@ -37,7 +37,7 @@ class FrameScaler:
 
         The crop is chosen again for every frame size, as a stream may change it midway.
         """
-        turn = _Orientation.of(frame)
+        turn = Orientation.of(frame)
         width, height = (frame.height, frame.width) if turn.swap else (frame.width, frame.height)
         box, size = self.crop(width, height), self.size
         scaled_width, scaled_height, left, top = placed(width, height, box, size)
@@ -51,7 +51,7 @@ class FrameScaler:
         out[...] = turn.apply(image)[top : top + size, left : left + size]
 
     def _write_cropped_first(
-        self, frame: av.VideoFrame, turn: _Orientation, box: tuple[int, ...], out: np.ndarray
+        self, frame: av.VideoFrame, turn: Orientation, box: tuple[int, ...], out: np.ndarray
     ) -> None:
         import av
 
@@ -72,7 +72,7 @@ class FrameScaler:
         ).to_ndarray()
 
 
-class _Orientation:
+class Orientation:
     """The quarter turns and mirrors of a frame's display matrix."""
 
     def __init__(self, swap: bool, flip_rows: bool, flip_columns: bool) -> None:
@@ -81,7 +81,7 @@ class _Orientation:
         self.flip_columns = flip_columns
 
     @classmethod
-    def of(cls, frame: av.VideoFrame) -> _Orientation:
+    def of(cls, frame: av.VideoFrame) -> Orientation:
         try:
             data = frame.side_data.get("DISPLAYMATRIX")
         except ValueError:  # PyAV 18 fails on side data newer than itself (multi-view HEVC)

@@ -1,16 +1,15 @@
-"""What one video file is, and the files that ``prepare`` writes about all of them."""
+"""What one video file is, as a line of the manifest, and which files are in quarantine."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from tats_fast.config import ConfigError
-from tats_fast.data import DecodeError
+from tats_fast.data import DecodeError, read_bad_files
 from tats_fast.data.video import Timing, open_video
 
 _HASH_BLOCK = 1 << 20
@@ -59,23 +58,6 @@ def sha256(path: str) -> str:
     return digest.hexdigest()
 
 
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file at once: a reader sees the old file or the whole new one.
-
-    Names that are not UTF-8 keep their bytes. Raises ``ConfigError`` if it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            file.writelines(f"{line}\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
-
-
 def manifest_line(entry: Mapping[str, Any]) -> str:
     """One line of JSON; ASCII escapes also carry names that are not UTF-8."""
     return json.dumps(entry)
@@ -90,25 +72,19 @@ def listed_path(path: str, out: str) -> str:
     return path[len(below) :] if path.startswith(below) else path
 
 
-def one_field(text: str) -> str:
-    """The text without the tabs and line ends that would break a line of ``path<TAB>reason``."""
-    return " ".join(text.splitlines()).replace("\t", " ")
-
-
 def read_quarantine(path: str, videos: str) -> dict[str, str]:
     """Reason by absolute path of the files named in lines of ``path<TAB>reason``.
 
     A relative path starts from the folder of videos or from the list's own; both are returned.
     Raises ``ConfigError`` if the file cannot be read.
     """
-    reasons = {}
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            for line in file:
-                name, _, reason = line.rstrip("\r\n").partition("\t")
-                if name and not name.startswith("# "):
-                    for base in (videos, os.path.dirname(os.path.abspath(path))):
-                        reasons[os.path.abspath(os.path.join(base, name))] = reason
+        bad = read_bad_files(path)
     except OSError as error:
         raise ConfigError(f"--quarantine={path}: {error.strerror}") from error
-    return reasons
+    bases = (videos, os.path.dirname(os.path.abspath(path)))
+    return {
+        os.path.abspath(os.path.join(base, name)): reason
+        for name, reason in bad.items()
+        for base in bases
+    }

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tats_fast.config import ConfigError
+from tats_fast.data.badfiles import one_field
 from tats_fast.data.pool import Lost, Workers
+from tats_fast.prepare.files import write_lines
 from tats_fast.prepare.jobs import run_jobs
 from tats_fast.prepare.layouts import READERS, Annotations, Row, VideoIndex, read_folder
 from tats_fast.prepare.layouts.common import SPLITS, listed
@@ -20,9 +22,7 @@ from tats_fast.prepare.manifest import (
     describe_job,
     listed_path,
     manifest_line,
-    one_field,
     read_quarantine,
-    write_lines,
 )
 from tats_fast.prepare.transcode import (
     SUFFIX,

@@ -20,7 +20,7 @@ import numpy as np
 
 from tats_fast.config import ConfigError
 from tats_fast.data import DecodeError, decode_window
-from tats_fast.data.pixels import _Orientation
+from tats_fast.data.pixels import Orientation
 from tats_fast.data.video import Timing, open_video
 from tats_fast.prepare.manifest import describe
 
@@ -208,7 +208,7 @@ def _encode(source: str, target: str, recipe: Recipe) -> int:
         with av.open(file, "w", "mp4", options={"movflags": "+faststart"}) as out:
             stream: Any = None
             for frame, facts in _decoded(source):
-                turn = _Orientation.of(frame)
+                turn = Orientation.of(frame)
                 if stream is None:
                     size = target_size(frame.width, frame.height, facts.aspect, recipe.short_side)
                     shown = size[::-1] if turn.swap else size
@@ -326,7 +326,7 @@ def _converted(
     )
 
 
-def _upright(image: av.VideoFrame, turn: _Orientation) -> av.VideoFrame:
+def _upright(image: av.VideoFrame, turn: Orientation) -> av.VideoFrame:
     """Turn and mirror the three planes of a 4:2:0 frame with even sides."""
     import av
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
-from tats_fast.config import ConfigError
+from tats_fast.data.badfiles import one_field
 from tats_fast.data.lists import VIDEO_SUFFIXES, Label, Video
 
 
@@ -25,19 +23,7 @@ def good_lines(videos: Iterable[Video]) -> list[str]:
 
 def bad_lines(reasons: Mapping[str, str]) -> list[str]:
     """``path<TAB>reason`` lines in the format of a run's ``bad_files.txt``."""
-    return [f"{_one_field(path)}\t{_one_field(reason)}" for path, reason in reasons.items()]
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a list at once or not at all. Raises ``ConfigError`` where it cannot be written."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        # The names' own bytes, also those that are not UTF-8.
-        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            file.writelines(f"{line}\n" for line in lines)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+    return [f"{one_field(path)}\t{one_field(reason)}" for path, reason in reasons.items()]
 
 
 def _stands_alone(path: str) -> bool:
@@ -50,8 +36,3 @@ def _quoted(path: str) -> str:
 
 def _label(label: Label) -> str:
     return "0\t-1" if label is None else str(label)
-
-
-def _one_field(text: str) -> str:
-    """As ``BadFiles`` writes it: without the tabs and line ends that would break a line."""
-    return " ".join(text.splitlines()).replace("\t", " ")
