@@ -257,6 +257,14 @@ def test_no_plan_where_frame_numbers_would_mislead(tmp_path):
     assert plan_clip(str(rotated), 4, 1, 0.5, CPU_FORMATS) is None
     h264 = write_video(tmp_path / "h264.mp4", 10)
     assert plan_clip(str(h264), 4, 1, 0.5, CPU_FORMATS) is None
+    coloured = write_video(
+        tmp_path / "709.webm",
+        10,
+        "libvpx-vp9",
+        prepare=lambda stream: setattr(stream.codec_context, "colorspace", 1),
+    )
+    assert plan_clip(str(coloured), 4, 1, 0.5, CPU_FORMATS) is None
+    assert plan_clip(str(coloured), 4, 1, 0.5, replace(CPU_FORMATS, matrices=None)) is not None
     full = write_video(tmp_path / "444.webm", 10, "libvpx-vp9", pix_fmt="yuv444p")
     assert plan_clip(str(full), 4, 1, 0.5, CPU_FORMATS) is None
 

@@ -52,9 +52,9 @@ class ClipCutter:
         image_size: int,
         seed: int,
         rows: int,
-        formats: Formats = frozenset(),
+        formats: Formats | None = None,
     ) -> None:
-        """formats: what another decoder takes. Raises ``ValueError`` on an empty list."""
+        """formats: what another decoder takes, if there is one. Raises ``ValueError`` on an empty list."""
         if not videos:
             raise ValueError("expected at least 1 video, got 0")
         self.paths = [video.path for video in videos]
@@ -85,7 +85,7 @@ class ClipCutter:
         clips = self.rows[task.row]
         stride = self.config.stride
         try:
-            if self.formats and not task.host:
+            if self.formats is not None and not task.host:
                 plan = plan_clip(path, clips.shape[1], stride, window, self.formats)
                 if plan is not None:
                     boxes = [crop(plan.width, plan.height) for crop in crops]

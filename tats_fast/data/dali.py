@@ -21,15 +21,19 @@ from tats_fast.data.cutter import Encoded
 from tats_fast.data.plan import Formats
 
 LOGGER = logging.getLogger("tats_fast")
-CPU_FORMATS: Formats = frozenset(
-    {("vp8", "yuv420p"), ("vp9", "yuv420p")}
-    | {("mjpeg", format) for format in ("yuvj420p", "yuvj422p", "yuvj444p")}
+CPU_FORMATS = Formats(
+    frozenset({("vp8", "yuv420p"), ("vp9", "yuv420p")})
+    | {("mjpeg", format) for format in ("yuvj420p", "yuvj422p", "yuvj444p")},
+    # It knows BT.601 alone: FCC, BT.470BG, SMPTE 170M, and files that do not say (2).
+    frozenset({2, 4, 5, 6}),
 )
-"""What DALI decodes without a GPU."""
-GPU_FORMATS: Formats = frozenset(
-    (codec, format)
-    for codec in ("h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mjpeg")
-    for format in ("yuv420p", "yuvj420p")
+"""What DALI decodes without a GPU, to the same pixels as PyAV."""
+GPU_FORMATS = Formats(
+    frozenset(
+        (codec, format)
+        for codec in ("h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mjpeg")
+        for format in ("yuv420p", "yuvj420p")
+    )
 )
 """What is given to NVDEC: 8-bit 4:2:0, which it reads in all of these codecs."""
 

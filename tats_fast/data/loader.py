@@ -299,7 +299,7 @@ def make_loader(
         image_size,
         seed,
         rows_needed(batches.micro_batch, config.workers),
-        frozenset() if decoder is None else decoder.formats,
+        None if decoder is None else decoder.formats,
     )
     return ClipLoader(cutter, batches, batches.micro_batch, config.workers, decoder)
 

@@ -18,8 +18,15 @@ from tats_fast.data.video import ATTEMPTS, DecodeError, Timing, open_video
 if TYPE_CHECKING:
     import av
 
-Formats = frozenset[tuple[str, str]]
-"""The (codec, pixel format) pairs that a decoder takes, in FFmpeg's names."""
+
+@dataclass(frozen=True)
+class Formats:
+    """What a decoder takes."""
+
+    pairs: frozenset[tuple[str, str]]
+    """(codec, pixel format) in FFmpeg's names."""
+    matrices: frozenset[int] | None = None
+    """Colour matrices, as numbers of ``AVColorSpace``; none = any."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def _plain(path: str, formats: Formats) -> bool:
     """Whether the file is upright and in one of ``formats``, by its first frame."""
     with open_video(path) as (container, stream):
         context = stream.codec_context
-        if (context.codec.canonical_name, context.pix_fmt) not in formats:
+        if (context.codec.canonical_name, context.pix_fmt) not in formats.pairs:
             return False
         # Rotation is a property of the stream that PyAV shows with a frame only.
         frame = next(container.decode(stream), None)
@@ -88,6 +95,7 @@ def _plain(path: str, formats: Formats) -> bool:
             and frame.rotation == 0
             and frame.side_data.get("DISPLAYMATRIX") is None
             and frame.format.name == context.pix_fmt
+            and (formats.matrices is None or frame.colorspace in formats.matrices)
             and (frame.width, frame.height) == (context.width, context.height)
         )
 
