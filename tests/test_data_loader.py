@@ -239,6 +239,17 @@ def test_a_file_that_hangs_is_given_up(videos, monkeypatch):
     assert {entry for b in loaded for entry in b.bad} == {(videos[3].path, "took longer than 1 s")}
 
 
+def test_batches_are_prepared_while_the_trainer_is_busy(videos, monkeypatch):
+    Trap(monkeypatch, videos[0].path, lambda: time.sleep(0.4))
+    iterator = iter(loader(videos[:1], batches={"global_batch": 2, "stop_sample": 12}, workers=2))
+    next(iterator)
+    time.sleep(2.0)  # a step of training
+    start = time.monotonic()
+    next(iterator)
+    assert time.monotonic() - start < 0.3  # a batch takes 0.4 s to load
+    iterator.close()
+
+
 def test_a_slow_file_is_given_up_without_losing_the_process(videos):
     with pytest.raises(DecodeError, match="took longer than 1e-09 s"):
         load(videos, config={"timeout_s": 1e-9})

@@ -54,7 +54,10 @@ class ClipCutter:
         rows: int,
         formats: Formats | None = None,
     ) -> None:
-        """formats: what another decoder takes, if there is one. Raises ``ValueError`` on an empty list."""
+        """formats: what another decoder takes, if there is one.
+
+        Raises ``ValueError`` on an empty list.
+        """
         if not videos:
             raise ValueError("expected at least 1 video, got 0")
         self.paths = [video.path for video in videos]
