@@ -25,6 +25,11 @@ COLOURS = {
     "fast_eager": "#e0a377",
     "triton": "#c45d00",
     "triton_compiled": "#9440ad",
+    "pyav": "#1f6fd0",
+    "dali": "#1d8a52",
+    "dali-gpu": "#c45d00",
+    "decord": "#9aa5b1",
+    "torchcodec": "#9440ad",
 }
 STAGE_COLOURS = (
     *("#d5dae0", "#b7c3d0", "#8fb8de", "#c45d00", "#c9a227", "#1f6fd0", "#6cabff", "#9aa5b1"),
@@ -193,10 +198,68 @@ def _draw_sweep(axes: Any, batches: dict[str, Any]) -> None:
     axes.legend(fontsize=9, frameon=False)
 
 
+def draw_decoding(record: dict[str, Any], path: str) -> None:
+    """Clips/s and CPU time per clip by files and backend; with training, what a clip waits for."""
+    trained = record.get("training", {})
+    figure, axes = _figure(13.5 if trained else 10.5, 5.4, 3 if trained else 2)
+    cases = record["decoding"]
+    for key, panel in zip(("clips_per_s", "cpu_ms_per_clip"), axes, strict=False):
+        place, ticks = 0.0, []
+        for rows in cases.values():
+            timed = {name: row[key] for name, row in rows.items() if "refused" not in row}
+            ticks.append(place + (len(timed) - 1) / 2)
+            for name, value in timed.items():
+                spread = [[value["p50"] - value["p20"]], [value["p80"] - value["p50"]]]
+                label = name if name not in _shown(panel) else None
+                panel.barh(place, value["p50"], 0.85, xerr=spread, color=COLOURS[name],
+                           ecolor=SOFT, label=label)  # fmt: skip
+                text = f"{value['p50']:.{1 if key == 'clips_per_s' else 0}f}"
+                panel.annotate(text, (value["p80"], place), (4, 0), va="center", fontsize=8,
+                               textcoords="offset points")  # fmt: skip
+                place += 1
+            place += 0.7
+        panel.set_yticks(ticks, [case.replace(", ", "\n") for case in cases], fontsize=9)
+        panel.invert_yaxis()
+        panel.margins(x=0.12)
+        panel.grid(axis="y", visible=False)
+        panel.tick_params(axis="y", length=0)
+    axes[0].set_xlabel(f"clips/s, {record['config']['workers']} processes (more is better)")
+    axes[1].set_xlabel("CPU ms per clip, all processes (less is better)")
+    axes[1].set_yticklabels([])
+    axes[1].legend(fontsize=9, frameon=False, ncols=3, borderaxespad=0,
+                   loc="lower right", bbox_to_anchor=(1, 1.01))  # fmt: skip
+    if trained:
+        _draw_waiting(axes[2], trained)
+    size, frames = record["config"]["size"], record["config"]["frames"]
+    subtitle = f"{_where(record)}; {frames} x {size} x {size}; bars p50, lines p20 to p80"
+    _title(axes[0], "Loading clips", subtitle)
+    # It runs on above the next panel, and must not push that away.
+    axes[0].texts[-1].set_in_layout(False)
+    _save(figure, path)
+
+
+def _draw_waiting(axes: Any, trained: dict[str, Any]) -> None:
+    for place, entry in enumerate(trained.values()):
+        wait, step = entry["wait_ms_per_clip"], entry["step_ms_per_clip"]
+        first = place == 0
+        axes.barh(place, wait, 0.7, color="#c45d00", label="waiting" if first else None)
+        axes.barh(place, step, 0.7, left=wait, color="#b7c3d0", label="steps" if first else None)
+        axes.annotate(f"{100 * entry['data_wait_frac']['p50']:.0f}% waiting", (wait + step, place),
+                      (4, 0), textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+    axes.set_yticks(range(len(trained)), [name.replace(", ", "\n") for name in trained], fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.3)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("training, small model: ms per clip")
+    axes.legend(fontsize=9, frameon=False, ncols=2, borderaxespad=0, loc="lower right",
+                bbox_to_anchor=(1, 1.01))  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 drawn; 2 wrong use."""
     parser = common.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("record", help="JSON of ops.py or throughput.py")
+    parser.add_argument("record", help="JSON of ops.py, throughput.py or decode.py")
     parser.add_argument("image", help="PNG to write")
     options = parser.parse_args(arguments)
     problem = plot_problem(options.image) or common.check_writable(options.image, "image")
@@ -204,10 +267,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return common.fail(problem, 2)
     try:
         record = json.loads(Path(options.record).read_text())
-        draw = draw_ops if "ops" in record else draw_throughput
+        draws = {"ops": draw_ops, "decoding": draw_decoding}
+        draw = next((draws[key] for key in draws if key in record), draw_throughput)
         draw(record, options.image)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return common.fail(f"{options.record}: no record of ops.py or throughput.py ({error!r})", 2)
+        return common.fail(
+            f"{options.record}: no record of ops.py or throughput.py, or decode.py ({error!r})", 2
+        )
     return 0
 
 

