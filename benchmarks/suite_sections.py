@@ -46,8 +46,15 @@ def script(line: str, *more: object) -> list[str]:
 
 
 def _lack(*names: str) -> str | None:
-    absent = [name for name in names if find_spec(name) is None]
+    absent = [name for name in names if not _found(name)]
     return f"{', '.join(absent)} is not installed" if absent else None
+
+
+def _found(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
 
 
 def full_sections() -> list[Section]:
@@ -102,6 +109,14 @@ def full_sections() -> list[Section]:
         ),
         Section("throughput K=2", compared("k2.json", 2), limit=90, reserve=40),
         Section(
+            "decoding",
+            lambda out, _: script(
+                "decode.py --training --workers 12 --clips 128 --repeats 2 --json",
+                out / "decode.json",
+            ),
+            **{"limit": 90, "reserve": 40, "missing": _lack("av", "nvidia.dali")},
+        ),
+        Section(
             "profile",
             lambda out, _: script(
                 "profile_step.py --device cuda --inner-epochs 1 --batch",
@@ -149,6 +164,7 @@ def quick_sections() -> list[Section]:
         quick("throughput K=1", f"{compared} 1", "k1.json", *TINY),
         quick("ops", ops, "ops.json"),
         quick("throughput K=2", f"{compared} 2", "k2.json", *TINY),
+        skipped("decoding", "has a --quick of its own"),
         quick("profile", "profile_step.py --device cpu --warmup 1 --batch 1", None, *TINY),
         skipped("tuning", no_gpu),
         skipped("resources", "not at tiny sizes"),
