@@ -17,6 +17,7 @@ CORE = [
     "av>=14",
     "pillow>=10",
     "rich>=13",
+    "safetensors>=0.4",
     "tensorboard>=2.16",
 ]
 DEEPSPEED = ["deepspeed>=0.19"]

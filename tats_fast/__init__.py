@@ -3,6 +3,17 @@
 Importing the package touches no device, reads no environment and needs no optional dependency.
 """
 
+from typing import Any
+
 from tats_fast.version import __version__
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "create_model", "load_encoder"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public functions, imported (and torch with them) when first asked for."""
+    if name in ("create_model", "load_encoder"):
+        from tats_fast import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

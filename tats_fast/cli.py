@@ -9,8 +9,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from tats_fast.config import ConfigError, RunConfig, load_config
+from tats_fast.config import ConfigError, RunConfig, load_config, parse_overrides
 from tats_fast.version import __version__
 
 LOGGER = logging.getLogger("tats_fast")
@@ -88,6 +89,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add_verify(commands)
 
+    _add_export(commands)
+
+    _add_import(commands)
+
     doctor = commands.add_parser("doctor", help="what this machine can run, and why not the rest")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -153,6 +158,39 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
         help="frames that a clip spans, (model.num_frames - 1) * data.stride + 1 (default: 61)",
     )
     verify.set_defaults(run=_verify)
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    export = commands.add_parser("export", help="weights for another library, with a model card")
+    export.add_argument(
+        "--checkpoint", metavar="PATH", required=True, help="run, checkpoint folder or file"
+    )
+    export.add_argument("--to", required=True, choices=("huggingface",), help="format")
+    export.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    _add_model_overrides(export)
+    export.set_defaults(run=_export)
+
+
+def _add_import(commands: argparse._SubParsersAction) -> None:
+    importer = commands.add_parser("import", help="weights of Transformers or VideoMAE's own code")
+    importer.add_argument(
+        "--from",
+        dest="source",
+        metavar="PATH",
+        required=True,
+        help="folder of Transformers' VideoMAE, or a .pth of VideoMAE, VideoMAE V2 or AdaMAE",
+    )
+    importer.add_argument(
+        "--out", metavar="PATH", required=True, help="file ending in .pt, or checkpoint folder"
+    )
+    _add_model_overrides(importer)
+    importer.set_defaults(run=_import)
+
+
+def _add_model_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example model.image_size=112"
+    )
 
 
 def _pretrain(options: argparse.Namespace) -> int:
@@ -228,6 +266,35 @@ def _verify(options: argparse.Namespace) -> int:
     )
     videos = listed_videos(options.list, options.root)
     return 1 if verify(videos, Path(options.out).expanduser(), settings, options.list) else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from tats_fast.interchange import export_hugging_face, read_weights
+
+    weights = read_weights(options.checkpoint, _model_overrides(options.overrides))
+    print(f"wrote {export_hugging_face(weights, Path(options.out).expanduser())}")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from tats_fast.interchange import read_weights, save_weights
+
+    weights = read_weights(options.source, _model_overrides(options.overrides), key="--from")
+    out = save_weights(weights, Path(options.out).expanduser())
+    for note in weights.notes:
+        LOGGER.info("%s", note)
+    part = "encoder and decoder" if weights.has_decoder else "encoder"
+    print(f"wrote {out}: {part}, from {weights.source}")
+    return 0
+
+
+def _model_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """``["model.heads=6"]`` -> ``{"heads": 6}``."""
+    parsed = parse_overrides(overrides)
+    for key, value in parsed.items():
+        if not key.startswith("model."):
+            raise ConfigError(f"{key}={value}: only model.* has a meaning here")
+    return {key.removeprefix("model."): value for key, value in parsed.items()}
 
 
 def _doctor(_options: argparse.Namespace) -> int:

@@ -132,9 +132,9 @@ def test_a_window_is_decoded_once_however_often_it_is_cut(videos, monkeypatch):
     from tats_fast.data import video
 
     frames = []
-    decode = video._decode
+    decode = video.decoded_frames
     monkeypatch.setattr(
-        video, "_decode", lambda *a, **k: (frames.append(f) or f for f in decode(*a, **k))
+        video, "decoded_frames", lambda *a, **k: (frames.append(f) or f for f in decode(*a, **k))
     )
     counts = []
     for repeats in (1, 4):

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "config": set(),
     "models": {"config", "kernels"},
+    "interchange": {"config", "models", "version"},
     "masking": {"config", "kernels", "models"},
     "rl": {"config", "kernels", "models"},
     "data": {"config"},

@@ -251,7 +251,7 @@ def _frames_from(
     import av
 
     if start == 0:
-        yield from _decode(container, stream, deadline)
+        yield from decoded_frames(container, stream, deadline)
         return
     half = 0.5 / timing.rate
     target = timing.origin + start / timing.rate
@@ -276,7 +276,7 @@ def _seek(
     frames: Iterator[av.VideoFrame] = iter(())
     for margin in _SEEK_MARGINS:
         container.seek(round((target - margin) / stream.time_base), stream=stream)
-        frames = _decode(container, stream, deadline, lenient=True)
+        frames = decoded_frames(container, stream, deadline, lenient=True)
         first = next(frames, None)
         if first is None:
             continue
@@ -286,7 +286,7 @@ def _seek(
     return frames
 
 
-def _decode(
+def decoded_frames(
     container: av.container.InputContainer,
     stream: av.VideoStream,
     deadline: Deadline,

@@ -1,0 +1,50 @@
+"""The functions ``tats_fast.load_encoder`` and ``create_model``; docs/api.md shows them in use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tats_fast.interchange import build_encoder, read_weights, run_config
+from tats_fast.models import MaskedAutoencoder
+from tats_fast.models.encoder import VideoEncoder
+
+
+def load_encoder(
+    path: str | Path, device: torch.device | str = "cpu", **overrides: Any
+) -> VideoEncoder:
+    """The encoder at ``path`` in evaluation mode; ``forward_features(video)`` takes video
+    (B, 3, T, H, W), float and normalised with ImageNet's mean and deviation, to (B, N, C).
+
+    Args:
+        path: run folder (then its newest checkpoint), checkpoint folder or its ``model.pt``, file
+            of ``tats-fast import``, folder of Transformers' VideoMAE, or a ``.pth`` of VideoMAE,
+            VideoMAE V2 or AdaMAE.
+        overrides: ``image_size``, ``num_frames``, ``attention`` (default ``auto``, whatever the
+            training used); for a ``.pth``, which does not say it, also ``heads``.
+
+    Raises:
+        tats_fast.config.ConfigError: nothing there or not such a model; one line.
+        ValueError: an attention backend that does not run on ``device``.
+    """
+    weights = read_weights(path, {"attention": "auto", **overrides}, key="load_encoder")
+    return build_encoder(weights, device)
+
+
+def create_model(
+    preset: str = "vit_base", device: torch.device | str = "cpu", **overrides: Any
+) -> MaskedAutoencoder:
+    """A masked autoencoder with fresh weights.
+
+    Args:
+        preset: ``vit_tiny``, ``vit_small``, ``vit_base``, ``vit_large`` or ``vit_huge``.
+        overrides: fields of ``model`` in the configuration, such as ``num_frames=32``.
+
+    Raises:
+        tats_fast.config.ConfigError: unknown field or impossible value; one line.
+    """
+    model = run_config({"preset": preset, **overrides}).model
+    device = torch.device(device)
+    return MaskedAutoencoder(model, device.type).to(device)

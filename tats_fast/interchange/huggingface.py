@@ -1,0 +1,275 @@
+"""Folders of Transformers' VideoMAE, without Transformers: ``config.json`` and safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from tats_fast.config import ConfigError, ModelConfig
+from tats_fast.interchange.foreign import mlp_ratio
+from tats_fast.interchange.names import (
+    HUGGING_FACE,
+    check_names,
+    first_names,
+    from_foreign,
+    key_map,
+    to_foreign,
+)
+from tats_fast.interchange.weights import Weights, check_shapes, run_config
+from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD
+
+CONFIG_JSON = "config.json"
+SAFETENSORS = "model.safetensors"
+# What Transformers takes for a field that config.json leaves out.
+DEFAULTS = {
+    "image_size": 224,
+    "patch_size": 16,
+    "num_channels": 3,
+    "num_frames": 16,
+    "tubelet_size": 2,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "qkv_bias": True,
+    "use_mean_pooling": True,
+    "decoder_hidden_size": 384,
+    "decoder_num_hidden_layers": 4,
+    "decoder_num_attention_heads": 6,
+    "decoder_intermediate_size": 1536,
+    "norm_pix_loss": True,
+}
+HEADS_OF_OTHERS = ("fc_norm.", "classifier.")
+DECODER = ("decoder.", "encoder_to_decoder.", "mask_token")
+
+
+def is_hugging_face(path: Path) -> bool:
+    """Whether ``path`` is a folder as ``save_pretrained`` writes it."""
+    return (path / CONFIG_JSON).is_file()
+
+
+def read_hugging_face(folder: Path) -> Weights:
+    """Weights of ``VideoMAEModel``, ``...ForPreTraining`` or ``...ForVideoClassification``.
+
+    Raises:
+        ConfigError: another model type, a variant that ours cannot express, missing or unknown
+            tensors (named).
+    """
+    config = _read_config(folder / CONFIG_JSON)
+    state = {_current_name(name): tensor for name, tensor in _read_tensors(folder).items()}
+    state, notes = _drop(state, HEADS_OF_OTHERS, "the classifier was left out")
+    # Without a norm before it, the decoder reads other numbers than ours does.
+    final_norm = not config["use_mean_pooling"]
+    if not final_norm:
+        text = "the decoder was left out: it reads tokens before any norm (use_mean_pooling)"
+        state, more = _drop(state, DECODER, text)
+        notes += more
+    decoder = any(name.startswith(DECODER) for name in state)
+    if decoder and not config["norm_pix_loss"]:
+        notes += (
+            "its decoder predicts raw pixels (norm_pix_loss false); training here starts it "
+            "on normalised patches",
+        )
+    depth = config["num_hidden_layers"]
+    decoder_depth = config["decoder_num_hidden_layers"] if decoder else None
+    kinds = {"final_norm": final_norm, "biases": config["qkv_bias"]}
+    keys = key_map(HUGGING_FACE, depth, decoder_depth, **kinds)
+    check_names(state, keys, folder)
+    ours = from_foreign(state, keys)
+    for name in key_map(HUGGING_FACE, depth, decoder_depth, final_norm=final_norm).keys() - keys:
+        # Trained without these biases, which is to say with zeros.
+        projection = ours[f"{name.rpartition('.')[0]}.weight"]
+        ours[name] = projection.new_zeros(len(projection) // 3)
+    weights = Weights(
+        model=_model_config(config, decoder, folder),
+        state=ours,
+        final_norm=final_norm,
+        norm_eps=float(config["layer_norm_eps"]),
+        source="Transformers",
+        notes=notes,
+    )
+    return check_shapes(weights, folder)
+
+
+def hugging_face_config(weights: Weights) -> dict[str, Any]:
+    """``config.json``, with every field that matters written out: defaults differ from ours."""
+    model = weights.model
+    kind = "VideoMAEForPreTraining" if weights.has_decoder else "VideoMAEModel"
+    return {
+        "architectures": [kind],
+        "model_type": "videomae",
+        "image_size": model.image_size,
+        "patch_size": model.patch_size,
+        "num_channels": 3,
+        "num_frames": model.num_frames,
+        "tubelet_size": model.tubelet_size,
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "intermediate_size": int(model.width * model.mlp_ratio),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        "layer_norm_eps": weights.norm_eps,
+        "qkv_bias": True,  # release 5 calls it qv_bias and understands both
+        "use_mean_pooling": not weights.final_norm,
+        "decoder_hidden_size": model.decoder_width,
+        "decoder_num_hidden_layers": model.decoder_depth,
+        "decoder_num_attention_heads": model.decoder_heads,
+        "decoder_intermediate_size": int(model.decoder_width * model.mlp_ratio),
+        "norm_pix_loss": True,
+        "torch_dtype": "float32",
+    }
+
+
+def image_processor_config(image_size: int) -> dict[str, Any]:
+    """``preprocessor_config.json``: short side to the model's size, centre crop, ImageNet's mean
+    and deviation (Transformers' own default for VideoMAE is 0.5)."""
+    return {
+        "image_processor_type": "VideoMAEImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": image_size},
+        "resample": 2,  # bilinear
+        "do_center_crop": True,
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+    }
+
+
+def write_hugging_face(weights: Weights, folder: Path) -> None:
+    """Write configuration, image processor and weights into an existing folder.
+
+    Raises:
+        ConfigError: positions that Transformers' model does not have.
+    """
+    model = weights.model
+    if model.positions != "flat":
+        raise ConfigError(
+            f"model.positions={model.positions}: VideoMAE in Transformers has flat positions only; "
+            "train with model.positions=flat to export there"
+        )
+    keys = key_map(
+        HUGGING_FACE,
+        model.depth,
+        model.decoder_depth if weights.has_decoder else None,
+        final_norm=weights.final_norm,
+    )
+    tensors = to_foreign(weights.state, keys, model.tubelet_size, model.patch_size)
+    _safetensors().save_file(tensors, str(folder / SAFETENSORS), metadata={"format": "pt"})
+    for name, content in (
+        (CONFIG_JSON, hugging_face_config(weights)),
+        ("preprocessor_config.json", image_processor_config(model.image_size)),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of one file.
+
+    Raises:
+        ConfigError: safetensors is not installed, or the file is damaged.
+    """
+    library = _safetensors()
+    try:
+        return library.load_file(str(path))
+    except Exception as error:  # the library has error types of its own
+        raise ConfigError(f"{path}: cannot be read ({str(error).splitlines()[0][:120]})") from None
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise ConfigError(
+            "safetensors is not installed, and Hugging Face folders need it: "
+            "pip install safetensors"
+        ) from None
+    return safetensors.torch
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise ConfigError(f"{path}: not readable as JSON") from None
+    kind = config.get("model_type") if isinstance(config, Mapping) else None
+    if kind != "videomae":
+        raise ConfigError(f"{path}: model_type={kind}; expected videomae")
+    if "qv_bias" in config:  # the newer name of the same field
+        config = {"qkv_bias": config["qv_bias"], **config}
+    config = {key: config.get(key, default) for key, default in DEFAULTS.items()}
+    for key in ("image_size", "patch_size"):
+        sides = config[key] if isinstance(config[key], list) else [config[key]]
+        if len(set(sides)) != 1:
+            raise ConfigError(f"{path}: {key}={config[key]}; only squares are possible here")
+        config[key] = sides[0]
+    for key in ("num_channels", "hidden_act"):
+        if config[key] != DEFAULTS[key]:
+            raise ConfigError(f"{path}: {key}={config[key]}; only {DEFAULTS[key]} is possible here")
+    return config
+
+
+def _model_config(config: Mapping[str, Any], decoder: bool, where: Path) -> ModelConfig:
+    width, hidden = config["hidden_size"], config["intermediate_size"]
+    ratio = mlp_ratio(width, hidden)
+    tree = {
+        "image_size": config["image_size"],
+        "patch_size": config["patch_size"],
+        "num_frames": config["num_frames"],
+        "tubelet_size": config["tubelet_size"],
+        "width": width,
+        "depth": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "mlp_ratio": ratio,
+    }
+    if decoder:
+        tree |= {
+            "decoder_width": config["decoder_hidden_size"],
+            "decoder_depth": config["decoder_num_hidden_layers"],
+            "decoder_heads": config["decoder_num_attention_heads"],
+        }
+        there = config["decoder_intermediate_size"]
+        if int(config["decoder_hidden_size"] * ratio) != there:
+            raise ConfigError(
+                f"{where}: decoder_intermediate_size={there}; here encoder and decoder share one "
+                f"mlp_ratio ({ratio:g})"
+            )
+    return run_config(tree).model
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    files = sorted(folder.glob("model*.safetensors"))  # large models come in several
+    if not files:
+        raise ConfigError(f"{folder}: no {SAFETENSORS} in it")
+    return {name: tensor for file in files for name, tensor in read_safetensors(file).items()}
+
+
+def _current_name(name: str) -> str:
+    """Names as in ``HUGGING_FACE``: with the base model's prefix, biases as release 4 has them."""
+    if name.startswith(("embeddings.", "encoder.", "layernorm.")):
+        name = f"videomae.{name}"
+    for letter, word in (("q", "query"), ("v", "value")):
+        name = name.replace(
+            f"attention.attention.{word}.bias", f"attention.attention.{letter}_bias"
+        )
+    return name
+
+
+def _drop(
+    state: dict[str, Tensor], prefixes: Iterable[str], text: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    names = [name for name in state if name.startswith(tuple(prefixes))]
+    kept = {name: tensor for name, tensor in state.items() if name not in names}
+    return kept, ((f"{text} ({first_names(names)})",) if names else ())

@@ -1,0 +1,179 @@
+"""Parameter names here and elsewhere, and the few tensors whose shape differs. Pure functions.
+
+| here | Transformers | original VideoMAE, VideoMAE V2, AdaMAE |
+|---|---|---|
+| ``qkv.weight`` (3C, C) | query, key, value: (C, C) each | ``attn.qkv.weight`` (3C, C) |
+| ``qkv.q_bias``, ``qkv.v_bias`` | the same, since release 5 query.bias, value.bias | the same |
+| ``embed.proj.weight`` (C, D) | Conv3d (C, 3, t, p, p) | Conv3d (C, 3, t, p, p) |
+| ``mask_token`` (C) | (1, 1, C) | (1, 1, C) |
+
+There is no key bias anywhere: the softmax would not see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tats_fast.config import ConfigError
+
+PATCH_WEIGHT = "embed.proj.weight"
+MASK_TOKEN = "mask_token"
+KeyMap = dict[str, tuple[str, ...]]
+"""Our name -> their names; several tensors are stacked along their first axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How another code names the parts of the model."""
+
+    embed: str
+    """Patch embedding (a Conv3d)."""
+    encoder: str
+    """List of encoder blocks, before the block's number."""
+    encoder_norm: str
+    """LayerNorm after the last encoder block."""
+    decoder: str
+    """List of decoder blocks."""
+    block: Mapping[str, str]
+    """Inside a block, modules with weight and bias: our name -> theirs."""
+    attention: Mapping[str, tuple[str, ...]]
+    """Inside a block, tensors of the projection: our name -> theirs."""
+
+
+_QKV = "attention.qkv."
+HUGGING_FACE = Layout(
+    embed="videomae.embeddings.patch_embeddings.projection",
+    encoder="videomae.encoder.layer",
+    encoder_norm="videomae.layernorm",
+    decoder="decoder.decoder_layers",
+    block={
+        "norm1": "layernorm_before",
+        "attention.proj": "attention.output.dense",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    },
+    attention={
+        _QKV + "weight": tuple(
+            f"attention.attention.{n}.weight" for n in ("query", "key", "value")
+        ),
+        # Release 4 knows only these names, release 5 renames them when it loads.
+        _QKV + "q_bias": ("attention.attention.q_bias",),
+        _QKV + "v_bias": ("attention.attention.v_bias",),
+    },
+)
+ORIGINAL = Layout(
+    embed="encoder.patch_embed.proj",
+    encoder="encoder.blocks",
+    encoder_norm="encoder.norm",
+    decoder="decoder.blocks",
+    block={
+        "norm1": "norm1",
+        "attention.proj": "attn.proj",
+        "norm2": "norm2",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    },
+    attention={
+        _QKV + "weight": ("attn.qkv.weight",),
+        _QKV + "q_bias": ("attn.q_bias",),
+        _QKV + "v_bias": ("attn.v_bias",),
+    },
+)
+
+
+def key_map(
+    layout: Layout, depth: int, decoder_depth: int | None, *, final_norm: bool, biases: bool = True
+) -> KeyMap:
+    """Every parameter of a model with ``depth`` encoder blocks.
+
+    Args:
+        decoder_depth: None leaves the decoder and what belongs to it out.
+        final_norm: whether a LayerNorm follows the last encoder block.
+        biases: whether queries and values have biases.
+    """
+    keys: KeyMap = {}
+
+    def module(ours: str, theirs: str) -> None:
+        for kind in ("weight", "bias"):
+            keys[f"{ours}.{kind}"] = (f"{theirs}.{kind}",)
+
+    def blocks(ours: str, theirs: str, count: int) -> None:
+        for i in range(count):
+            for a, b in layout.block.items():
+                module(f"{ours}.{i}.{a}", f"{theirs}.{i}.{b}")
+            for a, parts in layout.attention.items():
+                if biases or not a.endswith("_bias"):
+                    keys[f"{ours}.{i}.{a}"] = tuple(f"{theirs}.{i}.{part}" for part in parts)
+
+    module("embed.proj", layout.embed)
+    blocks("encoder", layout.encoder, depth)
+    if final_norm:
+        module("encoder_norm", layout.encoder_norm)
+    if decoder_depth is not None:
+        keys["to_decoder.weight"] = ("encoder_to_decoder.weight",)
+        keys[MASK_TOKEN] = ("mask_token",)
+        blocks("decoder", layout.decoder, decoder_depth)
+        module("decoder_norm", "decoder.norm")
+        module("head", "decoder.head")
+    return keys
+
+
+def to_foreign(
+    state: Mapping[str, Tensor], keys: KeyMap, tubelet_size: int, patch_size: int
+) -> dict[str, Tensor]:
+    """Our state dict under their names and in their shapes; contiguous copies."""
+    result = {}
+    for ours, theirs in keys.items():
+        tensor = state[ours]
+        if ours == PATCH_WEIGHT:
+            kernel = tensor.unflatten(1, (tubelet_size, patch_size, patch_size, 3))
+            tensor = kernel.permute(0, 4, 1, 2, 3)
+        elif ours == MASK_TOKEN:
+            tensor = tensor[None, None]
+        for name, part in zip(theirs, tensor.chunk(len(theirs)), strict=True):
+            result[name] = part.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return result
+
+
+def from_foreign(state: Mapping[str, Tensor], keys: KeyMap) -> dict[str, Tensor]:
+    """Their tensors under our names and in our shapes; fp32."""
+    result = {}
+    for ours, theirs in keys.items():
+        tensor = torch.cat([state[name].float() for name in theirs])
+        if ours == PATCH_WEIGHT:
+            tensor = tensor.permute(0, 2, 3, 4, 1).flatten(1)
+        elif ours == MASK_TOKEN:
+            tensor = tensor.flatten()
+        result[ours] = tensor.contiguous()
+    return result
+
+
+def check_names(found: Collection[str], keys: KeyMap, where: object) -> None:
+    """Refuse a checkpoint that lacks a parameter or holds one that has no place here.
+
+    Raises:
+        ConfigError: one line with the first names and how many there are.
+    """
+    expected = {name for theirs in keys.values() for name in theirs}
+    problems = [
+        f"{word} {first_names(names)}"
+        for word, names in (
+            ("lacks", expected - set(found)),
+            ("holds the unknown", set(found) - expected),
+        )
+        if names
+    ]
+    if problems:
+        raise ConfigError(f"{where}: not a VideoMAE checkpoint: it {' and '.join(problems)}")
+
+
+def first_names(names: Collection[str], count: int = 3) -> str:
+    """``a, b, c and 5 more (8 tensors)``: a long set of names in short."""
+    shown = sorted(names)[:count]
+    more = f" and {len(names) - count} more ({len(names)} tensors)" if len(names) > count else ""
+    return ", ".join(shown) + more

@@ -1,0 +1,416 @@
+"""Ours to Transformers and back, judged by outputs: shapes and names prove nothing about values."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    VideoMAEConfig,
+    VideoMAEForPreTraining,
+    VideoMAEForVideoClassification,
+    VideoMAEModel,
+)
+from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
+
+import tats_fast
+from tats_fast import kernels
+from tats_fast.config import ConfigError, save_config
+from tats_fast.config.load import build_config
+from tats_fast.interchange import Weights, export_hugging_face, read_weights, save_weights
+from tats_fast.interchange.foreign import mlp_ratio
+from tats_fast.models import MaskedAutoencoder, TokenSplit
+from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD, patchify
+
+# One clip per size: plain; three patches a side, tubelet 1; wide tubelet, odd MLP; one block each.
+SIZES = {
+    "plain": {"image_size": 32, "patch_size": 8, "num_frames": 4, "tubelet_size": 2},
+    "tubelet1": {"image_size": 48, "patch_size": 16, "num_frames": 3, "tubelet_size": 1},
+    "odd_mlp": {"image_size": 24, "patch_size": 4, "num_frames": 6, "tubelet_size": 3},
+    "shallow": {"image_size": 16, "patch_size": 8, "num_frames": 8, "tubelet_size": 2},
+}
+SHAPES = {
+    "plain": {"width": 24, "depth": 2, "heads": 4, "mlp_ratio": 4.0},
+    "tubelet1": {"width": 36, "depth": 2, "heads": 3, "mlp_ratio": 2.0},
+    "odd_mlp": {"width": 44, "depth": 2, "heads": 4, "mlp_ratio": 48 / 11},
+    "shallow": {"width": 16, "depth": 1, "heads": 1, "mlp_ratio": 1.5},
+}
+DECODERS = {
+    "plain": {"decoder_width": 12, "decoder_depth": 1, "decoder_heads": 3},
+    "tubelet1": {"decoder_width": 24, "decoder_depth": 3, "decoder_heads": 2},
+    "odd_mlp": {"decoder_width": 32, "decoder_depth": 2, "decoder_heads": 2},
+    "shallow": {"decoder_width": 20, "decoder_depth": 1, "decoder_heads": 1},
+}
+sizes = pytest.mark.parametrize("size", SIZES)
+
+
+def model_tree(size: str) -> dict:
+    return {**SIZES[size], **SHAPES[size], **DECODERS[size]}
+
+
+def transformers_config(size: str, **others) -> VideoMAEConfig:
+    shape, decoder = SHAPES[size], DECODERS[size]
+    fields = {
+        **SIZES[size],
+        "hidden_size": shape["width"],
+        "num_hidden_layers": shape["depth"],
+        "num_attention_heads": shape["heads"],
+        "intermediate_size": int(shape["width"] * shape["mlp_ratio"]),
+        "decoder_hidden_size": decoder["decoder_width"],
+        "decoder_num_hidden_layers": decoder["decoder_depth"],
+        "decoder_num_attention_heads": decoder["decoder_heads"],
+        "decoder_intermediate_size": int(decoder["decoder_width"] * shape["mlp_ratio"]),
+        "use_mean_pooling": False,
+        "layer_norm_eps": 1e-6,
+    }
+    return VideoMAEConfig(**{**fields, **others})
+
+
+def randomize(module: nn.Module, std: float = 0.2) -> nn.Module:
+    """Every parameter random, biases and norms included: what is not copied shows."""
+    for parameter in module.parameters():
+        parameter.data.normal_(std=std)
+    return module.eval()
+
+
+def random_clip(tree: dict, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bytes (B, T, S, S, 3) and the normalised video (B, 3, T, S, S)."""
+    side = tree["image_size"]
+    clips = torch.randint(0, 256, (batch, tree["num_frames"], side, side, 3), dtype=torch.uint8)
+    video = (clips / 255 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    return clips, video.permute(0, 4, 1, 2, 3)
+
+
+def frames_first(video: torch.Tensor) -> torch.Tensor:
+    return video.transpose(1, 2)
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max().item() <= 1e-5
+
+
+def write_run(folder, mae: MaskedAutoencoder, step: int = 3) -> None:
+    """A run with one checkpoint, as pretraining leaves it."""
+    checkpoint = folder / "checkpoints" / f"step_{step:06d}"
+    checkpoint.mkdir(parents=True)
+    config = build_config({"masking": {"strategy": "random"}})
+    save_config(dataclasses.replace(config, model=mae.config), checkpoint / "config.yaml")
+    torch.save({"mae": mae.state_dict(), "sampler": None}, checkpoint / "model.pt")
+
+
+def read_run(mae: MaskedAutoencoder, folder) -> Weights:
+    write_run(folder, mae)
+    return read_weights(folder)
+
+
+@pytest.fixture
+def make_export(tmp_path):
+    def make(size: str, **model):
+        mae = MaskedAutoencoder(build_config({"model": {**model_tree(size), **model}}).model)
+        randomize(mae)
+        return mae, export_hugging_face(read_run(mae, tmp_path / "run"), tmp_path / "exported")
+
+    return make
+
+
+def pretraining_outputs(mae: MaskedAutoencoder, clips: torch.Tensor):
+    """Prediction and loss of ours for a random mask, and that mask (True = masked)."""
+    config = mae.config
+    patches = patchify(clips, config.tubelet_size, config.patch_size)
+    count = config.num_tokens // 3
+    order = torch.stack([torch.randperm(config.num_tokens) for _ in clips])
+    order = torch.cat([order[:, :count].sort().values, order[:, count:].sort().values], dim=1)
+    split = TokenSplit(order=order, count=count, length=config.num_tokens)
+    with torch.no_grad():
+        prediction = mae(patches, lambda *_: split).prediction
+    loss = kernels.masked_mse(prediction, patches, split.masked).mean()
+    hidden = torch.zeros(len(clips), config.num_tokens, dtype=torch.bool)
+    return prediction, loss, hidden.scatter(1, split.masked, True)
+
+
+def compare_pretraining(mae: MaskedAutoencoder, theirs: VideoMAEForPreTraining) -> None:
+    clips, video = random_clip(model_fields(mae))
+    prediction, loss, hidden = pretraining_outputs(mae, clips)
+    with torch.no_grad():
+        expected = theirs(frames_first(video), bool_masked_pos=hidden)
+    assert_close(prediction, expected.logits)
+    torch.testing.assert_close(loss, expected.loss, rtol=1e-5, atol=1e-5)
+
+
+def model_fields(mae: MaskedAutoencoder) -> dict:
+    return dataclasses.asdict(mae.config)
+
+
+@sizes
+def test_export_gives_transformers_the_same_outputs(make_export, size):
+    mae, folder = make_export(size)
+    theirs, report = VideoMAEForPreTraining.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    compare_pretraining(mae, theirs.eval())
+    _, video = random_clip(model_fields(mae))
+    with torch.no_grad():
+        expected = VideoMAEModel.from_pretrained(folder).eval()(frames_first(video))
+        features = tats_fast.load_encoder(folder.parent / "run").forward_features(video)
+    assert_close(features, expected.last_hidden_state)
+
+
+@sizes
+@pytest.mark.parametrize("eps", [1e-6, 1e-12])
+def test_import_gives_us_the_same_features(tmp_path, size, eps):
+    # Weights this small make the tokens' variance small too, and the epsilon visible.
+    std = 0.2 if eps == 1e-6 else 0.003
+    theirs = randomize(VideoMAEModel(transformers_config(size, layer_norm_eps=eps)), std)
+    for name, parameter in theirs.named_parameters():
+        if "layernorm" in name:
+            parameter.data.normal_(std=1.0)
+    theirs.save_pretrained(tmp_path / "theirs")
+    saved = save_weights(read_weights(tmp_path / "theirs"), tmp_path / "imported.pt")
+    _, video = random_clip(SIZES[size])
+    with torch.no_grad():
+        expected = theirs(frames_first(video)).last_hidden_state
+        for path in (tmp_path / "theirs", saved):
+            assert_close(tats_fast.load_encoder(path).forward_features(video), expected)
+
+
+@sizes
+def test_import_gives_us_the_same_reconstruction(tmp_path, size):
+    theirs = randomize(VideoMAEForPreTraining(transformers_config(size)))
+    theirs.save_pretrained(tmp_path / "theirs")
+    for out in ("imported.pt", "folder"):
+        weights = read_weights(save_weights(read_weights(tmp_path / "theirs"), tmp_path / out))
+        assert weights.has_decoder
+        mae = MaskedAutoencoder(weights.model).eval()
+        mae.load_state_dict(weights.state)
+        compare_pretraining(mae, theirs)
+
+
+def test_only_the_decoders_last_norm_can_differ(make_export):
+    """Transformers fixes its epsilon at 1e-5, which tells where the decoder's tokens are small."""
+    mae, folder = make_export("plain")
+    theirs = VideoMAEForPreTraining.from_pretrained(folder).eval()
+    for name in ("to_decoder", "decoder"):
+        randomize(getattr(mae, name), std=0.003)
+    mae.decoder_positions.mul_(0.003)
+    theirs.position_embeddings = mae.decoder_positions[None]
+    small = export_hugging_face(read_run(mae, folder.parent / "small"), folder.parent / "again")
+    theirs.load_state_dict(VideoMAEForPreTraining.from_pretrained(small).state_dict())
+    with pytest.raises(AssertionError):
+        compare_pretraining(mae, theirs)
+    theirs.decoder.norm.eps = 1e-6
+    compare_pretraining(mae, theirs)
+
+
+def test_there_and_back_changes_no_bit(make_export):
+    mae, folder = make_export("plain")
+    back = read_weights(folder)
+    assert back.model == mae.config
+    assert back.state.keys() == mae.state_dict().keys()
+    for name, tensor in mae.state_dict().items():
+        assert torch.equal(back.state[name], tensor), name
+
+
+@pytest.mark.parametrize("bias", ["q_bias", "v_bias"])
+def test_biases_matter_and_arrive(make_export, bias):
+    """Were a bias lost on either way, these outputs would agree."""
+    _, folder = make_export("plain")
+    _, video = random_clip(SIZES["plain"])
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    changed = {k: torch.zeros_like(v) if bias in k else v for k, v in state.items()}
+    features = []
+    for tensors in (state, changed):
+        save_file(tensors, path, metadata={"format": "pt"})
+        with torch.no_grad():
+            features.append(tats_fast.load_encoder(folder).forward_features(video))
+    assert (features[0] - features[1]).abs().max() > 1e-4
+
+
+def test_new_names_of_the_biases_are_read_too(make_export):
+    """Release 5 calls them query.bias and value.bias, though it saves the old names."""
+    mae, folder = make_export("plain")
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    for old, new in (("q_bias", "query.bias"), ("v_bias", "value.bias")):
+        state = {name.replace(old, new): tensor for name, tensor in state.items()}
+    save_file(state, path)
+    assert torch.equal(
+        read_weights(folder).state["encoder.1.attention.qkv.v_bias"],
+        mae.encoder[1].attention.qkv.v_bias,
+    )
+
+
+def test_a_model_without_biases(tmp_path):
+    theirs = randomize(VideoMAEModel(transformers_config("plain", qv_bias=False)))
+    theirs.save_pretrained(tmp_path / "theirs")
+    _, video = random_clip(SIZES["plain"])
+    with torch.no_grad():
+        expected = theirs(frames_first(video)).last_hidden_state
+        assert_close(tats_fast.load_encoder(tmp_path / "theirs").forward_features(video), expected)
+
+
+def test_mean_pooling_models_end_without_a_norm(tmp_path):
+    """VideoMAEModel leaves its last norm out then: the classifier norms the mean instead."""
+    config = transformers_config("plain", use_mean_pooling=True, num_labels=5)
+    theirs = randomize(VideoMAEForVideoClassification(config))
+    theirs.save_pretrained(tmp_path / "theirs")
+    weights = read_weights(tmp_path / "theirs")
+    assert not weights.final_norm and not weights.has_decoder
+    assert "classifier.bias" in weights.notes[0]
+    _, video = random_clip(SIZES["plain"])
+    with torch.no_grad():
+        expected = theirs.videomae(frames_first(video)).last_hidden_state
+        assert_close(tats_fast.load_encoder(tmp_path / "theirs").forward_features(video), expected)
+    again = export_hugging_face(weights, tmp_path / "again")
+    with torch.no_grad():
+        back = VideoMAEModel.from_pretrained(again).eval()(frames_first(video)).last_hidden_state
+    assert torch.equal(back, expected)
+    with pytest.raises(ConfigError, match="no decoder for a checkpoint folder"):
+        save_weights(weights, tmp_path / "folder")
+
+
+def test_a_decoder_on_unnormed_tokens_is_left_out(tmp_path):
+    config = transformers_config("plain", use_mean_pooling=True)
+    VideoMAEForPreTraining(config).save_pretrained(tmp_path / "theirs")
+    weights = read_weights(tmp_path / "theirs")
+    assert not weights.has_decoder and "use_mean_pooling" in weights.notes[0]
+
+
+def test_classification_loads_the_export(make_export):
+    _, folder = make_export("plain")
+    _, video = random_clip(SIZES["plain"])
+    encoder = tats_fast.load_encoder(folder.parent / "run")
+    plain = VideoMAEForVideoClassification.from_pretrained(folder, num_labels=3).eval()
+    pooled = VideoMAEForVideoClassification.from_pretrained(
+        folder, num_labels=3, use_mean_pooling=True
+    ).eval()
+    with torch.no_grad():
+        features = encoder(video)
+        assert_close(plain.classifier(features[:, 0]), plain(frames_first(video)).logits)
+        encoder.encoder_norm = nn.Identity()
+        mean = pooled.fc_norm(encoder(video).mean(1))
+        assert_close(pooled.classifier(mean), pooled(frames_first(video)).logits)
+
+
+def test_config_says_what_defaults_do_not(make_export):
+    _, folder = make_export("odd_mlp")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["layer_norm_eps"] == 1e-6 and config["use_mean_pooling"] is False
+    assert config["qkv_bias"] is True and config["norm_pix_loss"] is True
+    assert config["intermediate_size"] == 192  # 44 * 48 / 11
+    assert VideoMAEConfig.from_pretrained(folder).qv_bias is True
+
+
+def test_image_processor_prepares_what_the_encoder_takes(make_export):
+    _, folder = make_export("plain")
+    frames = [torch.randint(0, 256, (40, 56, 3), dtype=torch.uint8).numpy() for _ in range(4)]
+    processor = VideoMAEImageProcessorPil.from_pretrained(folder)
+    pixels = processor(frames, return_tensors="pt").pixel_values
+    assert pixels.shape == (1, 4, 3, 32, 32)
+    assert processor.size["shortest_edge"] == 32
+    # Without resizing the values are the normalised pixels of the centre.
+    exact = processor(frames, return_tensors="pt", do_resize=False).pixel_values[0, 0]
+    centre = torch.from_numpy(frames[0])[4:36, 12:44] / 255
+    expected = (centre - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    torch.testing.assert_close(exact, expected.permute(2, 0, 1), rtol=0, atol=1e-5)
+
+
+def test_model_card_tells_how_it_was_trained(make_export):
+    _, folder = make_export("plain")
+    text = (folder / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: transformers\n")
+    for part in ("| masking.strategy | random |", "| steps done | 3 |", "use_mean_pooling=True"):
+        assert part in text
+    assert "{" not in text and str(folder.parent) not in text
+
+
+@pytest.mark.parametrize(("image_size", "num_frames"), [(48, 4), (32, 10), (16, 2)])
+def test_other_clip_sizes_compute_positions_anew(make_export, image_size, num_frames):
+    _, folder = make_export("plain")
+    other = {"image_size": image_size, "num_frames": num_frames}
+    _, video = random_clip(other)
+    with torch.no_grad():
+        expected = VideoMAEModel.from_pretrained(folder, **other).eval()(frames_first(video))
+        for path in (folder, folder.parent / "run"):
+            features = tats_fast.load_encoder(path, **other).forward_features(video)
+            assert_close(features, expected.last_hidden_state)
+
+
+def test_space_time_positions_cannot_be_exported(make_export):
+    with pytest.raises(ConfigError, match="flat positions only"):
+        make_export("plain", positions="space_time")
+
+
+def edited(folder, change) -> None:
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (
+            lambda s: s.pop("videomae.encoder.layer.1.attention.attention.q_bias"),
+            ["lacks videomae.encoder.layer.1.attention.attention.q_bias"],
+        ),
+        (
+            lambda s: s.update({"videomae.extra": torch.ones(1)}),
+            ["holds the unknown videomae.extra"],
+        ),
+        (
+            lambda s: [s.pop(k) for k in list(s) if "videomae.encoder.layer.1" in k],
+            ["lacks", "and 12 more (15 tensors)"],
+        ),
+        (
+            lambda s: s.update({"videomae.layernorm.bias": torch.ones(7)}),
+            ["encoder_norm.bias has shape (7,), expected (24,)"],
+        ),
+    ],
+    ids=["missing", "unknown", "block", "shape"],
+)
+def test_wrong_tensors_are_refused_by_name(make_export, change, parts):
+    _, folder = make_export("plain")
+    edited(folder, change)
+    with pytest.raises(ConfigError) as error:
+        read_weights(folder)
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_type", "vit"),
+        ("hidden_act", "relu"),
+        ("num_channels", 1),
+        ("image_size", [32, 64]),
+        ("decoder_intermediate_size", 40),
+    ],
+)
+def test_models_that_ours_cannot_express_are_refused(make_export, field, value):
+    _, folder = make_export("plain")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(ConfigError, match=field):
+        read_weights(folder)
+
+
+def test_missing_safetensors_is_one_sentence(make_export, monkeypatch):
+    import sys
+
+    _, folder = make_export("plain")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ConfigError, match="pip install safetensors"):
+        read_weights(folder)
+
+
+def test_mlp_ratio_survives_rounding():
+    for width in (12, 44, 192, 384, 768, 1408):
+        for hidden in (width, 4 * width, 6144, 1001, 3073):
+            assert int(width * mlp_ratio(width, hidden)) == hidden
