@@ -221,7 +221,8 @@ def test_biases_matter_and_arrive(make_export, bias):
     _, video = random_clip(SIZES["plain"])
     path = folder / "model.safetensors"
     state = load_file(path)
-    changed = {k: torch.zeros_like(v) if bias in k else v for k, v in state.items()}
+    word = {"q_bias": "query.bias", "v_bias": "value.bias"}[bias]
+    changed = {k: torch.zeros_like(v) if k.endswith((bias, word)) else v for k, v in state.items()}
     features = []
     for tensors in (state, changed):
         save_file(tensors, path, metadata={"format": "pt"})
@@ -230,18 +231,20 @@ def test_biases_matter_and_arrive(make_export, bias):
     assert (features[0] - features[1]).abs().max() > 1e-4
 
 
-def test_new_names_of_the_biases_are_read_too(make_export):
-    """Release 5 calls them query.bias and value.bias, though it saves the old names."""
+@pytest.mark.parametrize("gone", [("q_bias", "v_bias"), ("query.bias", "value.bias")])
+def test_biases_are_stored_under_both_names_and_either_is_enough(make_export, gone):
+    """Release 4 of Transformers knows the first pair, early releases 5 the second, silently."""
     mae, folder = make_export("plain")
     path = folder / "model.safetensors"
     state = load_file(path)
-    for old, new in (("q_bias", "query.bias"), ("v_bias", "value.bias")):
-        state = {name.replace(old, new): tensor for name, tensor in state.items()}
-    save_file(state, path)
-    assert torch.equal(
-        read_weights(folder).state["encoder.1.attention.qkv.v_bias"],
-        mae.encoder[1].attention.qkv.v_bias,
-    )
+    kept = {name: tensor for name, tensor in state.items() if not name.endswith(gone)}
+    assert len(state) - len(kept) == 2 * (mae.config.depth + mae.config.decoder_depth)
+    save_file(kept, path, metadata={"format": "pt"})
+    theirs, report = VideoMAEForPreTraining.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    compare_pretraining(mae, theirs.eval())
+    back = read_weights(folder).state
+    assert all(torch.equal(back[name], tensor) for name, tensor in mae.state_dict().items())
 
 
 def test_a_model_without_biases(tmp_path):
@@ -345,6 +348,9 @@ def test_space_time_positions_cannot_be_exported(make_export):
         make_export("plain", positions="space_time")
 
 
+ATTENTION = "videomae.encoder.layer.1.attention.attention."
+
+
 def edited(folder, change) -> None:
     state = load_file(folder / "model.safetensors")
     change(state)
@@ -355,8 +361,8 @@ def edited(folder, change) -> None:
     ("change", "parts"),
     [
         (
-            lambda s: s.pop("videomae.encoder.layer.1.attention.attention.q_bias"),
-            ["lacks videomae.encoder.layer.1.attention.attention.q_bias"],
+            lambda s: [s.pop(k) for k in list(s) if k.startswith(ATTENTION + "q")],
+            ["lacks", ATTENTION + "q_bias, ", ATTENTION + "query.weight"],
         ),
         (
             lambda s: s.update({"videomae.extra": torch.ones(1)}),
@@ -370,8 +376,12 @@ def edited(folder, change) -> None:
             lambda s: s.update({"videomae.layernorm.bias": torch.ones(7)}),
             ["encoder_norm.bias has shape (7,), expected (24,)"],
         ),
+        (
+            lambda s: s.update({ATTENTION + "value.bias": torch.ones(24)}),
+            [ATTENTION + "v_bias is there under two names with different values"],
+        ),
     ],
-    ids=["missing", "unknown", "block", "shape"],
+    ids=["missing", "unknown", "block", "shape", "twice"],
 )
 def test_wrong_tensors_are_refused_by_name(make_export, change, parts):
     _, folder = make_export("plain")

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tats_fast.config import ConfigError, ModelConfig
@@ -46,6 +47,12 @@ DEFAULTS = {
     "decoder_intermediate_size": 1536,
     "norm_pix_loss": True,
 }
+# Release 4 knows the first name alone. Early releases 5 know the second alone and start from zeros
+# where they find the first (transformers pull request 48675); later ones know both.
+BIAS_NAMES = {
+    "attention.attention.q_bias": "attention.attention.query.bias",
+    "attention.attention.v_bias": "attention.attention.value.bias",
+}
 HEADS_OF_OTHERS = ("fc_norm.", "classifier.")
 DECODER = ("decoder.", "encoder_to_decoder.", "mask_token")
 
@@ -63,7 +70,7 @@ def read_hugging_face(folder: Path) -> Weights:
             tensors (named).
     """
     config = _read_config(folder / CONFIG_JSON)
-    state = {_current_name(name): tensor for name, tensor in _read_tensors(folder).items()}
+    state = _old_names(_read_tensors(folder), folder)
     state, notes = _drop(state, HEADS_OF_OTHERS, "the classifier was left out")
     # Without a norm before it, the decoder reads other numbers than ours does.
     final_norm = not config["use_mean_pooling"]
@@ -167,6 +174,7 @@ def write_hugging_face(weights: Weights, folder: Path) -> None:
         final_norm=weights.final_norm,
     )
     tensors = to_foreign(weights.state, keys, model.tubelet_size, model.patch_size)
+    tensors |= {_rename(name): t.clone() for name, t in tensors.items() if _rename(name) != name}
     _safetensors().save_file(tensors, str(folder / SAFETENSORS), metadata={"format": "pt"})
     for name, content in (
         (CONFIG_JSON, hugging_face_config(weights)),
@@ -256,15 +264,25 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for file in files for name, tensor in read_safetensors(file).items()}
 
 
-def _current_name(name: str) -> str:
-    """Names as in ``HUGGING_FACE``: with the base model's prefix, biases as release 4 has them."""
-    if name.startswith(("embeddings.", "encoder.", "layernorm.")):
-        name = f"videomae.{name}"
-    for letter, word in (("q", "query"), ("v", "value")):
-        name = name.replace(
-            f"attention.attention.{word}.bias", f"attention.attention.{letter}_bias"
-        )
+def _rename(name: str) -> str:
+    """Names of release 4 -> names of release 5."""
+    for old, new in BIAS_NAMES.items():
+        name = name.replace(old, new)
     return name
+
+
+def _old_names(state: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
+    """Names as in ``HUGGING_FACE``: with the base model's prefix, biases as release 4 has them."""
+    result: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name.startswith(("embeddings.", "encoder.", "layernorm.")):
+            name = f"videomae.{name}"
+        for old, new in BIAS_NAMES.items():
+            name = name.replace(new, old)
+        if name in result and not torch.equal(result[name], tensor):
+            raise ConfigError(f"{where}: {name} is there under two names with different values")
+        result[name] = tensor
+    return result
 
 
 def _drop(

@@ -3,7 +3,7 @@
 | here | Transformers | original VideoMAE, VideoMAE V2, AdaMAE |
 |---|---|---|
 | ``qkv.weight`` (3C, C) | query, key, value: (C, C) each | ``attn.qkv.weight`` (3C, C) |
-| ``qkv.q_bias``, ``qkv.v_bias`` | the same, since release 5 query.bias, value.bias | the same |
+| ``qkv.q_bias``, ``qkv.v_bias`` | the same; in release 5 query.bias, value.bias | the same |
 | ``embed.proj.weight`` (C, D) | Conv3d (C, 3, t, p, p) | Conv3d (C, 3, t, p, p) |
 | ``mask_token`` (C) | (1, 1, C) | (1, 1, C) |
 
@@ -61,7 +61,6 @@ HUGGING_FACE = Layout(
         _QKV + "weight": tuple(
             f"attention.attention.{n}.weight" for n in ("query", "key", "value")
         ),
-        # Release 4 knows only these names, release 5 renames them when it loads.
         _QKV + "q_bias": ("attention.attention.q_bias",),
         _QKV + "v_bias": ("attention.attention.v_bias",),
     },
