@@ -247,6 +247,22 @@ def test_biases_are_stored_under_both_names_and_either_is_enough(make_export, go
     assert all(torch.equal(back[name], tensor) for name, tensor in mae.state_dict().items())
 
 
+def test_key_biases_change_nothing(make_export):
+    """Early releases 5 have and save them. Here they are put where Transformers' keys come from."""
+    mae, folder = make_export("plain")
+    _, video = random_clip(SIZES["plain"])
+    theirs = VideoMAEModel.from_pretrained(folder).eval()
+    biases = {}
+    for i, layer in enumerate(theirs.encoder.layer):
+        key = layer.attention.attention.key
+        key.bias = nn.Parameter(torch.randn(mae.config.width))
+        biases[f"videomae.encoder.layer.{i}.attention.attention.key.bias"] = key.bias.detach()
+    edited(folder, lambda state: state.update(biases))
+    with torch.no_grad():
+        expected = theirs(frames_first(video)).last_hidden_state
+        assert_close(tats_fast.load_encoder(folder).forward_features(video), expected)
+
+
 def test_a_model_without_biases(tmp_path):
     theirs = randomize(VideoMAEModel(transformers_config("plain", qv_bias=False)))
     theirs.save_pretrained(tmp_path / "theirs")

@@ -53,6 +53,8 @@ BIAS_NAMES = {
     "attention.attention.q_bias": "attention.attention.query.bias",
     "attention.attention.v_bias": "attention.attention.value.bias",
 }
+# Of early releases 5. It adds one number to all logits of a query, which no softmax sees.
+KEY_BIAS = "attention.attention.key.bias"
 HEADS_OF_OTHERS = ("fc_norm.", "classifier.")
 DECODER = ("decoder.", "encoder_to_decoder.", "mask_token")
 
@@ -272,9 +274,12 @@ def _rename(name: str) -> str:
 
 
 def _old_names(state: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
-    """Names as in ``HUGGING_FACE``: with the base model's prefix, biases as release 4 has them."""
+    """Names as in ``HUGGING_FACE``: with the base model's prefix, biases as release 4 has them and
+    none of keys."""
     result: dict[str, Tensor] = {}
     for name, tensor in state.items():
+        if name.endswith(KEY_BIAS):
+            continue
         if name.startswith(("embeddings.", "encoder.", "layernorm.")):
             name = f"videomae.{name}"
         for old, new in BIAS_NAMES.items():
