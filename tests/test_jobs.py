@@ -157,13 +157,20 @@ except KeyboardInterrupt:
 """
 
 
+def heed_interrupts():
+    """Also where this test runs in the background of a shell, which ignores them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("how, code", [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_stopped_run_continues(run, tmp_path, how, code):
     files = [tmp_path / f"{number:02d}" for number in range(15)]
     for path in files:
         path.touch()
     names = list(map(str, files))
-    process = subprocess.Popen([sys.executable, "-c", SLOW, run.record, *names])
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, run.record, *names], preexec_fn=heed_interrupts
+    )
     deadline = time.monotonic() + 20
     while not run.record.exists() or run.record.read_bytes().count(b"\n") < 10:
         assert time.monotonic() < deadline

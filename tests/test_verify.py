@@ -353,6 +353,11 @@ def test_hangs_deaths_and_deletions_cost_their_file(tmp_path, monkeypatch):
     assert good == ["0 first.mp4", "z last.mp4"]
 
 
+def heed_interrupts():
+    """Also where this test runs in the background of a shell, which ignores them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("how, code", [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_stopped_run_continues(tmp_path, how, code):
@@ -365,7 +370,7 @@ def test_a_stopped_run_continues(tmp_path, how, code):
     record = tmp_path / "out" / "verify.jsonl"
     command = [sys.executable, "-m", "tats_fast.cli", *arguments, "--workers=1"]
     with open(tmp_path / "errors", "wb") as errors:
-        process = subprocess.Popen(command, stderr=errors)
+        process = subprocess.Popen(command, stderr=errors, preexec_fn=heed_interrupts)
     while not record.exists() or record.read_bytes().count(b"\n") < 5:
         assert process.poll() is None
         time.sleep(0.005)
