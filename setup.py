@@ -29,6 +29,7 @@ DEV = [
     "pytest-timeout>=2.3",
     "matplotlib>=3.8",
     "ruff>=0.17",
+    "scikit-learn>=1.4",  # only for tests
     "transformers>=5",
     "triton>=3.6; platform_system == 'Linux'",  # a CPU build of torch comes without
     *DALI,

@@ -89,6 +89,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add_verify(commands)
 
+    _add_probe(commands)
+
     _add_export(commands)
 
     _add_import(commands)
@@ -158,6 +160,40 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
         help="frames that a clip spans, (model.num_frames - 1) * data.stride + 1 (default: 61)",
     )
     verify.set_defaults(run=_verify)
+
+
+def _add_probe(commands: argparse._SubParsersAction) -> None:
+    probe = commands.add_parser("probe", help="classify videos by a model's frozen features")
+    probe.add_argument(
+        "--checkpoint", metavar="PATH", required=True, help="run, checkpoint folder or file"
+    )
+    probe.add_argument("--train", metavar="LIST", required=True, help="list file with labels")
+    probe.add_argument("--eval", metavar="LIST", required=True, help="list file with labels")
+    probe.add_argument("--root", metavar="DIR", help="where the lists' paths start")
+    probe.add_argument(
+        "--kinds",
+        metavar="A,B",
+        help="some of linear,linear_bn,knn,attentive (default: all)",
+    )
+    probe.add_argument("--out", metavar="DIR", default="probe", help="folder to write")
+    probe.add_argument("--cache", metavar="DIR", help="where features are kept (OUT/features)")
+    probe.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    for name, default, text in (
+        ("--stride", 4, "frames from one to the next; 0 = one per segment of the whole video"),
+        ("--grid", 7, "attentive: tokens are averaged to at most N x N places per token-frame"),
+        ("--batch-size", 16, "clips encoded at once"),
+        ("--seed", 0, "of the held-out part and the attentive probe"),
+    ):
+        help_text = f"{text} (default: {default})"
+        probe.add_argument(name, type=int, metavar="N", default=default, help=help_text)
+    probe.add_argument(
+        "--workers", type=int, metavar="N", help="decoding processes (default: one per core)"
+    )
+    probe.add_argument(
+        "--timeout", type=float, default=60.0, metavar="S", help="seconds per video (default: 60)"
+    )
+    _add_model_overrides(probe)
+    probe.set_defaults(run=_probe)
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
@@ -266,6 +302,23 @@ def _verify(options: argparse.Namespace) -> int:
     )
     videos = listed_videos(options.list, options.root)
     return 1 if verify(videos, Path(options.out).expanduser(), settings, options.list) else 0
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from tats_fast.engine.distributed import pick_device
+    from tats_fast.recognition.probe import KINDS, ProbeOptions, run_probe
+
+    overrides = _model_overrides(options.overrides)
+    device = pick_device(options.device)
+    kinds = KINDS if options.kinds is None else tuple(options.kinds.split(","))
+    names = ("checkpoint", "train", "eval", "root", "out", "cache")
+    numbers = ("stride", "grid", "batch_size", "timeout", "seed")
+    chosen = ProbeOptions(
+        kinds=kinds,
+        workers=len(os.sched_getaffinity(0)) if options.workers is None else options.workers,
+        **{name: getattr(options, name) for name in names + numbers},
+    )
+    return run_probe(chosen, device, overrides)
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ ALLOWED = {
     "rl": {"config", "kernels", "models"},
     "data": {"config"},
     "prepare": {"config", "data"},
+    "recognition": {"config", "kernels", "models", "data", "interchange"},
     "report": {"config", "kernels", "models", "masking", "rl", "data", "version"},
     "engine": {"config", "kernels", "models", "masking", "rl", "data", "report"},
 }

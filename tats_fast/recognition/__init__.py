@@ -1,0 +1,1 @@
+"""Recognition: how well a pretrained encoder's features tell classes apart."""

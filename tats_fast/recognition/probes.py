@@ -1,0 +1,300 @@
+"""Probes: small classifiers on frozen features, as pure functions on tensors.
+
+``fit_<kind>`` trains with given hyper-parameters and returns a function from features to scores;
+``probe`` chooses the hyper-parameters on a held-out part of the training features.
+
+Legend: M videos, N tokens, C width, K classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize, one_hot
+
+Scores = Callable[[Any], Tensor]
+"""From features of M videos to scores (M, K); the greatest is the predicted class."""
+
+HELD_OUT_SHARE = 0.2
+_CHUNK = 256  # videos compared with all known ones at once, which bounds the memory
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a tensor too large to copy: (M, N, C) of which a batch is read at a time."""
+
+    base: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        return self.base[self.rows[index]]
+
+
+def take(features: Tensor | Rows, rows: Tensor) -> Tensor | Rows:
+    """The features of some videos; of ``Rows`` nothing is read yet."""
+    if isinstance(features, Rows):
+        return Rows(features.base, features.rows[rows.to(features.rows.device)])
+    return features[rows.to(features.device)]
+
+
+def fit_linear(
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    *,
+    weight_decay: float,
+    batch_norm: bool = False,
+    steps: int = 300,
+    tolerance: float = 1e-6,
+) -> Scores:
+    """Softmax regression: min over W, b of mean cross-entropy + weight_decay / 2 |W|^2.
+
+    Linear probing as in Alain and Bengio 2016 (arXiv:1610.01644). ``batch_norm`` standardises each
+    feature by the training set's mean and deviation: the BatchNorm without affine part before the
+    classifier of MAE (He et al. 2021, arXiv:2111.06377, appendix A.1), over the full batch. The
+    problem is convex, so L-BFGS solves it and there is no learning rate to choose.
+
+    Args:
+        features: (M, C) float; computed in its dtype. labels: (M,) int64 in [0, classes).
+        steps: L-BFGS iterations at most. tolerance: of the largest gradient entry, to stop at.
+    """
+    # The bias has no penalty, so subtracting the mean leaves W as it is and eases the descent.
+    mean = features.mean(0)
+    deviation = (features.var(0, unbiased=False) + 1e-6).sqrt()
+    scale = 1 / deviation if batch_norm else torch.ones_like(mean)
+    x = (features - mean) * scale
+    weight = x.new_zeros(classes, x.shape[1], requires_grad=True)
+    bias = x.new_zeros(classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=steps,
+        tolerance_grad=tolerance,
+        tolerance_change=tolerance * 1e-3,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        fit = cross_entropy(x @ weight.T + bias, labels)
+        loss = fit + weight_decay / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(objective)
+    matrix, offset = weight.detach(), bias.detach()
+    return lambda new: (new.to(mean) - mean) * scale @ matrix.T + offset
+
+
+def fit_knn(
+    features: Tensor, labels: Tensor, classes: int, *, k: int, temperature: float = 0.07
+) -> Scores:
+    """Weighted vote of the ``k`` training videos of greatest cosine similarity s, each with weight
+    exp(s / temperature) (Wu et al. 2018, arXiv:1805.01978, section 3.4).
+
+    Args:
+        features: (M, C) float. labels: (M,) int64 in [0, classes). k: at most M.
+    """
+    known = normalize(features, dim=1)
+    votes = one_hot(labels, classes).to(known)
+
+    def scores(new: Tensor) -> Tensor:
+        parts = []
+        for part in normalize(new.to(known), dim=1).split(_CHUNK):
+            similarity, nearest = (part @ known.T).topk(k, dim=1)
+            # Relative to s = 1, which changes no ranking and keeps exp in range.
+            weights = ((similarity - 1) / temperature).exp()
+            parts.append((weights[..., None] * votes[nearest]).sum(1))
+        return torch.cat(parts)
+
+    return scores
+
+
+class AttentivePool(nn.Module):
+    """One learned query attends over the tokens (N, C), and a linear layer classifies the result.
+
+    Attentive probing as in CAE (Chen et al. 2022, arXiv:2202.03026, section 4.1) and V-JEPA (Bardes
+    et al. 2024, arXiv:2404.08471, section 3.3), here with one cross-attention and no MLP.
+    """
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.heads = width // 64 if width % 64 == 0 else 1
+        self.norm = nn.LayerNorm(width)
+        # As large as the normed tokens: a small query starts out as mean pooling and leaves slowly.
+        self.query = nn.Parameter(torch.randn(width))
+        # A bias of the keys would add the same to every token's logit, and softmax would drop it.
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.classify = nn.Linear(width, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(M, N, C) -> (M, K)."""
+        x = self.norm(tokens)
+        # Queries come from one vector, so q . (W x) = (W^T q) . x and sum(a V x) = V sum(a x):
+        # the same attention without projecting every token, at a fraction of the cost.
+        query, key, value = (
+            part.unflatten(0, (self.heads, -1))
+            for part in (self.query, self.key.weight, self.value.weight)
+        )
+        seen = torch.einsum("hd,hdc->hc", query, key) * query.shape[1] ** -0.5
+        attention = (x @ seen.T).softmax(1)
+        mixed = torch.einsum("mnh,mnc->mhc", attention, x)
+        pooled = torch.einsum("mhc,hdc->mhd", mixed, value).flatten(1) + self.value.bias
+        return self.classify(self.out(pooled))
+
+
+def fit_attentive(
+    tokens: Tensor | Rows,
+    labels: Tensor,
+    classes: int,
+    *,
+    lr: float,
+    weight_decay: float,
+    seed: int = 0,
+    batch_size: int = 64,
+    epochs: int = 20,
+) -> Scores:
+    """``AttentivePool`` trained with AdamW, a warm-up of a tenth and cosine decay of the rate.
+
+    Args:
+        tokens: (M, N, C) float, on the labels' device or read from elsewhere batch by batch.
+        labels: (M,) int64 in [0, classes). Training runs on their device.
+        epochs: but at least 300 and at most 5000 steps.
+    """
+    device, generator = labels.device, torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AttentivePool(tokens[:1].shape[-1], classes)
+    model.to(device)
+    steps = min(max(epochs * -(-len(tokens) // batch_size), 300), 5000)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
+    with torch.enable_grad():
+        for rows in itertools.islice(_shuffled(len(tokens), batch_size, generator), steps):
+            batch = tokens[rows].to(device, torch.float32)
+            loss = cross_entropy(model(batch), labels[rows.to(device)])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+    @torch.no_grad()
+    def scores(new: Tensor | Rows) -> Tensor:
+        parts = torch.arange(len(new)).split(batch_size)
+        return torch.cat([model(new[rows].to(device, torch.float32)) for rows in parts])
+
+    return scores
+
+
+def _shuffled(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of row numbers, in a new order every epoch, for ever."""
+    while True:
+        yield from torch.randperm(count, generator=generator).split(batch_size)
+
+
+def ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many classes score at least as much as the true one: (M, K), (M,) -> (M,).
+
+    0 is a correct prediction. Ties and NaN count against it, so votes of zero win nothing.
+    """
+    true = scores.gather(1, labels[:, None])
+    return (~(scores < true)).sum(1) - 1
+
+
+def accuracy(scores: Tensor, labels: Tensor, top: int = 1) -> float:
+    """Share of videos, in [0, 1], whose class is among the ``top`` best scores."""
+    return (ranks(scores, labels) < top).float().mean().item()
+
+
+FITS: dict[str, Callable[..., Scores]] = {
+    "linear": fit_linear,
+    "linear_bn": lambda *args, **kwargs: fit_linear(*args, **kwargs, batch_norm=True),
+    "knn": fit_knn,
+    "attentive": fit_attentive,
+}
+DECAYS = [{"weight_decay": decay} for decay in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)]
+SWEEPS: dict[str, list[dict[str, Any]]] = {
+    "linear": DECAYS,
+    "linear_bn": DECAYS,
+    "knn": [{"k": k} for k in (1, 5, 10, 20, 50, 100)],
+    "attentive": [
+        {"lr": lr, "weight_decay": decay} for lr in (3e-4, 1e-3, 3e-3) for decay in (0.1, 1e-3)
+    ],
+}
+"""Hyper-parameters tried, per kind; of equally good ones the first counts."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A probe trained on all training features with the hyper-parameters ``hyper``, whose top-1 on
+    the held-out part was ``held_out``, in [0, 1]."""
+
+    hyper: dict[str, Any]
+    held_out: float
+    scores: Scores
+
+
+def held_out_split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to fit on and rows held out, a fifth of each class but at least one of two or more.
+
+    Raises:
+        ValueError: no class has two videos.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    shuffled = labels.cpu()[order]
+    fit, held = [], []
+    for label in shuffled.unique():
+        rows = order[shuffled == label]
+        count = max(1, int(len(rows) * HELD_OUT_SHARE)) if len(rows) > 1 else 0
+        held.append(rows[:count])
+        fit.append(rows[count:])
+    if not sum(map(len, held)):
+        raise ValueError("no class has two readable training videos, so nothing can be held out")
+    return torch.cat(fit).sort().values, torch.cat(held).sort().values
+
+
+def probe(
+    kind: str,
+    features: Tensor | Rows,
+    labels: Tensor,
+    classes: int,
+    *,
+    seed: int = 0,
+    sweep: Sequence[dict[str, Any]] | None = None,
+) -> Probe:
+    """Choose hyper-parameters on a held-out part of the features, then train on all of them.
+
+    Args:
+        kind: a key of ``FITS``.
+        features: (M, C) float, or for ``attentive`` (M, N, C). labels: (M,) int64.
+        sweep: hyper-parameters to try; none = those of ``SWEEPS``.
+
+    Raises:
+        ValueError: no class has two videos.
+    """
+    extra = {"seed": seed} if kind == "attentive" else {}
+    fit, held = (rows.to(labels.device) for rows in held_out_split(labels, seed))
+    known, unknown = take(features, fit), take(features, held)
+    best: tuple[float, dict[str, Any]] | None = None
+    for hyper in SWEEPS[kind] if sweep is None else sweep:
+        if hyper.get("k", 1) > len(fit):
+            continue
+        scores = FITS[kind](known, labels[fit], classes, **hyper, **extra)
+        top1 = accuracy(scores(unknown), labels[held])
+        if best is None or top1 > best[0]:
+            best = (top1, hyper)
+    assert best is not None
+    scores = FITS[kind](features, labels, classes, **best[1], **extra)
+    return Probe(best[1], best[0], scores)
