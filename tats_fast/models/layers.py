@@ -121,10 +121,12 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block around any attention module.
 
-    With ``recompute`` set, only the block's input is kept for the backward pass.
+    With ``recompute`` set, only the block's input is kept for the backward pass. ``drop_path`` is
+    the probability with which fine-tuning leaves out a branch for a clip (``skip_branch``).
     """
 
     recompute = False
+    drop_path = 0.0
 
     def __init__(self, width: int, mlp_ratio: float, attention_module: nn.Module) -> None:
         super().__init__()
@@ -136,15 +138,37 @@ class Block(nn.Module):
     def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
         """(B, N, C) -> (B, N, C), or packed (T, C) -> (T, C)."""
         if self.recompute and torch.is_grad_enabled():
-            # Nothing in a block is random, so no generator's state needs to be kept.
+            # Without drop path nothing in a block is random: no generator's state need be kept.
             return checkpoint(
-                self._forward, x, packing, use_reentrant=False, preserve_rng_state=False
+                self._forward,
+                x,
+                packing,
+                use_reentrant=False,
+                preserve_rng_state=self.drop_path > 0,
             )
         return self._forward(x, packing)
 
     def _forward(self, x: Tensor, packing: Packing | None) -> Tensor:
-        x = x + self.attention(self.norm1(x), packing)
-        return x + self.mlp(self.norm2(x))
+        if self.drop_path == 0 or not self.training:
+            x = x + self.attention(self.norm1(x), packing)
+            return x + self.mlp(self.norm2(x))
+        assert packing is None, "drop path works per clip, and packed clips share a dimension"
+        x = x + skip_branch(self.attention(self.norm1(x)), self.drop_path)
+        return x + skip_branch(self.mlp(self.norm2(x)), self.drop_path)
+
+
+def skip_branch(branch: Tensor, probability: float) -> Tensor:
+    """Stochastic depth: ``branch`` (B, N, C) is zero for a clip with ``probability``, and else
+    divided by 1 - ``probability``, which keeps its expectation (Huang et al. 2016, "Deep Networks
+    with Stochastic Depth", section 3, which rescales when testing instead).
+
+    It draws from the device's default generator, as dropout does.
+    """
+    keep = 1 - probability
+    shape = (len(branch), *[1] * (branch.ndim - 1))
+    # Drawn in fp32: 16 bits would round the probability.
+    kept = torch.empty(shape, device=branch.device).bernoulli_(keep)
+    return branch * (kept / keep if keep > 0 else kept).to(branch.dtype)
 
 
 def tie_queries_and_keys(module: nn.Module) -> None:
