@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
+# From features of M videos to scores (M, K); the greatest is the predicted class.
 Scores = Callable[[Any], Tensor]
-"""From features of M videos to scores (M, K); the greatest is the predicted class."""
 
 HELD_OUT_SHARE = 0.2
 _CHUNK = 256  # videos compared with all known ones at once, which bounds the memory
@@ -73,13 +73,9 @@ def fit_linear(
     x = (features - mean) * scale
     weight = x.new_zeros(classes, x.shape[1], requires_grad=True)
     bias = x.new_zeros(classes, requires_grad=True)
+    stop = {"max_iter": steps, "tolerance_grad": tolerance, "tolerance_change": tolerance * 1e-3}
     optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=steps,
-        tolerance_grad=tolerance,
-        tolerance_change=tolerance * 1e-3,
-        history_size=20,
-        line_search_fn="strong_wolfe",
+        [weight, bias], history_size=20, line_search_fn="strong_wolfe", **stop
     )
 
     def objective() -> Tensor:
@@ -174,12 +170,13 @@ def fit_attentive(
     """
     device, generator = labels.device, torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         model = AttentivePool(tokens[:1].shape[-1], classes)
     model.to(device)
     steps = min(max(epochs * -(-len(tokens) // batch_size), 300), 5000)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
+    cycle = {"pct_start": 0.1, "cycle_momentum": False}
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, **cycle)
     with torch.enable_grad():
         for rows in itertools.islice(_shuffled(len(tokens), batch_size, generator), steps):
             batch = tokens[rows].to(device, torch.float32)
