@@ -38,7 +38,7 @@ from decode_backends import (
 from decode_cases import CASES, QUICK_CASES, RAW, Case, Source, find_videos, make_sources
 from decode_report import describe, results, training_results
 from decode_training import Plan, scenarios, train
-from plots import draw_decoding, plot_problem
+from plots import draw_decoding, outputs_problem
 
 from tats_fast.config import ConfigError
 from tats_fast.data import DecodeError
@@ -148,11 +148,7 @@ def run(options: Any, arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: one sentence.
     """
-    problem = (
-        (plot_problem(options.plot) if options.plot else None)
-        or common.check_writable(options.json)
-        or common.check_writable(options.plot, "--plot")
-    )
+    problem = outputs_problem(options.json, options.plot)
     if problem:
         raise ConfigError(problem)
     cases = QUICK_CASES if options.quick else CASES

@@ -23,7 +23,7 @@ from op_gate import Gate, WrongResult
 from op_report import ceilings_line, describe, results, target_lines
 from op_timing import interleaved_ms
 from peak_memory import MIB, peak_growth
-from plots import draw_ops, plot_problem
+from plots import draw_ops, outputs_problem
 from torch import Tensor
 
 from tats_fast.config import ConfigError
@@ -227,11 +227,7 @@ def fill_defaults(options: Any, device: torch.device) -> None:
     options.implementations = chosen("--impl", options.impl, IMPLEMENTATIONS, IMPLEMENTATIONS)
     if "reference" not in options.implementations:
         options.implementations = ("reference", *options.implementations)
-    problem = (
-        common.check_writable(options.json)
-        or common.check_writable(options.plot, "--plot")
-        or (plot_problem(options.plot) if options.plot else None)
-    )
+    problem = outputs_problem(options.json, options.plot)
     if problem:
         raise ConfigError(problem)
 

@@ -45,6 +45,15 @@ def plot_problem(path: str) -> str | None:
     return None if path.endswith(".png") else f"--plot {path}: must end in .png"
 
 
+def outputs_problem(json_file: str | None, plot: str | None) -> str | None:
+    """Why ``--json`` or ``--plot`` cannot be written; None when they can, or are not asked for."""
+    return (
+        (plot_problem(plot) if plot else None)
+        or common.check_writable(json_file)
+        or common.check_writable(plot, "--plot")
+    )
+
+
 def _figure(width: float, height: float, columns: int = 1) -> Any:
     import matplotlib
 

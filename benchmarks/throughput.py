@@ -31,7 +31,7 @@ from paths import (
     load_clips,
     make_contender,
 )
-from plots import draw_throughput, plot_problem
+from plots import draw_throughput, outputs_problem
 from record import describe, describe_batch, gate_line, results, summary
 from stages import STAGES, StageClock, instrumented, peak_memory_mb
 
@@ -269,11 +269,7 @@ def run(options: Any) -> int:
         options.warmup = 3 if gpu else 1
     read_config(options, batches[0])
     names = chosen_paths(options.paths, device)
-    problem = (
-        common.check_writable(options.json)
-        or common.check_writable(options.plot, "--plot")
-        or (plot_problem(options.plot) if options.plot else None)
-    )
+    problem = outputs_problem(options.json, options.plot)
     if problem:
         raise ConfigError(problem)
     record: dict[str, Any] = {

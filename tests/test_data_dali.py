@@ -11,10 +11,9 @@ from data_files import write_video
 
 from tats_fast.config import ConfigError, DataConfig
 from tats_fast.data import StreamBatches, Video, make_loader, resolved_backend
-from tats_fast.data.cutter import Encoded, Task
+from tats_fast.data.cutter import Encoded
 from tats_fast.data.dali import CPU_FORMATS, DaliDecoder, dali_problem
-from tats_fast.data.order import ClipKey
-from tats_fast.data.plan import FramePlan, choose_frames, plan_clip
+from tats_fast.data.plan import choose_frames, plan_clip
 from tats_fast.data.video import Timing, decode_crops, open_video
 
 pytestmark = pytest.mark.skipif(dali_problem() is not None, reason=str(dali_problem()))
@@ -288,10 +287,3 @@ def test_backends_by_name(monkeypatch):
     assert resolved_backend("auto", "cuda") == "pyav"
     with pytest.raises(ConfigError, match=r"data\.backend=dali: DALI is not installed; do"):
         resolved_backend("dali", "cpu")
-
-
-def test_plan_holds_no_state(videos):
-    one = plan_clip(videos[4].path, FRAMES, 2, 0.3, CPU_FORMATS)
-    assert one == plan_clip(videos[4].path, FRAMES, 2, 0.3, CPU_FORMATS)
-    assert isinstance(one, FramePlan)
-    assert Task(ClipKey(0, 1), 0) == Task(ClipKey(0, 1), 0, attempt=0, host=False)

@@ -122,7 +122,9 @@ class ClipLoader:
         # Twice the decoder's own limit: only a process that does not even notice is killed.
         limit = 2 * self.cutter.config.timeout_s
         pool = Workers(self.cutter, self.workers, limit) if self.workers else _Inline(self.cutter)
-        self._thread = threading.Thread(target=self._produce, args=(pool,), daemon=True)
+        # A new thread starts out on GPU 0: page-locked memory would open a context there.
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        self._thread = threading.Thread(target=self._produce, args=(pool, device), daemon=True)
         self._thread.start()
         try:
             while (batch := self._ready.get()) is not None:
@@ -138,8 +140,10 @@ class ClipLoader:
         if self._thread is not None:
             self._thread.join()
 
-    def _produce(self, pool: Workers | _Inline) -> None:
+    def _produce(self, pool: Workers | _Inline, device: int | None) -> None:
         try:
+            if device is not None:
+                torch.cuda.set_device(device)
             with pool:
                 for batch in self._in_order(pool):
                     self._put(batch)
