@@ -7,12 +7,13 @@ from typing import Any
 
 from tats_fast.version import __version__
 
-__all__ = ["__version__", "create_model", "load_encoder"]
+_PUBLIC = ("create_model", "load_classifier", "load_encoder")
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
     """The public functions, imported (and torch with them) when first asked for."""
-    if name in ("create_model", "load_encoder"):
+    if name in _PUBLIC:
         from tats_fast import api
 
         return getattr(api, name)

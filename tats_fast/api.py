@@ -1,4 +1,4 @@
-"""The functions ``tats_fast.load_encoder`` and ``create_model``; docs/api.md shows them in use."""
+"""The public functions of ``tats_fast``; docs/api.md shows them in use."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from tats_fast.interchange import build_encoder, read_weights, run_config
+from tats_fast.interchange import build_classifier, build_encoder, read_weights, run_config
 from tats_fast.models import MaskedAutoencoder
+from tats_fast.models.classifier import VideoClassifier
 from tats_fast.models.encoder import VideoEncoder
 
 
@@ -21,7 +22,7 @@ def load_encoder(
     Args:
         path: run folder (then its newest checkpoint), checkpoint folder or its ``model.pt``, file
             of ``tats-fast import``, folder of Transformers' VideoMAE, or a ``.pth`` of VideoMAE,
-            VideoMAE V2 or AdaMAE.
+            VideoMAE V2 or AdaMAE; of a classifier, its encoder.
         overrides: ``image_size``, ``num_frames``, ``attention`` (default ``auto``, whatever the
             training used); for a ``.pth``, which does not say it, also ``heads``.
 
@@ -31,6 +32,27 @@ def load_encoder(
     """
     weights = read_weights(path, {"attention": "auto", **overrides}, key="load_encoder")
     return build_encoder(weights, device)
+
+
+def load_classifier(
+    path: str | Path, device: torch.device | str = "cpu", **overrides: Any
+) -> VideoClassifier:
+    """The classifier at ``path`` in evaluation mode; it takes video (B, 3, T, H, W), float and
+    normalised with ImageNet's mean and deviation, to logits (B, K) of its ``classes``.
+
+    Args:
+        path: fine-tuned run folder (then its newest checkpoint), checkpoint folder or its
+            ``model.pt``, file of ``tats-fast import``, folder of Transformers' VideoMAE for
+            classification with mean pooling, or a fine-tuned ``.pth`` of VideoMAE or VideoMAE V2.
+        overrides: as for ``load_encoder``.
+
+    Raises:
+        tats_fast.config.ConfigError: nothing there, not such a model, or no classifier in it; one
+            line.
+        ValueError: an attention backend that does not run on ``device``.
+    """
+    weights = read_weights(path, {"attention": "auto", **overrides}, key="load_classifier")
+    return build_classifier(weights, device, where=f"load_classifier={path}")
 
 
 def create_model(

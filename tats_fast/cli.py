@@ -10,7 +10,10 @@ from collections.abc import Sequence
 
 from tats_fast.commands import (
     doctor,
+    evaluate,
     export,
+    extract,
+    finetune,
     importer,
     prepare,
     pretrain,
@@ -23,7 +26,10 @@ from tats_fast.config import ConfigError
 from tats_fast.version import __version__
 
 LOGGER = logging.getLogger("tats_fast")
-COMMANDS = (pretrain, visualize, prepare, verify, probe, export, importer, doctor)
+COMMANDS = (
+    *(pretrain, finetune, probe, evaluate, extract, visualize),
+    *(prepare, verify, export, importer, doctor),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,8 +83,8 @@ def _known_failure(error: Exception) -> int | None:
     from tats_fast.data import DecodeError, TooManyBadFiles
 
     known: tuple[type[Exception], ...] = (DecodeError, TooManyBadFiles)
-    if "tats_fast.engine.trainer" in sys.modules:
-        known += (sys.modules["tats_fast.engine.trainer"].NonFiniteLoss,)
+    if "tats_fast.engine.loop" in sys.modules:
+        known += (sys.modules["tats_fast.engine.loop"].NonFiniteLoss,)
     return 1 if isinstance(error, known) else None
 
 

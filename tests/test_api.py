@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY_MODEL
 from test_interchange import random_clip, randomize, write_run
+from test_interchange_classifier import make_classifier, write_fine_tuned
 
 import tats_fast
 from tats_fast.cli import main
@@ -28,11 +29,12 @@ def mae(tmp_path) -> MaskedAutoencoder:
 
 
 def test_documented_snippets_run(mae, tmp_path, monkeypatch):
+    write_fine_tuned(tmp_path / "runs" / "my_finetuned_run", make_classifier(TINY_MODEL))
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "api.md").read_text()
     names: dict = {}
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 12
     for kind, block in blocks:
         if kind == "python":
             exec(compile(block, "docs/api.md", "exec"), names)
@@ -85,6 +87,8 @@ def test_bad_requests_are_one_sentence(mae, tmp_path):
     for call, part in (
         (lambda: tats_fast.load_encoder(tmp_path / "nothing"), "load_encoder="),
         (lambda: tats_fast.load_encoder(run, width=16), "model.width=16"),
+        (lambda: tats_fast.load_classifier(run), "fine-tune it first"),
+        (lambda: tats_fast.load_classifier(tmp_path / "nothing"), "load_classifier="),
         (lambda: tats_fast.load_encoder(run, image_size=33), "for example 32"),
         (lambda: tats_fast.create_model("vit_bas"), "did you mean vit_base"),
         (lambda: tats_fast.create_model("vit_tiny", widht=3), "did you mean width"),
@@ -127,7 +131,7 @@ def test_names_are_lazy():
     code = """
 import sys, tats_fast
 assert 'torch' not in sys.modules
-assert {'load_encoder', 'create_model'} <= set(tats_fast.__all__)
+assert {'load_encoder', 'load_classifier', 'create_model'} <= set(tats_fast.__all__)
 from tats_fast import load_encoder
 assert 'torch' in sys.modules and 'transformers' not in sys.modules
 assert 'safetensors' not in sys.modules

@@ -50,7 +50,7 @@ def test_logits_equal_a_hand_computation(model, video):
         x = x + block.mlp(block.norm2(x))
     pooled = sum(x[:, n] for n in range(x.shape[1])) / x.shape[1]
     norm = classifier.fc_norm
-    normed = layer_norm(pooled, (32,), norm.weight, norm.bias, 1e-6)
+    normed = layer_norm(pooled, (32,), norm.weight, norm.bias, 1e-5)
     expected = normed @ classifier.head.weight.T + classifier.head.bias
     torch.testing.assert_close(classifier(video), expected, atol=1e-5, rtol=1e-5)
 
@@ -143,6 +143,18 @@ def test_weights_that_do_not_fit(model):
         classifier.load_encoder({**state, "encoder.7.norm1.bias": torch.zeros(32)})
     with pytest.raises(ValueError, match=r"has shape \(3,\), expected \(32,\)"):
         classifier.load_encoder({**state, name: torch.zeros(3)})
+
+
+def test_classes_are_numbers_until_named(model):
+    assert model().classes == ("0", "1", "2", "3", "4")
+
+
+def test_epsilons_of_the_head_and_the_encoder_are_separate(model):
+    """Transformers fixes the head's; the encoder's is that of pretraining."""
+    classifier = model(norm_eps=1e-12)
+    assert classifier.fc_norm.eps == 1e-5
+    assert {block.norm1.eps for block in classifier.encoder.encoder} == {1e-12}
+    assert model(head_norm_eps=1e-6).fc_norm.eps == 1e-6
 
 
 @pytest.mark.parametrize("options", [{"drop_path": 1.5}, {"head_dropout": -0.1}])

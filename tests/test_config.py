@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tats_fast.config import ConfigError, RunConfig, load_config, save_config
+from tats_fast.config import ConfigError, FinetuneConfig, RunConfig, load_config, save_config
 from tats_fast.config.load import build_config, to_dict
 from tats_fast.config.presets import PRESETS
 
@@ -133,22 +133,24 @@ def fields(cls: type, prefix: str = "") -> list[tuple[str, str]]:
 
 def test_every_field_is_read_outside_the_schema():
     read = set()
-    for path in [*ROOT.glob("tats_fast/**/*.py")]:
+    for path in ROOT.glob("tats_fast/**/*.py"):
         if path.parent.name == "config" and path.name != "load.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.add(node.attr)
     # mlp_ratio, heads, ...: an attribute of that name; the preset is read while loading.
-    unread = [name for name, leaf in fields(RunConfig) if leaf not in read and leaf != "preset"]
+    known = fields(RunConfig) + fields(FinetuneConfig)
+    unread = [name for name, leaf in known if leaf not in read and leaf != "preset"]
     assert not unread, f"fields nobody reads: {unread}"
 
 
 def test_every_field_is_documented():
-    tree = ast.parse((ROOT / "tats_fast/config/schema.py").read_text())
-    for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+    names = ("schema", "training", "finetune")
+    trees = [ast.parse((ROOT / f"tats_fast/config/{name}.py").read_text()) for name in names]
+    for cls in (node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)):
         for here, following in zip(cls.body, [*cls.body[1:], None], strict=True):
-            if isinstance(here, ast.AnnAssign) and cls.name != "RunConfig":
+            if isinstance(here, ast.AnnAssign) and not cls.name.endswith(("RunConfig", "FinetuneConfig")):
                 is_doc = isinstance(following, ast.Expr) and isinstance(
                     following.value, ast.Constant
                 )

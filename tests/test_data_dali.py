@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,11 @@ pytestmark = pytest.mark.skipif(dali_problem() is not None, reason=str(dali_prob
 CONFIG = DataConfig(stride=2, backend="dali", workers=2)
 FRAMES, SIZE, SEED = 8, 48, 11
 VP9 = {"deadline": "realtime", "cpu-used": "8", "g": "12"}
+
+
+def window_choice(frames: int, stride: int, window: float):
+    """Frames of one window, as pretraining chooses them."""
+    return partial(choose_frames, num_frames=frames, stride=stride, window=window)
 
 
 def colourful(image: np.ndarray) -> np.ndarray:
@@ -199,7 +205,7 @@ def _packets(path):
 
 
 def test_the_decoder_says_which_clip_failed(videos, caplog):
-    plan = plan_clip(videos[0].path, FRAMES, 2, 0.5, CPU_FORMATS)
+    plan = plan_clip(videos[0].path, window_choice(FRAMES, 2, 0.5), CPU_FORMATS)
     good = Encoded(videos[0].path, plan, [(0, 0, 64, 64)], [False])
     past = replace(good, plan=replace(plan, frames=[1000] * FRAMES))
     gone = replace(good, path=videos[0].path + ".gone")
@@ -217,7 +223,7 @@ def test_the_decoder_says_which_clip_failed(videos, caplog):
 
 
 def test_a_mirrored_crop_is_the_crop_mirrored(videos):
-    plan = plan_clip(videos[0].path, FRAMES, 2, 0.5, CPU_FORMATS)
+    plan = plan_clip(videos[0].path, window_choice(FRAMES, 2, 0.5), CPU_FORMATS)
     clip = Encoded(videos[0].path, plan, [(3, 5, 50, 40), (3, 5, 50, 40)], [False, True])
     (both,) = DaliDecoder(torch.device("cpu"), SIZE, 1).decode([clip])
     assert (both[0].int() - both[1].flip(2).int()).abs().max() <= 1
@@ -241,7 +247,7 @@ def test_planned_frames_are_those_that_pyav_takes(videos, index, monkeypatch):
     clip = np.empty((1, FRAMES, 1, 1, 3), np.uint8)
     for window in np.linspace(0, 0.999, 7):
         decode_crops(path, clip, 2, window, [None])
-        plan = plan_clip(path, FRAMES, 2, window, CPU_FORMATS)
+        plan = plan_clip(path, window_choice(FRAMES, 2, window), CPU_FORMATS)
         assert plan.frames == clip[0, :, 0, 0, 0].tolist()
 
 
@@ -253,19 +259,22 @@ def test_no_plan_where_frame_numbers_would_mislead(tmp_path):
         pix_fmt="yuvj420p",
         prepare=lambda stream: stream.set_display_rotation(90),
     )
-    assert plan_clip(str(rotated), 4, 1, 0.5, CPU_FORMATS) is None
+    assert plan_clip(str(rotated), window_choice(4, 1, 0.5), CPU_FORMATS) is None
     h264 = write_video(tmp_path / "h264.mp4", 10)
-    assert plan_clip(str(h264), 4, 1, 0.5, CPU_FORMATS) is None
+    assert plan_clip(str(h264), window_choice(4, 1, 0.5), CPU_FORMATS) is None
     coloured = write_video(
         tmp_path / "709.webm",
         10,
         "libvpx-vp9",
         prepare=lambda stream: setattr(stream.codec_context, "colorspace", 1),
     )
-    assert plan_clip(str(coloured), 4, 1, 0.5, CPU_FORMATS) is None
-    assert plan_clip(str(coloured), 4, 1, 0.5, replace(CPU_FORMATS, matrices=None)) is not None
+    assert plan_clip(str(coloured), window_choice(4, 1, 0.5), CPU_FORMATS) is None
+    assert (
+        plan_clip(str(coloured), window_choice(4, 1, 0.5), replace(CPU_FORMATS, matrices=None))
+        is not None
+    )
     full = write_video(tmp_path / "444.webm", 10, "libvpx-vp9", pix_fmt="yuv444p")
-    assert plan_clip(str(full), 4, 1, 0.5, CPU_FORMATS) is None
+    assert plan_clip(str(full), window_choice(4, 1, 0.5), CPU_FORMATS) is None
 
 
 def test_frames_chosen_by_hand():

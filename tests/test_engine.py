@@ -17,9 +17,10 @@ import torch
 from tats_fast.config import ConfigError, save_config
 from tats_fast.engine.distributed import World
 from tats_fast.engine.logs import drop_lines_after
+from tats_fast.engine.loop import NonFiniteLoss
 from tats_fast.engine.optim import lr_at, make_optimizer, parameter_groups, skip_step_if
 from tats_fast.engine.step import StepPlan, draw_seed, train_step
-from tats_fast.engine.trainer import NonFiniteLoss, Trainer, make_learner
+from tats_fast.engine.trainer import Trainer, make_learner
 from tats_fast.models.load import list_checkpoints, load_models, read_tensors
 
 CPU = World(0, 1, torch.device("cpu"))

@@ -60,6 +60,12 @@ def original_state(model) -> dict[str, torch.Tensor]:
     return state
 
 
+def original_classifier_state(model) -> dict[str, torch.Tensor]:
+    """The same for a classifier; fine-tuned files have no ``encoder.`` before the names."""
+    state = {k.removeprefix("encoder."): v for k, v in original_state(model).items()}
+    return {k.replace("classifier", "head"): v for k, v in state.items()}
+
+
 @pytest.fixture
 def pretrained():
     model = randomize(VideoMAEForPreTraining(transformers_config("plain")))
@@ -70,9 +76,7 @@ def pretrained():
 def fine_tuned():
     config = transformers_config("plain", use_mean_pooling=True, num_labels=5)
     model = randomize(VideoMAEForVideoClassification(config))
-    state = {k.removeprefix("encoder."): v for k, v in original_state(model).items()}
-    state = {k.replace("classifier", "head"): v for k, v in state.items()}
-    return model, state
+    return model, original_classifier_state(model)
 
 
 def prefixed(state, prefix):
@@ -131,7 +135,7 @@ def test_fine_tuned_layout_gives_the_same_outputs(tmp_path, fine_tuned, prefix):
     theirs, state = fine_tuned
     torch.save({"module": prefixed(state, prefix)}, tmp_path / "theirs.pth")
     weights = read_weights(tmp_path / "theirs.pth", GIVEN)
-    assert not weights.has_decoder and "classifier" in weights.notes[0]
+    assert not weights.has_decoder and not weights.final_norm and not weights.notes
     saved = save_weights(weights, tmp_path / "imported.pt")
     _, video = random_clip(SIZES["plain"])
     with torch.no_grad():
@@ -193,6 +197,43 @@ def test_other_tensors_are_refused_by_name(tmp_path, pretrained, change, part):
     change(state)
     torch.save(state, tmp_path / "theirs.pth")
     assert part in refusal(tmp_path / "theirs.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda s: s.pop("head.weight"), "lacks encoder.head.weight"),
+        (lambda s: [s.pop("fc_norm.weight"), s.pop("fc_norm.bias")], "lacks encoder.fc_norm.bias"),
+        (lambda s: s.pop("fc_norm.weight"), "lacks encoder.fc_norm.weight"),
+        (lambda s: s.update({"head.extra": torch.ones(1)}), "unknown encoder.head.extra"),
+        (lambda s: s.update({"norm.bias": torch.ones(24)}), "unknown encoder.norm.bias"),
+    ],
+)
+def test_other_heads_are_refused_by_name(tmp_path, fine_tuned, change, part):
+    _, state = fine_tuned
+    change(state)
+    torch.save(state, tmp_path / "theirs.pth")
+    assert part in refusal(tmp_path / "theirs.pth")
+
+
+def test_a_head_on_the_first_token_is_left_out(tmp_path, fine_tuned):
+    """Without mean pooling the original code has `norm` and no `fc_norm`."""
+    state = {name.replace("fc_norm.", "norm."): tensor for name, tensor in fine_tuned[1].items()}
+    torch.save(state, tmp_path / "theirs.pth")
+    weights = read_weights(tmp_path / "theirs.pth", GIVEN)
+    assert weights.final_norm and weights.head is None
+    assert "first token alone (encoder.head.bias, encoder.head.weight)" in weights.notes[0]
+
+
+def test_a_norm_without_classifier_leaves_an_encoder(tmp_path, fine_tuned):
+    state = {name: tensor for name, tensor in fine_tuned[1].items() if "head." not in name}
+    torch.save(state, tmp_path / "theirs.pth")
+    weights = read_weights(tmp_path / "theirs.pth", GIVEN)
+    assert weights.head is None and not weights.final_norm
+    assert weights.notes == (
+        "a norm was left out: no classifier follows it "
+        "(encoder.fc_norm.bias, encoder.fc_norm.weight)",
+    )
 
 
 def test_overrides_must_not_contradict_the_weights(tmp_path, pretrained):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tats_fast.engine.optim import set_lr
 from tats_fast.models.classifier import VideoClassifier
-from tats_fast.recognition.schedule import layer_id, parameter_groups, set_lr
+from tats_fast.recognition.schedule import layer_id, parameter_groups
 
 # 0.75^13 ... 0.75^0 for the 14 layers of ViT-B's depth, head last.
 TABLE = [

@@ -20,8 +20,17 @@ ALLOWED = {
     "data": {"config"},
     "prepare": {"config", "data"},
     "recognition": {"config", "kernels", "models", "data", "interchange"},
-    "report": {"config", "kernels", "models", "masking", "rl", "data", "version"},
-    "engine": {"config", "kernels", "models", "masking", "rl", "data", "report"},
+    "report": {
+        *("config", "kernels", "models", "masking", "rl", "data"),
+        *("interchange", "recognition", "version"),
+    },
+    "engine": {
+        *("config", "kernels", "models", "masking", "rl", "data"),
+        *("interchange", "recognition", "report"),
+    },
+    "finetune": {
+        *("config", "kernels", "models", "data", "interchange", "recognition", "engine"),
+    },
 }
 OPTIONAL = {"deepspeed", "flash_attn", "nvidia", "triton", "transformers"}
 HEAVY = {"av", "matplotlib", "PIL", "rich", "tensorboard"}

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tats_fast.config import ConfigError, RunConfig, parse_overrides
+from tats_fast.config import ConfigError, FinetuneConfig, RunConfig, parse_overrides
+
+if TYPE_CHECKING:
+    from tats_fast.engine.loop import TrainingLoop
+
+LOGGER = logging.getLogger("tats_fast")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,10 +52,36 @@ def model_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return {key.removeprefix("model."): value for key, value in parsed.items()}
 
 
-def resolve_engine(config: RunConfig, by_deepspeed: bool) -> RunConfig:
+Config = TypeVar("Config", RunConfig, FinetuneConfig)
+
+
+def resolve_engine(config: Config, by_deepspeed: bool) -> Config:
     """Settle ``distributed.engine=auto``: DeepSpeed under its launcher, except for stage 0."""
     distributed = config.distributed
     if distributed.engine != "auto":
         return config
     engine = "deepspeed" if by_deepspeed and distributed.zero_stage > 0 else "ddp"
     return dataclasses.replace(config, distributed=dataclasses.replace(distributed, engine=engine))
+
+
+def run_training(
+    loop: type[TrainingLoop], config: RunConfig | FinetuneConfig, local_rank: int | None
+) -> int:
+    """Join the launcher's processes and run ``loop``; the command's exit code.
+
+    local_rank: what the deepspeed launcher passed; None under any other.
+    """
+    from tats_fast.engine.distributed import join_world, launched_processes
+    from tats_fast.engine.loop import Stopped
+
+    config = resolve_engine(config, by_deepspeed=local_rank is not None)
+    config.check_world_size(launched_processes())
+    world = join_world(config.device, local_rank, config.distributed.engine == "deepspeed")
+    if not world.is_main:
+        LOGGER.setLevel(logging.ERROR)
+    try:
+        loop(config, world).run()
+    except Stopped as stop:
+        LOGGER.warning("%s; the same command continues it", stop)
+        return 128 + stop.signum
+    return 0

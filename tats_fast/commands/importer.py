@@ -36,5 +36,7 @@ def _import(options: argparse.Namespace) -> int:
     for note in weights.notes:
         LOGGER.info("%s", note)
     part = "encoder and decoder" if weights.has_decoder else "encoder"
+    if weights.head is not None:
+        part = f"encoder and classifier of {len(weights.classes)} classes"
     print(f"wrote {out}: {part}, from {weights.source}")
     return 0

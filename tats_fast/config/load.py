@@ -1,4 +1,4 @@
-"""From YAML text and ``key=value`` overrides to a checked ``RunConfig``, and back."""
+"""From YAML text and ``key=value`` overrides to a checked configuration, and back."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from tats_fast.config.checks import ConfigError
+from tats_fast.config.finetune import FinetuneConfig
 from tats_fast.config.presets import PRESETS
 from tats_fast.config.schema import RunConfig
 
@@ -43,10 +44,14 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     Raises:
         ConfigError: unreadable file, unknown key, wrong type or impossible value; one line.
     """
-    tree = _read_yaml(path) if path is not None else {}
-    for key, value in parse_overrides(overrides).items():
-        _set_dotted(tree, key, value)
-    return build_config(tree)
+    return build_config(_read_tree(path, overrides))
+
+
+def load_finetune_config(
+    path: str | Path | None = None, overrides: Iterable[str] = ()
+) -> FinetuneConfig:
+    """The same for a fine-tuning run, whose keys are ``FinetuneConfig``'s fields."""
+    return _build(FinetuneConfig, _read_tree(path, overrides), prefix="")
 
 
 def build_config(tree: Mapping[str, Any]) -> RunConfig:
@@ -57,6 +62,13 @@ def build_config(tree: Mapping[str, Any]) -> RunConfig:
         preset = model.get("preset", "vit_base")
         tree["model"] = {**PRESETS.get(str(preset), {}), **model}
     return _build(RunConfig, tree, prefix="")
+
+
+def _read_tree(path: str | Path | None, overrides: Iterable[str]) -> dict[str, Any]:
+    tree = _read_yaml(path) if path is not None else {}
+    for key, value in parse_overrides(overrides).items():
+        _set_dotted(tree, key, value)
+    return tree
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -73,7 +85,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return parsed
 
 
-def to_dict(config: RunConfig) -> dict[str, Any]:
+def to_dict(config: RunConfig | FinetuneConfig) -> dict[str, Any]:
     """Nested plain values (tuples as lists) that ``build_config`` turns into an equal config."""
 
     def plain(value: Any) -> Any:
@@ -84,8 +96,8 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
-def save_config(config: RunConfig, path: Path) -> None:
-    """Write the resolved configuration as YAML; ``load_config(path)`` gives it back."""
+def save_config(config: RunConfig | FinetuneConfig, path: Path) -> None:
+    """Write the resolved configuration as YAML; loading ``path`` gives it back."""
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
 

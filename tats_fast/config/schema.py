@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from tats_fast.config.checks import (
     nearest_multiple,
@@ -16,9 +16,18 @@ from tats_fast.config.checks import (
     require_fraction,
     require_positive,
 )
+from tats_fast.config.training import (
+    DistributedConfig,
+    LoopConfig,
+    OptimConfig,
+    VideosConfig,
+    check_batch,
+    check_run_name,
+)
 
 Strategy = Literal["random", "tube", "frame", "motion", "adamae", "tats"]
 LEARNED_STRATEGIES = ("adamae", "tats")
+PROBES = ("linear", "linear_bn", "knn", "attentive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,99 +241,32 @@ class PPOConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(VideosConfig):
     """Where clips come from and how they are cut."""
 
-    train: str | None = None
-    """List file (path[, label] per line) or folder of videos. Required to train."""
-    eval: str | None = None
-    """The same for held-out clips; none = no evaluation while training."""
-    root: str | None = None
-    """Folder that relative paths of a list start from; none = the list file's own folder."""
     stride: int = 4
     """Frames between two sampled frames (DATA: 2 for SSv2, 4 elsewhere)."""
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     """Multi-scale crop: sides of the crop over the frame's short side."""
-    flip: bool = False
-    """Mirror half of the clips; never where left and right are classes (SSv2)."""
     repeats: int = 1
     """K: differently cropped and masked clips per decoded window. They count as clips: batch size,
     learning rate, steps and epochs stay what they are, and only one in K clips is decoded."""
-    backend: Literal["auto", "dali", "pyav"] = "auto"
-    """``dali`` decodes on the device what DALI can and the rest with PyAV, ``pyav`` all on the CPU;
-    ``auto`` is dali on a GPU where it is installed."""
-    workers: int = 2
-    """Decoding processes per rank; 0 decodes in the training process."""
-    timeout_s: float = 60.0
-    """Seconds after which a file is given up as undecodable; a process that does not even notice is
-    replaced after twice as long."""
-    quarantine: str | None = None
-    """File of ``path<TAB>reason`` lines (``tats-fast verify``, or a run's bad_files.txt) whose
-    videos are left out of ``train`` and ``eval``."""
-    max_bad_fraction: float = 0.25
-    """Training stops once more than this share of the listed videos could not be decoded."""
 
     def __post_init__(self) -> None:
-        require_positive("data", self, "stride", "repeats", "timeout_s")
-        require(self.workers >= 0, "data.workers", self.workers, "must be 0 or more")
-        require_fraction("data", self, "max_bad_fraction")
+        super().__post_init__()
+        require_positive("data", self, "stride", "repeats")
         require(len(self.scales) > 0, "data.scales", list(self.scales), "needs at least one scale")
         for scale in self.scales:
             require(0 < scale <= 1, "data.scales", list(self.scales), "each must be in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW and its schedule. The three rates are for a global batch of 256 and scale with it."""
+class TrainConfig(LoopConfig):
+    """The training loop. ``batch_size`` counts clips."""
 
-    base_lr: float = 1.5e-4
-    """Peak learning rate per 256 clips."""
-    min_lr: float = 1e-5
-    """Last learning rate per 256 clips."""
-    warmup_lr: float = 1e-6
-    """First learning rate per 256 clips."""
-    warmup_frac: float = 0.05
-    """Share of training spent on the linear warm-up (VideoMAE: 40 of 800 epochs)."""
-    weight_decay: float = 0.05
-    """Decoupled weight decay; none on biases, norms, positions and the mask token."""
-    betas: tuple[float, ...] = (0.9, 0.95)
-    """AdamW's two momenta."""
-    grad_clip: float = 0.0
-    """Largest global gradient norm, each for autoencoder and sampler; 0 = off."""
-
-    def __post_init__(self) -> None:
-        require_positive("optim", self, "base_lr")
-        require_fraction("optim", self, "warmup_frac")
-        for name in ("min_lr", "warmup_lr", "weight_decay", "grad_clip"):
-            require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "must be >= 0")
-        require(
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            "optim.betas",
-            list(self.betas),
-            "must be two numbers in [0, 1), for example [0.9, 0.95]",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """The training loop."""
-
-    batch_size: int = 256
-    """Global batch: clips per optimizer step over all ranks and accumulation."""
-    accumulation: int = 1
-    """Micro-batches per optimizer step."""
-    epochs: int = 800
-    """Passes over the list; ignored when ``steps`` is given."""
-    steps: int | None = None
-    """Optimizer steps; none = from ``epochs``."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """``auto`` is bf16 autocast on CUDA and fp32 on the CPU. Parameters stay fp32."""
-    log_every: int = 10
-    """Steps between two logged lines (one host sync each)."""
-    checkpoint_every: int = 500
-    """Steps between two checkpoints; the last step always writes one."""
-    keep_checkpoints: int = 3
-    """Newest checkpoints kept."""
+    init_from: str | None = None
+    """Weights to start from: a run, checkpoint or exported folder, or a file that ``tats-fast
+    import`` reads. None = fresh weights. The sampler always starts afresh."""
     eval_every: int = 0
     """Steps between two evaluations on ``data.eval``; 0 = only before the first and after the
     last step."""
@@ -332,55 +274,40 @@ class TrainConfig:
     """Clips of one evaluation."""
     image_every: int = 500
     """Steps between two pictures of sampled masks in TensorBoard; 0 = none."""
-    compile: bool = False
-    """Run every transformer block through torch.compile; the first steps take a minute longer."""
-    recompute: bool = False
-    """Keep only the blocks' inputs and run their forward again in the backward pass: less memory
-    for about a third more compute."""
-    max_skipped: int = 10
-    """Steps in a row whose loss may be non-finite before the run stops."""
-    resume: str = "auto"
-    """``auto`` continues the run's newest checkpoint, ``none`` starts afresh (in an empty run
-    folder), anything else is a checkpoint folder to continue from."""
 
     def __post_init__(self) -> None:
-        require_positive(
-            "train",
-            self,
-            *("batch_size", "accumulation", "epochs", "log_every", "checkpoint_every"),
-            *("keep_checkpoints", "eval_clips", "max_skipped"),
-        )
-        if self.steps is not None:
-            require_positive("train", self, "steps")
+        super().__post_init__()
+        require_positive("train", self, "eval_clips")
         for name in ("eval_every", "image_every"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "must be >= 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistributedConfig:
-    """Several processes."""
+class EvalConfig:
+    """Probes of the frozen encoder while it trains (``tats-fast probe``)."""
 
-    engine: Literal["auto", "ddp", "deepspeed"] = "auto"
-    """``auto`` is DeepSpeed under the ``deepspeed`` launcher and DDP under any other."""
-    zero_stage: int = 1
-    """DeepSpeed ZeRO stage 1 or 2; 0 means plain DDP (bf16 under DeepSpeed's stage 0 is wrong)."""
-    deepspeed_config: str | None = None
-    """JSON file of further DeepSpeed settings (buckets, offload); keys the trainer owns are
-    refused."""
+    probe_every: int = 0
+    """Passes over ``data.train`` between two probes, and one after the last step; 0 = none."""
+    probe_train: str | None = None
+    """List with labels that probes are trained on; paths start as those of ``data``."""
+    probe_eval: str | None = None
+    """List with labels that probes are scored on."""
+    probe_kinds: tuple[str, ...] = ("linear_bn", "knn")
+    """Which: some of linear, linear_bn, knn, attentive."""
 
     def __post_init__(self) -> None:
-        require(
-            self.zero_stage in (0, 1, 2),
-            "distributed.zero_stage",
-            self.zero_stage,
-            "must be 0, 1 or 2",
-        )
-        require(
-            not (self.engine == "deepspeed" and self.zero_stage == 0),
-            "distributed.zero_stage",
-            0,
-            "use distributed.engine=ddp for unsharded training",
-        )
+        require(self.probe_every >= 0, "eval.probe_every", self.probe_every, "must be 0 or more")
+        for name in ("probe_train", "probe_eval"):
+            require(
+                self.probe_every == 0 or getattr(self, name) is not None,
+                f"eval.{name}",
+                None,
+                "probing needs a list with labels here, or set eval.probe_every=0",
+            )
+        kinds = list(self.probe_kinds)
+        require(bool(kinds), "eval.probe_kinds", kinds, "needs at least one")
+        for kind in kinds:
+            require(kind in PROBES, "eval.probe_kinds", kinds, f"each one of {', '.join(PROBES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,16 +329,11 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
-        require(
-            bool(self.name) and self.name not in (".", "..") and "/" not in self.name,
-            "name",
-            repr(self.name),
-            "must be a plain folder name, for example tats_ssv2",
-        )
-        require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
+        check_run_name(self.name, self.seed)
         if self.sampler.heads is not None:
             require(
                 self.model.width % self.sampler.heads == 0,
@@ -435,28 +357,29 @@ class RunConfig:
     def check_world_size(self, world_size: int) -> None:
         """Raise ``ConfigError`` unless the batch splits evenly over ranks, micro-batches and the
         repeats of a decoded window."""
-        batch, accumulation, repeats = (
+        check_batch(
             self.train.batch_size,
-            self.train.accumulation,
-            self.data.repeats,
+            world_size=world_size,
+            train__accumulation=self.train.accumulation,
+            data__repeats=self.data.repeats,
         )
-        factors = [
-            text
-            for text, factor in (
-                (f"world size {world_size}", world_size),
-                (f"train.accumulation={accumulation}", accumulation),
-                (f"data.repeats={repeats}", repeats),
-            )
-            if factor > 1
-        ]
-        unit = world_size * accumulation * repeats
-        require(
-            batch % unit == 0,
-            "train.batch_size",
-            batch,
-            f"must be divisible by {' x '.join(factors)}, "
-            f"for example {nearest_multiple(batch, unit)}",
-        )
+
+    @property
+    def windows_per_step(self) -> int:
+        """Decoded windows per optimizer step, over all ranks."""
+        return self.train.batch_size // self.data.repeats
+
+    @property
+    def clips_per_step(self) -> int:
+        """Clips per optimizer step, over all ranks."""
+        return self.train.batch_size
+
+    def identity(self) -> dict[str, Any]:
+        """What a weight or the reward's scale means by, so that no checkpoint may change it."""
+        fixed = [("model", field) for field in vars(self.model) if field != "attention"]
+        fixed += [("sampler", field) for field in ("attention", "heads", "temporal_value")]
+        fixed += [("masking", "strategy"), ("ppo", "credit"), ("ppo", "reward")]
+        return {f"{part}.{name}": getattr(getattr(self, part), name) for part, name in fixed}
 
 
 def visible_count(num_tokens: int, ratio: float) -> int:

@@ -15,8 +15,8 @@ Box = tuple[int, int, int, int]
 Crop = Callable[[int, int], Box]
 """Chooses a box for a frame of (width, height)."""
 
-# Fifth word of the seed of further crops; epoch_order's is 1.
-_REPEAT = 2
+# Fifth word of the seed of further crops and of frames in segments; epoch_order's is 1.
+_REPEAT, _SEGMENTS = 2, 3
 
 # Positions of a crop as quarters of the free (horizontal, vertical) room: corners, centre, edge
 # middles, and the four points between centre and corners.
@@ -34,13 +34,17 @@ class ClipDraw:
     window: float
     """Where the window starts, over the free room in time."""
     scales: float
-    """Which pair of crop scales."""
+    """Which pair of crop scales, or which area."""
     position: float
-    """Which of the 13 crop positions."""
+    """Which of the 13 crop positions, or which aspect."""
     flip: bool
     """Mirror the clip."""
     substitute: float
     """Which video of the list stands in, for attempt >= 1."""
+    across: float
+    """Where a crop lies over the free width."""
+    down: float
+    """Where a crop lies over the free height."""
 
     @classmethod
     def of(cls, seed: int, epoch: int, index: int, attempt: int = 0, repeat: int = 0) -> ClipDraw:
@@ -49,10 +53,15 @@ class ClipDraw:
         words = [seed, epoch, index, attempt]
         if repeat:
             words += [_REPEAT, repeat]
-        window, scales, position, flip, substitute = np.random.default_rng(words).random(5)
-        return cls(
-            float(window), float(scales), float(position), bool(flip < 0.5), float(substitute)
-        )
+        draws = np.random.default_rng(words).random(7).tolist()
+        window, scales, position, flip, substitute, across, down = draws
+        return cls(window, scales, position, flip < 0.5, substitute, across, down)
+
+
+def segment_places(seed: int, epoch: int, index: int, attempt: int, num_frames: int) -> list[float]:
+    """Where in its segment each frame of a clip is taken, uniform in [0, 1)."""
+    words = [seed, epoch, index, attempt, _SEGMENTS]
+    return np.random.default_rng(words).random(num_frames).tolist()
 
 
 def window_start(num_frames: int, span: int, window: float) -> int:
@@ -80,6 +89,21 @@ def multi_scale_crop(width: int, height: int, scales: Sequence[float], draw: Cli
     w, h = max(1, int(short * across)), max(1, int(short * down))
     right, below = _POSITIONS[int(draw.position * len(_POSITIONS))]
     return (width - w) * right // 4, (height - h) * below // 4, w, h
+
+
+def random_resized_crop(
+    width: int, height: int, area: Sequence[float], aspect: Sequence[float], draw: ClipDraw
+) -> Box:
+    """Random box for a resize to a square, Inception's crop (Szegedy et al. 2015, section 6).
+
+    Its area over the frame's is uniform in ``area``, its width over height uniform in its logarithm
+    in ``aspect``; a side that would leave the frame ends at its edge. Returns (x, y, w, h), pixels.
+    """
+    share = area[0] + (area[1] - area[0]) * draw.scales
+    ratio = aspect[0] * (aspect[1] / aspect[0]) ** draw.position
+    w = min(width, max(1, round((width * height * share * ratio) ** 0.5)))
+    h = min(height, max(1, round((width * height * share / ratio) ** 0.5)))
+    return int(draw.across * (width - w + 1)), int(draw.down * (height - h + 1)), w, h
 
 
 def centre_crop(width: int, height: int) -> Box:

@@ -10,11 +10,20 @@ from functools import partial
 import numpy as np
 
 from tats_fast.config import DataConfig
-from tats_fast.data.clip import Box, ClipDraw, multi_scale_crop
+from tats_fast.config.finetune import LabelledDataConfig
+from tats_fast.data.clip import (
+    Box,
+    ClipDraw,
+    Crop,
+    multi_scale_crop,
+    random_resized_crop,
+    segment_places,
+)
 from tats_fast.data.lists import Video
 from tats_fast.data.order import ClipKey
-from tats_fast.data.plan import Formats, FramePlan, plan_clip
-from tats_fast.data.video import DecodeError, decode_crops
+from tats_fast.data.plan import Formats, FramePlan, choose_frames, plan_clip
+from tats_fast.data.video import DecodeError, Timing, decode_crops
+from tats_fast.data.views import decode_views, random_segments
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,17 @@ class Encoded:
     flips: list[bool]
 
 
+ClipConfig = DataConfig | LabelledDataConfig
+
+
+def training_crop(config: ClipConfig, draw: ClipDraw) -> Crop:
+    """The random crop of pretraining (several scales) or of fine-tuning (several aspects too)."""
+    if isinstance(config, LabelledDataConfig):
+        shape = {"area": config.area, "aspect": config.aspect}
+        return partial(random_resized_crop, **shape, draw=draw)
+    return partial(multi_scale_crop, scales=config.scales, draw=draw)
+
+
 class ClipCutter:
     """Cuts the crops of one window as a pure function of (seed, key, attempt) and of the files.
 
@@ -47,7 +67,7 @@ class ClipCutter:
     def __init__(
         self,
         videos: Sequence[Video],
-        config: DataConfig,
+        config: ClipConfig,
         num_frames: int,
         image_size: int,
         seed: int,
@@ -70,30 +90,47 @@ class ClipCutter:
         self._memory = mmap.mmap(-1, int(np.prod(shape)))
         self.rows = np.frombuffer(self._memory, np.uint8).reshape(shape)
 
-    def path(self, task: Task) -> str:
-        """The video of a task; for attempt >= 1 the stand-in, any of the list."""
+    def index(self, task: Task) -> int:
+        """The video of a task in the list; for attempt >= 1 the stand-in, any of the list."""
         index = task.key.index
         if task.attempt > 0:
             draw = ClipDraw.of(self.seed, task.key.epoch, index, task.attempt)
             index = int(draw.substitute * len(self.paths))
-        return self.paths[index]
+        return index
+
+    def path(self, task: Task) -> str:
+        """The file of a task."""
+        return self.paths[self.index(task)]
 
     def __call__(self, task: Task) -> Encoded | str | None:
         """None: decoded into its row. A plan: for the other decoder. A text: why it failed."""
         repeats = range(self.config.repeats)
         draws = [ClipDraw.of(self.seed, *task.key, task.attempt, repeat) for repeat in repeats]
         path, window = self.path(task), draws[0].window
-        crops = [partial(multi_scale_crop, scales=self.config.scales, draw=d) for d in draws]
+        crops = [training_crop(self.config, draw) for draw in draws]
         flips = [draw.flip and self.config.flip for draw in draws]
         clips = self.rows[task.row]
-        stride = self.config.stride
+        num_frames, stride, timeout = clips.shape[1], self.config.stride, self.config.timeout_s
+
+        def segments(total: int) -> list[list[int]]:
+            return [random_segments(total, num_frames, places)]
+
+        def choose(timing: Timing, times: list[float]) -> list[int]:
+            if stride == 0:
+                return segments(len(times))[0]
+            return choose_frames(timing, times, num_frames, stride, window)
+
+        places = segment_places(self.seed, *task.key, task.attempt, num_frames)
         try:
             if self.formats is not None and not task.host:
-                plan = plan_clip(path, clips.shape[1], stride, window, self.formats)
+                plan = plan_clip(path, choose, self.formats)
                 if plan is not None:
                     boxes = [crop(plan.width, plan.height) for crop in crops]
                     return Encoded(path, plan, boxes, flips)
-            decode_crops(path, clips, stride, window, crops, self.config.timeout_s)
+            if stride == 0:
+                clips[...] = decode_views(path, segments, crops, clips.shape[2], timeout)[0]
+            else:
+                decode_crops(path, clips, stride, window, crops, timeout)
         except DecodeError as error:
             return error.reason
         for clip, flip in zip(clips, flips, strict=True):

@@ -17,8 +17,8 @@ from typing import Protocol
 
 import torch
 
-from tats_fast.config import ConfigError, DataConfig
-from tats_fast.data.cutter import ClipCutter, Encoded, Task
+from tats_fast.config import ConfigError
+from tats_fast.data.cutter import ClipConfig, ClipCutter, Encoded, Task
 from tats_fast.data.lists import Video
 from tats_fast.data.order import ClipKey, StreamBatches
 from tats_fast.data.pool import Lost, Workers
@@ -41,12 +41,14 @@ class ClipBatch:
     clips: (G*K, T, S, S, 3) uint8 RGB, K crops of each of G decoded windows in a row; page-locked
     on the CPU if there is a GPU, or on the device that decoded them.
     keys: the G windows' names, also where another video stood in.
+    videos: the G windows' videos, as positions in the list, where another stood in that one.
     bad: (path, reason) of every file that failed on the way to these clips.
     on_host: windows that went to PyAV although another decoder was asked for.
     """
 
     clips: torch.Tensor
     keys: list[ClipKey]
+    videos: list[int]
     bad: list[BadFile]
     on_host: int = 0
     ready: torch.cuda.Event | None = None
@@ -83,6 +85,8 @@ class _Open:
     keys: list[ClipKey]
     first_row: int
     pending: int = 0
+    videos: dict[int, int] = field(default_factory=dict)
+    """By row; the last one tried."""
     planned: dict[int, tuple[Task, Encoded]] = field(default_factory=dict)
     decoded: dict[int, torch.Tensor] = field(default_factory=dict)
     bad: list[tuple[int, int, BadFile]] = field(default_factory=list)
@@ -166,6 +170,7 @@ class ClipLoader:
         died: set[tuple[ClipKey, int]] = set()  # tasks whose process died once
 
         def submit(batch: _Open, task: Task) -> None:
+            batch.videos[task.row] = self.cutter.index(task)
             reason = self._lost.get(self.cutter.path(task))
             if reason is not None:  # it would only cost the next process
                 return settle(batch, task, reason)
@@ -232,18 +237,19 @@ class ClipLoader:
         """Put the windows together in memory of their own, so that the rows are free again."""
         host = torch.from_numpy(self.cutter.rows[batch.first_row :][: len(batch.keys)])
         bad = [entry for _, _, entry in sorted(batch.bad)]
+        videos = [batch.videos[batch.first_row + number] for number in range(len(batch.keys))]
         decoder = self.decoder
         if decoder is None:
             pinned = torch.cuda.is_available()
             clips = torch.empty(host.shape, dtype=host.dtype, pin_memory=pinned).copy_(host)
-            return ClipBatch(clips.flatten(0, 1), batch.keys, bad)
+            return ClipBatch(clips.flatten(0, 1), batch.keys, videos, bad)
         with decoder.queue():
             clips = torch.empty(host.shape, dtype=host.dtype, device=decoder.device)
             for number, clip in enumerate(clips):
                 clip.copy_(batch.decoded.get(batch.first_row + number, host[number]))
             ready = decoder.finished()
         on_host = len(batch.keys) - len(batch.decoded)
-        return ClipBatch(clips.flatten(0, 1), batch.keys, bad, on_host, ready)
+        return ClipBatch(clips.flatten(0, 1), batch.keys, videos, bad, on_host, ready)
 
 
 class _Inline:
@@ -279,7 +285,7 @@ def rows_needed(windows: int, workers: int) -> int:
 
 def make_loader(
     videos: Sequence[Video],
-    config: DataConfig,
+    config: ClipConfig,
     num_frames: int,
     image_size: int,
     seed: int,

@@ -8,6 +8,7 @@ the clip is decoded the other way.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -38,10 +39,12 @@ class FramePlan:
     height: int
 
 
-def plan_clip(
-    path: str, num_frames: int, stride: int, window: float, formats: Formats
-) -> FramePlan | None:
-    """The frames that ``decode_crops`` would take, or None where they cannot be told.
+Choice = Callable[[Timing, list[float]], list[int]]
+"""From a file's claims and its frames' times (s, ascending, not empty) to frame numbers."""
+
+
+def plan_clip(path: str, choose: Choice, formats: Formats) -> FramePlan | None:
+    """The frames that ``choose`` takes, or None where they cannot be told.
 
     Reads the file through once without decoding; a file met for the first time has one frame
     decoded. A file that cannot be read has no plan: ``decode_crops`` says why, and may get on.
@@ -57,7 +60,7 @@ def plan_clip(
         return None
     if times is None:
         return None
-    return FramePlan(choose_frames(timing, times, num_frames, stride, window), width, height)
+    return FramePlan(choose(timing, times), width, height)
 
 
 def choose_frames(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tats_fast.config import RunConfig
+from tats_fast.config.training import LoopConfig
 from tats_fast.models.layers import Block
 from tats_fast.models.patchify import token_statistics
 
@@ -18,19 +18,21 @@ def blocks(*modules: nn.Module | None) -> list[Block]:
     return [part for part in parts if isinstance(part, Block)]
 
 
-def prepare_blocks(config: RunConfig, *modules: nn.Module | None) -> None:
+def prepare_blocks(train: LoopConfig, fixed_length: bool, *modules: nn.Module | None) -> None:
     """Apply ``train.compile`` and ``train.recompute``.
+
+    fixed_length: whether the number of tokens is the same throughout the run.
 
     One graph per block rather than one per model: blocks of a kind share it, so that compiling
     costs a minute and not twenty, and no wrapper's hooks (DDP, ZeRO) are in its way.
     """
     for block in blocks(*modules):
-        block.recompute = config.train.recompute
-        if config.train.compile:
+        block.recompute = train.recompute
+        if train.compile:
             # Shapes never change within a run with a constant ratio; but dynamo, meeting blocks of
             # several sizes, would compile one graph for any size.
-            block.compile(dynamic=None if config.masking.schedule != "constant" else False)
-    if config.train.compile:
+            block.compile(dynamic=False if fixed_length else None)
+    if train.compile:
         # Past this many variants of a function dynamo silently runs it eagerly.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
 

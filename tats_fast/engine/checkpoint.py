@@ -1,8 +1,9 @@
 """Checkpoints: complete or absent, never half written; enough in them to continue bit by bit.
 
-A checkpoint is a folder ``checkpoints/step_000500`` with ``model.pt`` (autoencoder and sampler),
-``trainer.pt`` (step, data position, sampler's optimizer, reward scale, random states),
-``config.yaml`` and the autoencoder's optimizer. It is written under another name and renamed.
+A checkpoint is a folder ``checkpoints/step_000500`` with ``model.pt`` (in pretraining autoencoder
+and sampler), ``trainer.pt`` (step, data position, random states, in pretraining the sampler's
+optimizer and the reward's scale), ``config.yaml`` and the optimizer. It is written under another
+name and renamed.
 """
 
 from __future__ import annotations
@@ -11,11 +12,20 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
-from tats_fast.config import ConfigError, RunConfig, load_config, save_config
-from tats_fast.engine.step import Learner
+from tats_fast.config import (
+    ConfigError,
+    FinetuneConfig,
+    RunConfig,
+    load_config,
+    load_finetune_config,
+    save_config,
+)
+from tats_fast.engine.distributed import World
+from tats_fast.engine.runner import Runner
 from tats_fast.models.load import (
     CONFIG_FILE,
     MODEL_FILE,
@@ -24,7 +34,6 @@ from tats_fast.models.load import (
     list_checkpoints,
     read_tensors,
 )
-from tats_fast.rl import RewardScale
 
 TRAINER_FILE = "trainer.pt"
 TEMPORARY_PREFIX = ".writing_"
@@ -40,12 +49,30 @@ class Position:
     skipped_steps: int = 0
 
 
-def save_checkpoint(run_dir: Path, learner: Learner, position: Position) -> Path:
+class Savable(Protocol):
+    """What a checkpoint is made from and restored into."""
+
+    world: World
+    runner: Runner
+
+    def model_state(self) -> dict[str, Any]:
+        """Content of ``model.pt``: what the model is."""
+
+    def trainer_state(self) -> dict[str, Any]:
+        """What else continues the training; the runner saves its optimizer itself."""
+
+    def load_state(self, model: dict[str, Any], trainer: dict[str, Any]) -> None:
+        """Take over what the two gave."""
+
+
+def save_checkpoint(
+    run_dir: Path, learner: Savable, config: RunConfig | FinetuneConfig, position: Position
+) -> Path:
     """Write ``run_dir/checkpoints/step_N`` and drop the oldest beyond ``train.keep_checkpoints``.
 
     All processes call it. An interruption at any instant leaves earlier checkpoints intact.
     """
-    world, config = learner.world, learner.config
+    world = learner.world
     final = run_dir / "checkpoints" / f"{STEP_PREFIX}{position.step:06d}"
     temporary = final.with_name(TEMPORARY_PREFIX + final.name)
     if world.is_main:
@@ -55,19 +82,11 @@ def save_checkpoint(run_dir: Path, learner: Learner, position: Position) -> Path
     learner.runner.save(temporary)
     random_states = world.gather(_random_state(world.device))
     if world.is_main:
-        sampler, optimizer = learner.sampler, learner.sampler_optimizer
+        torch.save(learner.model_state(), temporary / MODEL_FILE)
         torch.save(
             {
-                "mae": learner.runner.module.state_dict(),
-                "sampler": None if sampler is None else sampler.state_dict(),
-            },
-            temporary / MODEL_FILE,
-        )
-        torch.save(
-            {
+                **learner.trainer_state(),
                 "position": vars(position),
-                "sampler_optimizer": None if optimizer is None else optimizer.state_dict(),
-                "reward_scale": learner.reward_scale._asdict(),
                 "random_states": random_states,
                 "engine": config.distributed.engine,
                 "world_size": world.size,
@@ -106,42 +125,34 @@ def checkpoint_to_resume(run_dir: Path, resume: str) -> Path | None:
     return find_checkpoint(resume, key="train.resume")
 
 
-def load_checkpoint(folder: Path, learner: Learner) -> Position:
+def load_checkpoint(folder: Path, learner: Savable, config: RunConfig | FinetuneConfig) -> Position:
     """Restore ``learner`` in place and return how far the run was. All processes call it.
 
     Raises:
         ConfigError: the checkpoint is of another model, engine or number of processes.
     """
     world = learner.world
-    _check_same_run(folder, learner.config)
+    _check_same_run(folder, config)
     model = read_tensors(folder / MODEL_FILE, world.device)
     trainer = read_tensors(folder / TRAINER_FILE)
-    for key, here in (("engine", learner.config.distributed.engine), ("world_size", world.size)):
+    for key, here in (("engine", config.distributed.engine), ("world_size", world.size)):
         if trainer[key] != here:
             raise ConfigError(
                 f"train.resume={folder}: was written with {key}={trainer[key]}, this run has {here}"
             )
-    learner.runner.module.load_state_dict(model["mae"])
+    learner.load_state(model, trainer)
     learner.runner.load(folder)
-    if learner.sampler is not None:
-        learner.sampler.load_state_dict(model["sampler"])
-        learner.sampler_optimizer.load_state_dict(trainer["sampler_optimizer"])
-    scale = trainer["reward_scale"]
-    learner.reward_scale = RewardScale(**{k: v.to(world.device) for k, v in scale.items()})
     _set_random_state(trainer["random_states"][world.rank], world.device)
     return Position(**trainer["position"])
 
 
-def _check_same_run(folder: Path, config: RunConfig) -> None:
+def _check_same_run(folder: Path, config: RunConfig | FinetuneConfig) -> None:
     """What a weight or the reward's scale means may not change under it; the rest may."""
-    saved = load_config(folder / CONFIG_FILE)
-    fixed = [("model", field) for field in vars(saved.model) if field != "attention"]
-    fixed += [("sampler", field) for field in ("attention", "heads", "temporal_value")]
-    fixed += [("masking", "strategy"), ("ppo", "credit"), ("ppo", "reward")]
-    for section, name in fixed:
-        here, there = (getattr(getattr(c, section), name) for c in (config, saved))
-        if here != there:
-            raise ConfigError(f"{section}.{name}={here}: the checkpoint {folder} has {there}")
+    load = load_config if isinstance(config, RunConfig) else load_finetune_config
+    there = load(folder / CONFIG_FILE).identity()
+    for key, here in config.identity().items():
+        if here != there[key]:
+            raise ConfigError(f"{key}={here}: the checkpoint {folder} has {there[key]}")
 
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:

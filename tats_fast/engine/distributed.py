@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tats_fast.config import ConfigError, RunConfig
+from tats_fast.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -89,29 +89,37 @@ def pick_device(requested: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank) if requested == "cuda" else torch.device("cpu")
 
 
-def join_world(config: RunConfig, local_rank: int | None = None) -> World:
+def launched_processes() -> int:
+    """How many processes the launcher started for this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join_world(device: str, local_rank: int | None = None, group: bool = False) -> World:
     """Join the process group that a launcher (deepspeed, torchrun) prepared, or run alone.
 
     Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
         local_rank: what the launcher passed on the command line; None = from the environment.
+        group: make a group also for one process: DeepSpeed wants one and would look for MPI.
+
+    Raises:
+        ConfigError: cuda asked for where there is none.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = launched_processes()
     rank = int(os.environ.get("RANK", "0"))
     if local_rank is None:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = pick_device(config.device, local_rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    config.check_world_size(size)
-    # DeepSpeed wants a process group even for one process, and would look for MPI to make it.
-    if size > 1 or uses_deepspeed(config):
+    place = pick_device(device, local_rank)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if size > 1 or group:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "29500")
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
         if not dist.is_initialized():
-            backend = "nccl" if device.type == "cuda" else "gloo"
+            backend = "nccl" if place.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(minutes=30))
-    return World(rank, size, device)
+    return World(rank, size, place)
 
 
 def end_process(code: int) -> None:
@@ -125,8 +133,3 @@ def end_process(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def uses_deepspeed(config: RunConfig) -> bool:
-    """Whether the autoencoder runs under DeepSpeed; ``auto`` was resolved by ``resolve_engine``."""
-    return config.distributed.engine == "deepspeed"

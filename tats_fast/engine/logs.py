@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +24,31 @@ class RunLog:
         folder: the run's folder.
         resumed_step: lines of later steps are dropped: the run is about to produce them again.
         total_steps: for the progress display.
+        shown: metrics that it shows, each with words and a format.
     """
 
-    def __init__(self, folder: Path, resumed_step: int, total_steps: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        resumed_step: int,
+        total_steps: int,
+        shown: Sequence[tuple[str, str, str]],
+    ) -> None:
         self.folder = folder
         for name in ("metrics.jsonl", "eval.jsonl"):
             drop_lines_after(folder / name, resumed_step)
         self._board = _tensorboard(folder / "tensorboard", resumed_step)
-        self._progress = _Progress(resumed_step, total_steps)
+        self._progress = _Progress(resumed_step, total_steps, shown)
 
     def metrics(self, row: dict[str, Any]) -> None:
         """Append to metrics.jsonl and TensorBoard, refresh the progress display."""
         self._write("metrics.jsonl", row, prefix="train")
         self._progress.show(row)
 
-    def evaluation(self, row: dict[str, Any]) -> None:
-        """Append to eval.jsonl and TensorBoard."""
+    def evaluation(self, row: dict[str, Any], text: str) -> None:
+        """Append to eval.jsonl and TensorBoard, and say it in words."""
         self._write("eval.jsonl", row, prefix="eval")
-        lift = row.get("motion_lift_sampler")
-        text = f"held-out: loss {row['loss_recon_random']:.4f} under the fixed random mask"
-        self.message(text if lift is None else f"{text}, motion lift of the sampler {lift:.2f}")
+        self.message(text)
 
     def image(self, name: str, picture: np.ndarray, step: int) -> None:
         """A uint8 (H, W, 3) picture for TensorBoard."""
@@ -75,7 +81,7 @@ class SilentLog:
 
     def metrics(self, row: dict[str, Any]) -> None: ...
 
-    def evaluation(self, row: dict[str, Any]) -> None: ...
+    def evaluation(self, row: dict[str, Any], text: str) -> None: ...
 
     def image(self, name: str, picture: np.ndarray, step: int) -> None: ...
 
@@ -117,8 +123,9 @@ def _tensorboard(folder: Path, resumed_step: int) -> Any:
 class _Progress:
     """A live bar on a terminal, one plain line per logged step elsewhere."""
 
-    def __init__(self, start: int, total: int) -> None:
+    def __init__(self, start: int, total: int, shown: Sequence[tuple[str, str, str]]) -> None:
         self._start, self._total, self._began = start, total, time.monotonic()
+        self._shown = shown
         self._bar = self._task = None
         if sys.stdout.isatty():
             self._bar, self._task = _rich_bar(start, total)
@@ -140,12 +147,11 @@ class _Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    @staticmethod
-    def _text(row: dict[str, Any]) -> str:
-        parts = [f"{row['clips_per_s']:.1f} clips/s", f"loss {row['loss_recon']:.4f}"]
-        for name, label in (("entropy_frac", "entropy"), ("motion_lift", "motion lift")):
+    def _text(self, row: dict[str, Any]) -> str:
+        parts = [f"{row['clips_per_s']:.1f} clips/s"]
+        for name, label, form in self._shown:
             value = row.get(name)
-            parts.append(f"{label} -" if value is None else f"{label} {value:.3f}")
+            parts.append(f"{label} -" if value is None else f"{label} {value:{form}}")
         return "  ".join(parts)
 
     def _eta(self, step: int) -> str:

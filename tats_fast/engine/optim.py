@@ -26,11 +26,15 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over ``parameter_groups``."""
+    return make_adamw(parameter_groups(module, config.weight_decay), config)
+
+
+def make_adamw(groups: list[dict], config: OptimConfig) -> torch.optim.AdamW:
     """Fused AdamW: one launch, and it can skip a step on the device (``skip_step_if``).
 
     The learning rate is set at each step by ``set_lr``.
     """
-    groups = parameter_groups(module, config.weight_decay)
     return torch.optim.AdamW(groups, lr=config.base_lr, betas=tuple(config.betas), fused=True)
 
 
@@ -44,9 +48,9 @@ def skip_step_if(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set every group's learning rate."""
+    """Set every group's learning rate to ``lr`` times its ``lr_scale``, if it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def lr_at(config: OptimConfig, step: int, total_steps: int, global_batch: int) -> float:

@@ -1,4 +1,4 @@
-"""The autoencoder and its optimizer under plain PyTorch, DDP or DeepSpeed, behind one interface."""
+"""A model and its optimizer under plain PyTorch, DDP or DeepSpeed, behind one interface."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tats_fast.config import ConfigError, RunConfig
-from tats_fast.engine.distributed import World, uses_deepspeed
-from tats_fast.engine.optim import make_optimizer, set_lr, skip_step_if
+from tats_fast.config import ConfigError, FinetuneConfig, RunConfig
+from tats_fast.engine.distributed import World
+from tats_fast.engine.optim import set_lr, skip_step_if
+
+Config = RunConfig | FinetuneConfig
 
 
 class Runner(Protocol):
-    """What the training step needs of the autoencoder's side."""
+    """What a training step needs."""
 
     module: nn.Module
-    """The bare autoencoder."""
+    """The bare model."""
+    optimizer: torch.optim.Optimizer
 
-    def forward(self, patches: Tensor, choose: Any) -> Any:
-        """The autoencoder's forward."""
+    def forward(self, *inputs: Any) -> Any:
+        """The model's forward."""
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager:
         """Around one micro-batch's forward and backward; gradients are exchanged at the last."""
@@ -44,16 +47,18 @@ class Runner(Protocol):
 class TorchRunner:
     """One process, or DDP."""
 
-    def __init__(self, mae: nn.Module, config: RunConfig, world: World) -> None:
-        self.module = mae
-        self.optimizer = make_optimizer(mae, config.optim)
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, config: Config, world: World
+    ) -> None:
+        self.module = module
+        self.optimizer = optimizer
         self._clip = config.optim.grad_clip
         self._micro_batches = config.train.accumulation
         self._world = world
-        self._wrapped = mae
+        self._wrapped = module
         if world.size > 1:
             self._wrapped = nn.parallel.DistributedDataParallel(
-                mae, device_ids=[world.device.index] if world.device.type == "cuda" else None
+                module, device_ids=[world.device.index] if world.device.type == "cuda" else None
             )
         self.forward = self._wrapped.__call__
 
@@ -80,7 +85,7 @@ class TorchRunner:
 
 
 class DeepSpeedRunner:
-    """DeepSpeed ZeRO stage 1 or 2 over the autoencoder."""
+    """DeepSpeed ZeRO stage 1 or 2."""
 
     # Settings that follow from the run's configuration; a JSON file may not contradict them.
     OWNED = (
@@ -88,7 +93,14 @@ class DeepSpeedRunner:
         *("optimizer", "scheduler", "gradient_clipping", "bf16", "fp16", "torch_autocast"),
     )
 
-    def __init__(self, mae: nn.Module, config: RunConfig, world: World, bf16: bool) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: Config,
+        world: World,
+        bf16: bool,
+    ) -> None:
         try:
             import deepspeed
         except ImportError:
@@ -96,16 +108,16 @@ class DeepSpeedRunner:
                 "distributed.engine=deepspeed: DeepSpeed is not installed; "
                 "pip install 'tats-fast[deepspeed]' or use distributed.engine=ddp"
             ) from None
-        self.module = mae
-        self.optimizer = make_optimizer(mae, config.optim)
+        self.module = module
+        self.optimizer = optimizer
         self._world = world
         self._engine, *_ = deepspeed.initialize(
-            model=mae, optimizer=self.optimizer, config=self.settings(config, world, bf16)
+            model=module, optimizer=optimizer, config=self.settings(config, world, bf16)
         )
         self.forward = self._engine.__call__
 
     @classmethod
-    def settings(cls, config: RunConfig, world: World, bf16: bool) -> dict[str, Any]:
+    def settings(cls, config: Config, world: World, bf16: bool) -> dict[str, Any]:
         """DeepSpeed's JSON for this run: the user's file, then what the trainer owns."""
         distributed, train = config.distributed, config.train
         extra = read_deepspeed_json(distributed.deepspeed_config, cls.OWNED)
@@ -149,11 +161,17 @@ class DeepSpeedRunner:
             )
 
 
-def make_runner(mae: nn.Module, config: RunConfig, world: World, bf16: bool) -> Runner:
+def make_runner(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    world: World,
+    bf16: bool,
+) -> Runner:
     """The runner that ``config.distributed`` asks for."""
-    if uses_deepspeed(config):
-        return DeepSpeedRunner(mae, config, world, bf16)
-    return TorchRunner(mae, config, world)
+    if config.distributed.engine == "deepspeed":
+        return DeepSpeedRunner(module, optimizer, config, world, bf16)
+    return TorchRunner(module, optimizer, config, world)
 
 
 def update(

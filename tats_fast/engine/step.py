@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,31 @@ class Learner:
     bf16: bool
     statistics: Callable[..., tuple[Tensor, Tensor]] = token_statistics
     """``token_statistics``, compiled or not."""
+
+    def model_state(self) -> dict[str, Any]:
+        """What a checkpoint's ``model.pt`` holds."""
+        sampler = self.sampler
+        return {
+            "mae": self.runner.module.state_dict(),
+            "sampler": None if sampler is None else sampler.state_dict(),
+        }
+
+    def trainer_state(self) -> dict[str, Any]:
+        """What else continues this training, beside the autoencoder's optimizer."""
+        optimizer = self.sampler_optimizer
+        return {
+            "sampler_optimizer": None if optimizer is None else optimizer.state_dict(),
+            "reward_scale": self.reward_scale._asdict(),
+        }
+
+    def load_state(self, model: dict[str, Any], trainer: dict[str, Any]) -> None:
+        """Take over what the two gave."""
+        self.runner.module.load_state_dict(model["mae"])
+        if self.sampler is not None:
+            self.sampler.load_state_dict(model["sampler"])
+            self.sampler_optimizer.load_state_dict(trainer["sampler_optimizer"])
+        scale = trainer["reward_scale"].items()
+        self.reward_scale = RewardScale(**{k: v.to(self.world.device) for k, v in scale})
 
 
 @dataclass(frozen=True)
@@ -84,7 +110,8 @@ def train_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict[st
         name: torch.stack([done.metrics[name] for done in passes]).mean()
         for name in passes[0].metrics
     }
-    skip = _any_not_finite(learner, [metrics[name] for name in _LOSSES if name in metrics])
+    losses = [metrics[name] for name in _LOSSES if name in metrics]
+    skip = any_not_finite(learner.world, losses)
 
     skip = learner.runner.step(plan.lr, skip)
     if passes[0].policy is not None:
@@ -209,7 +236,7 @@ def _further_epochs(
                 policy = learner.sampler(done.tokens)
             parts.append(sampler_loss(ppo, policy, done.experience))
             (parts[-1].total / len(passes)).backward()
-        failed = _any_not_finite(learner, [part.total.detach() for part in parts])
+        failed = any_not_finite(learner.world, [part.total.detach() for part in parts])
         skip = _update_sampler(learner, plan, torch.maximum(skip, failed))
         for name in ("approx_kl", "clip_frac"):
             metrics[name] = torch.stack([getattr(part, name) for part in parts]).mean()
@@ -227,10 +254,10 @@ def _update_sampler(learner: Learner, plan: StepPlan, skip: Tensor) -> Tensor:
     )
 
 
-def _any_not_finite(learner: Learner, losses: list[Tensor]) -> Tensor:
+def any_not_finite(world: World, losses: list[Tensor]) -> Tensor:
     """1 if any loss of any process is not finite, else 0; 0-d fp32, no host sync."""
     finite = torch.isfinite(torch.stack(losses)).all()
-    return learner.world.maximum((~finite).float())
+    return world.maximum((~finite).float())
 
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:

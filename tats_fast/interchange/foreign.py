@@ -2,7 +2,8 @@
 
 Pretrained files name the encoder ``encoder.*``, fine-tuned ones leave that out. No file says how
 many heads, frames or pixels the model has: heads follow from the width as in the published models,
-clips have 16 frames of 224 pixels, and ``model.heads=...`` on the command line says otherwise.
+clips have 16 frames of 224 pixels, and ``model.heads=...`` on the command line says otherwise. A
+classifier's classes have no names there, only numbers.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from tats_fast.config import ConfigError
 from tats_fast.interchange.names import (
     ORIGINAL,
     check_names,
+    drop,
     first_names,
     from_foreign,
     key_map,
+    take_head,
 )
 from tats_fast.interchange.weights import Weights, check_shapes, run_config
-from tats_fast.models.layers import sincos_positions
+from tats_fast.models.layers import NORM_EPS, sincos_positions
 
 CONTAINERS = ("model", "module", "state_dict")
 WRAPPERS = ("module.", "model.", "_orig_mod.")
@@ -32,7 +35,6 @@ HEADS = {192: 3, 384: 6, 512: 8, 640: 8, 768: 12, 1024: 16, 1280: 16, 1408: 16}
 """Heads of the published encoders and decoders by their width."""
 UNSAID = ("heads", "decoder_heads", "image_size", "num_frames", "attention")
 SAMPLER = ("encoder.pos_embed_probs", "encoder.get_token_probs.")
-CLASSIFIER = ("encoder.fc_norm.", "encoder.head.")
 POSITIONS = ("encoder.pos_embed", "pos_embed")
 
 
@@ -48,9 +50,15 @@ def foreign_weights(
         ConfigError: another layout, missing or unknown tensors (named), learned positions.
     """
     state = unwrap(content, path)
+    text = "AdaMAE's sampler was left out: it is another network than ours"
+    state, notes = drop(_without_positions(state, path), SAMPLER, text)
     # Pooling models norm the pooled features instead of the tokens: fc_norm in place of norm.
-    pooled = "encoder.fc_norm.weight" in state
-    state, notes = _drop_extras(state, path)
+    norm, fc_norm, classifier = (
+        any(name.startswith(f"{part}.") for name in state)
+        for part in (ORIGINAL.encoder_norm, ORIGINAL.fc_norm, ORIGINAL.classifier)
+    )
+    pooled = fc_norm or (classifier and not norm)
+    head, state, more = take_head(state, ORIGINAL, pooled, path)
     kernel = state.get("encoder.patch_embed.proj.weight")
     if kernel is None or kernel.ndim != 5:
         raise ConfigError(
@@ -66,8 +74,11 @@ def foreign_weights(
         model=run_config(tree).model,
         state=from_foreign(state, keys),
         final_norm=not pooled,
+        head=head,
+        head_norm_eps=NORM_EPS,  # that code gives every norm this one, unlike Transformers
+        classes=() if head is None else tuple(map(str, range(head["head.bias"].numel()))),
         source="original VideoMAE layout",
-        notes=notes,
+        notes=notes + more,
     )
     return check_shapes(weights, path)
 
@@ -100,17 +111,8 @@ def _plain_name(name: str) -> str:
     return name
 
 
-def _drop_extras(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Without what is known and not needed; a note each."""
-    notes = []
-    for prefixes, text in (
-        (SAMPLER, "AdaMAE's sampler was left out: it is another network than ours"),
-        (CLASSIFIER, "the classifier was left out"),
-    ):
-        names = [name for name in state if name.startswith(prefixes)]
-        if names:
-            notes.append(f"{text} ({first_names(names)})")
-            state = {name: tensor for name, tensor in state.items() if name not in names}
+def _without_positions(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Without a table of fixed positions, which are computed here."""
     for name in POSITIONS:
         table = state.get(name)
         if table is None:
@@ -124,7 +126,7 @@ def _drop_extras(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor
                 "weights would not mean the same with them"
             )
         state = {key: tensor for key, tensor in state.items() if key != name}
-    return state, tuple(notes)
+    return state
 
 
 def _count(state: Mapping[str, Tensor], blocks: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,9 +16,11 @@ from tats_fast.interchange.foreign import mlp_ratio
 from tats_fast.interchange.names import (
     HUGGING_FACE,
     check_names,
-    first_names,
+    drop,
     from_foreign,
+    head_map,
     key_map,
+    take_head,
     to_foreign,
 )
 from tats_fast.interchange.weights import Weights, check_shapes, run_config
@@ -41,6 +43,8 @@ DEFAULTS = {
     "layer_norm_eps": 1e-12,
     "qkv_bias": True,
     "use_mean_pooling": True,
+    "id2label": None,
+    "num_labels": 2,
     "decoder_hidden_size": 384,
     "decoder_num_hidden_layers": 4,
     "decoder_num_attention_heads": 6,
@@ -55,7 +59,6 @@ BIAS_NAMES = {
 }
 # Of early releases 5. It adds one number to all logits of a query, which no softmax sees.
 KEY_BIAS = "attention.attention.key.bias"
-HEADS_OF_OTHERS = ("fc_norm.", "classifier.")
 DECODER = ("decoder.", "encoder_to_decoder.", "mask_token")
 
 
@@ -73,12 +76,12 @@ def read_hugging_face(folder: Path) -> Weights:
     """
     config = _read_config(folder / CONFIG_JSON)
     state = _old_names(_read_tensors(folder), folder)
-    state, notes = _drop(state, HEADS_OF_OTHERS, "the classifier was left out")
-    # Without a norm before it, the decoder reads other numbers than ours does.
     final_norm = not config["use_mean_pooling"]
+    head, state, notes = take_head(state, HUGGING_FACE, not final_norm, folder)
+    # Without a norm before it, the decoder reads other numbers than ours does.
     if not final_norm:
         text = "the decoder was left out: it reads tokens before any norm (use_mean_pooling)"
-        state, more = _drop(state, DECODER, text)
+        state, more = drop(state, DECODER, text)
         notes += more
     decoder = any(name.startswith(DECODER) for name in state)
     if decoder and not config["norm_pix_loss"]:
@@ -101,6 +104,8 @@ def read_hugging_face(folder: Path) -> Weights:
         state=ours,
         final_norm=final_norm,
         norm_eps=float(config["layer_norm_eps"]),
+        head=head,
+        classes=() if head is None else _class_names(config, folder),
         source="Transformers",
         notes=notes,
     )
@@ -111,6 +116,11 @@ def hugging_face_config(weights: Weights) -> dict[str, Any]:
     """``config.json``, with every field that matters written out: defaults differ from ours."""
     model = weights.model
     kind = "VideoMAEForPreTraining" if weights.has_decoder else "VideoMAEModel"
+    labels = {}
+    if weights.head is not None:
+        kind = "VideoMAEForVideoClassification"
+        labels["id2label"] = {str(i): name for i, name in enumerate(weights.classes)}
+        labels["label2id"] = {name: i for i, name in enumerate(weights.classes)}
     return {
         "architectures": [kind],
         "model_type": "videomae",
@@ -136,6 +146,7 @@ def hugging_face_config(weights: Weights) -> dict[str, Any]:
         "decoder_intermediate_size": int(model.decoder_width * model.mlp_ratio),
         "norm_pix_loss": True,
         "torch_dtype": "float32",
+        **labels,
     }
 
 
@@ -175,7 +186,10 @@ def write_hugging_face(weights: Weights, folder: Path) -> None:
         model.decoder_depth if weights.has_decoder else None,
         final_norm=weights.final_norm,
     )
-    tensors = to_foreign(weights.state, keys, model.tubelet_size, model.patch_size)
+    sizes = (model.tubelet_size, model.patch_size)
+    tensors = to_foreign(weights.state, keys, *sizes)
+    if weights.head is not None:
+        tensors |= to_foreign(weights.head, head_map(HUGGING_FACE), *sizes)
     tensors |= {_rename(name): t.clone() for name, t in tensors.items() if _rename(name) != name}
     _safetensors().save_file(tensors, str(folder / SAFETENSORS), metadata={"format": "pt"})
     for name, content in (
@@ -229,6 +243,19 @@ def _read_config(path: Path) -> dict[str, Any]:
         if config[key] != DEFAULTS[key]:
             raise ConfigError(f"{path}: {key}={config[key]}; only {DEFAULTS[key]} is possible here")
     return config
+
+
+def _class_names(config: Mapping[str, Any], where: Path) -> tuple[str, ...]:
+    """Names by id; without any, Transformers' own for as many labels as ``config.json`` says."""
+    names = config["id2label"]
+    if names is None:
+        names = {str(i): f"LABEL_{i}" for i in range(config["num_labels"])}
+    ids = [str(i) for i in range(len(names))] if isinstance(names, Mapping) else []
+    if not ids or names.keys() != set(ids):
+        raise ConfigError(
+            f"{where / CONFIG_JSON}: id2label must give the names of class 0, 1, ... without a gap"
+        )
+    return tuple(str(names[i]) for i in ids)
 
 
 def _model_config(config: Mapping[str, Any], decoder: bool, where: Path) -> ModelConfig:
@@ -288,11 +315,3 @@ def _old_names(state: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
             raise ConfigError(f"{where}: {name} is there under two names with different values")
         result[name] = tensor
     return result
-
-
-def _drop(
-    state: dict[str, Tensor], prefixes: Iterable[str], text: str
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    names = [name for name in state if name.startswith(tuple(prefixes))]
-    kept = {name: tensor for name, tensor in state.items() if name not in names}
-    return kept, ((f"{text} ({first_names(names)})",) if names else ())

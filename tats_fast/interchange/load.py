@@ -24,9 +24,10 @@ from tats_fast.models.load import MODEL_FILE, find_checkpoint
 def read_weights(
     path: str | Path, overrides: Mapping[str, Any] | None = None, key: str = "--checkpoint"
 ) -> Weights:
-    """The model at ``path``, which is a run, a checkpoint folder or its ``model.pt``, a file that
-    ``tats-fast import`` wrote, a folder of Transformers, or a ``.pth`` of VideoMAE, VideoMAE V2 or
-    AdaMAE. Nothing in a file is executed.
+    """The model at ``path``, which is a run (then its newest checkpoint) of pretraining or
+    fine-tuning, a checkpoint folder or its ``model.pt``, a file that ``tats-fast import`` wrote, a
+    folder of Transformers, or a ``.pth`` of VideoMAE, VideoMAE V2 or AdaMAE. Nothing in a file is
+    executed.
 
     Args:
         overrides: model fields such as ``image_size``; positions are computed for the new size.

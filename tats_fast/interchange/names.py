@@ -12,7 +12,7 @@ There is no key bias anywhere: the softmax would not see it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,10 @@ class Layout:
     """LayerNorm after the last encoder block."""
     decoder: str
     """List of decoder blocks."""
+    fc_norm: str
+    """LayerNorm of a classifier, on the mean over the tokens."""
+    classifier: str
+    """Linear layer of a classifier."""
     block: Mapping[str, str]
     """Inside a block, modules with weight and bias: our name -> theirs."""
     attention: Mapping[str, tuple[str, ...]]
@@ -50,6 +54,8 @@ HUGGING_FACE = Layout(
     encoder="videomae.encoder.layer",
     encoder_norm="videomae.layernorm",
     decoder="decoder.decoder_layers",
+    fc_norm="fc_norm",
+    classifier="classifier",
     block={
         "norm1": "layernorm_before",
         "attention.proj": "attention.output.dense",
@@ -70,6 +76,8 @@ ORIGINAL = Layout(
     encoder="encoder.blocks",
     encoder_norm="encoder.norm",
     decoder="decoder.blocks",
+    fc_norm="encoder.fc_norm",
+    classifier="encoder.head",
     block={
         "norm1": "norm1",
         "attention.proj": "attn.proj",
@@ -122,10 +130,19 @@ def key_map(
     return keys
 
 
+def head_map(layout: Layout) -> KeyMap:
+    """A classifier's norm and linear layer, which stand apart: ``head`` is also a decoder's."""
+    return {
+        f"{ours}.{kind}": (f"{theirs}.{kind}",)
+        for ours, theirs in (("fc_norm", layout.fc_norm), ("head", layout.classifier))
+        for kind in ("weight", "bias")
+    }
+
+
 def to_foreign(
     state: Mapping[str, Tensor], keys: KeyMap, tubelet_size: int, patch_size: int
 ) -> dict[str, Tensor]:
-    """Our state dict under their names and in their shapes; contiguous copies."""
+    """Our tensors under their names and in their shapes; contiguous copies."""
     result = {}
     for ours, theirs in keys.items():
         tensor = state[ours]
@@ -169,6 +186,40 @@ def check_names(found: Collection[str], keys: KeyMap, where: object) -> None:
     ]
     if problems:
         raise ConfigError(f"{where}: not a VideoMAE checkpoint: it {' and '.join(problems)}")
+
+
+def take_head(
+    state: Mapping[str, Tensor], layout: Layout, pooled: bool, where: object
+) -> tuple[dict[str, Tensor] | None, dict[str, Tensor], tuple[str, ...]]:
+    """A classifier's head under our names (None: there is none), the other tensors, and a note
+    where something was left out.
+
+    Args:
+        pooled: whether the classifier reads the mean of the tokens, as ours does.
+
+    Raises:
+        ConfigError: a part of the head is missing, or unknown.
+    """
+    keys = head_map(layout)
+    prefixes = (f"{layout.fc_norm}.", f"{layout.classifier}.")
+    if not pooled:
+        text = "the classifier was left out: it reads the first token alone"
+        return None, *drop(state, prefixes, text)
+    if not any(name.startswith(prefixes[1]) for name in state):
+        return None, *drop(state, prefixes, "a norm was left out: no classifier follows it")
+    rest, _ = drop(state, prefixes, "")
+    head = {name: tensor for name, tensor in state.items() if name not in rest}
+    check_names(head, keys, where)
+    return from_foreign(head, keys), rest, ()
+
+
+def drop(
+    state: Mapping[str, Tensor], prefixes: Iterable[str], text: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors whose names do not start so, and ``text`` as a note if there were others."""
+    names = [name for name in state if name.startswith(tuple(prefixes))]
+    kept = {name: tensor for name, tensor in state.items() if name not in names}
+    return kept, ((f"{text} ({first_names(names)})",) if names else ())
 
 
 def first_names(names: Collection[str], count: int = 3) -> str:

@@ -1,14 +1,15 @@
-"""Weights with what is needed to use them, and the file that ``tats-fast import`` writes.
+"""Weights with what is needed to use them, and the files that hold them.
 
-The file is a checkpoint's ``model.pt`` (``mae``, ``sampler``) with a third entry, ``imported``: the
-model's configuration and what our checkpoints need not say. Beside a ``config.yaml`` it is a
-checkpoint folder, which every command reads.
+``tats-fast import`` writes a checkpoint's ``model.pt`` (``mae``, ``sampler``) with two more
+entries: ``imported``, the model's configuration and what our checkpoints need not say, and
+``head``, a classifier's. Beside a ``config.yaml`` it is a checkpoint folder, which every command
+reads.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tats_fast.config import ConfigError, ModelConfig, RunConfig, load_config, save_config
+from tats_fast.config import (
+    ConfigError,
+    FinetuneConfig,
+    ModelConfig,
+    RunConfig,
+    load_config,
+    load_finetune_config,
+    save_config,
+)
 from tats_fast.config.load import build_config
+from tats_fast.models.classifier import HEAD_NORM_EPS, VideoClassifier
 from tats_fast.models.encoder import VideoEncoder, encoder_state
 from tats_fast.models.layers import NORM_EPS
 from tats_fast.models.load import CONFIG_FILE, MODEL_FILE, STEP_PREFIX
@@ -25,25 +35,35 @@ from tats_fast.models.mae import MaskedAutoencoder
 
 RESIZABLE = ("image_size", "num_frames", "attention")
 """Model fields that no weight depends on, because the positions are computed."""
+FINE_TUNED = {"classifier", "model", "classes", "norm_eps"}
+"""What a fine-tuned checkpoint's ``model.pt`` holds."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Weights:
-    """A model's parameters, named as in ``MaskedAutoencoder``, fp32 on the CPU."""
+    """A model's parameters, fp32 on the CPU."""
 
     model: ModelConfig
     state: dict[str, Tensor]
-    """The encoder's parameters, and the decoder's where there is one."""
+    """The encoder's parameters, and the decoder's where there is one; names as in
+    ``MaskedAutoencoder``."""
     final_norm: bool = True
     """False: no LayerNorm after the last encoder block, and none in ``state``."""
     norm_eps: float = NORM_EPS
     """Of the encoder's LayerNorms where the weights come from."""
+    head: dict[str, Tensor] | None = None
+    """A classifier's ``fc_norm.*`` and ``head.*``, named as in ``VideoClassifier``. With it there
+    is no final norm and no decoder."""
+    head_norm_eps: float = HEAD_NORM_EPS
+    """Of ``fc_norm`` where the head comes from."""
+    classes: tuple[str, ...] = ()
+    """Name of class 0, 1, ... of the head."""
     source: str = ""
     """Kind of the origin, such as ``Transformers``."""
     notes: tuple[str, ...] = ()
     """What was left out, a sentence each."""
-    run: RunConfig | None = None
-    """How the weights were trained, if here."""
+    run: RunConfig | FinetuneConfig | None = None
+    """How the weights were trained, if here and known."""
     step: int | None = None
     """Optimizer steps of the training, if here."""
 
@@ -92,15 +112,29 @@ def check_shapes(weights: Weights, where: object) -> Weights:
             expected = MaskedAutoencoder(model).state_dict()
         else:
             expected = VideoEncoder(model, final_norm=weights.final_norm).state_dict()
-    for name in sorted(expected.keys() ^ weights.state.keys()):
-        raise ConfigError(f"{where}: {name} is {'missing' if name in expected else 'unknown'}")
-    for name, tensor in weights.state.items():
-        if tensor.shape != expected[name].shape:
+    _check_tensors(weights.state, {name: t.shape for name, t in expected.items()}, where)
+    if weights.head is not None:
+        classes, width, bias = len(weights.classes), model.width, weights.head.get("head.bias")
+        if bias is not None and bias.numel() != classes:
             raise ConfigError(
-                f"{where}: {name} has shape {tuple(tensor.shape)}, "
-                f"expected {tuple(expected[name].shape)}"
+                f"{where}: names {classes} classes, but its classifier has {bias.numel()} outputs"
             )
+        shapes = {"fc_norm.weight": (width,), "fc_norm.bias": (width,)}
+        shapes |= {"head.weight": (classes, width), "head.bias": (classes,)}
+        _check_tensors(weights.head, shapes, where)
     return weights
+
+
+def _check_tensors(
+    state: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], where: object
+) -> None:
+    for name in sorted(shapes.keys() ^ state.keys()):
+        raise ConfigError(f"{where}: {name} is {'missing' if name in shapes else 'unknown'}")
+    for name, tensor in state.items():
+        if tensor.shape != shapes[name]:
+            raise ConfigError(
+                f"{where}: {name} has shape {tuple(tensor.shape)}, expected {tuple(shapes[name])}"
+            )
 
 
 def build_encoder(weights: Weights, device: torch.device | str = "cpu") -> VideoEncoder:
@@ -111,6 +145,34 @@ def build_encoder(weights: Weights, device: torch.device | str = "cpu") -> Video
     )
     encoder.load_state_dict(encoder_state(weights.state))
     return encoder.to(device).eval()
+
+
+def build_classifier(
+    weights: Weights, device: torch.device | str = "cpu", where: object = "these weights"
+) -> VideoClassifier:
+    """The classifier on ``device`` in evaluation mode.
+
+    Args:
+        where: what messages call the weights.
+
+    Raises:
+        ConfigError: there is no head.
+    """
+    if weights.head is None:
+        reason = "".join(f" ({note})" for note in weights.notes)
+        raise ConfigError(f"{where}: no classifier but an encoder; fine-tune it first{reason}")
+    device = torch.device(device)
+    classifier = VideoClassifier(
+        weights.model,
+        len(weights.classes),
+        device.type,
+        norm_eps=weights.norm_eps,
+        head_norm_eps=weights.head_norm_eps,
+    )
+    classifier.classes = weights.classes
+    encoder = {f"encoder.{name}": tensor for name, tensor in weights.state.items()}
+    classifier.load_state_dict({**encoder, **weights.head})
+    return classifier.to(device).eval()
 
 
 def save_weights(weights: Weights, out: Path) -> Path:
@@ -125,9 +187,11 @@ def save_weights(weights: Weights, out: Path) -> Path:
         "model": dataclasses.asdict(weights.model),
         "final_norm": weights.final_norm,
         "norm_eps": weights.norm_eps,
+        "head_norm_eps": weights.head_norm_eps,
+        "classes": list(weights.classes),
         "source": weights.source,
     }
-    content = {"mae": weights.state, "sampler": None, "imported": imported}
+    content = {"mae": weights.state, "sampler": None, "imported": imported, "head": weights.head}
     if out.suffix == ".pt":
         out.parent.mkdir(parents=True, exist_ok=True)
         torch.save(content, out)
@@ -143,8 +207,8 @@ def save_weights(weights: Weights, out: Path) -> Path:
 
 
 def is_ours(content: Mapping[str, Any]) -> bool:
-    """Whether a file's content is a ``model.pt``."""
-    return "mae" in content and "sampler" in content
+    """Whether a file's content is a ``model.pt``, of pretraining, an import or fine-tuning."""
+    return {"mae", "sampler"} <= content.keys() or content.keys() >= FINE_TUNED
 
 
 def own_weights(content: Mapping[str, Any], path: Path) -> Weights:
@@ -153,23 +217,56 @@ def own_weights(content: Mapping[str, Any], path: Path) -> Weights:
     Raises:
         ConfigError: the configuration is missing, or does not fit the weights.
     """
+    if content.keys() >= FINE_TUNED:
+        return check_shapes(_fine_tuned(content, path), path)
     config_file = path.with_name(CONFIG_FILE)
-    state = {name: tensor.float() for name, tensor in content["mae"].items()}
+    state = _single(content["mae"])
     imported = content.get("imported")
     if imported is not None:
-        model = run_config(imported["model"]).model
-        facts = {key: imported[key] for key in ("final_norm", "norm_eps", "source")}
-        weights = Weights(model=model, state=state, **facts)
+        head = content.get("head")  # and the two facts about it: not in files of earlier versions
+        weights = Weights(
+            model=run_config(imported["model"]).model,
+            state=state,
+            final_norm=imported["final_norm"],
+            norm_eps=imported["norm_eps"],
+            head=None if head is None else _single(head),
+            head_norm_eps=imported.get("head_norm_eps", HEAD_NORM_EPS),
+            classes=tuple(imported.get("classes", ())),
+            source=imported["source"],
+        )
     elif not config_file.is_file():
         raise ConfigError(f"{path}: {CONFIG_FILE} belongs beside it and is not there")
     else:
         run = load_config(config_file)
-        number = path.parent.name.removeprefix(STEP_PREFIX)
         weights = Weights(
-            model=run.model,
-            state=state,
-            source="TATS-Fast",
-            run=run,
-            step=int(number) if number.isdigit() else None,
+            model=run.model, state=state, source="TATS-Fast", run=run, step=_step(path)
         )
     return check_shapes(weights, path)
+
+
+def _fine_tuned(content: Mapping[str, Any], path: Path) -> Weights:
+    """A fine-tuned checkpoint says all that the model needs; ``config.yaml`` is for its card."""
+    config_file = path.with_name(CONFIG_FILE)
+    tensors = _single(content["classifier"])
+    head = {name: t for name, t in tensors.items() if not name.startswith("encoder.")}
+    return Weights(
+        model=run_config(content["model"]).model,
+        state={name.removeprefix("encoder."): t for name, t in tensors.items() if name not in head},
+        final_norm=False,
+        norm_eps=content["norm_eps"],
+        head=head,
+        classes=tuple(content["classes"]),
+        source="TATS-Fast",
+        run=load_finetune_config(config_file) if config_file.is_file() else None,
+        step=_step(path),
+    )
+
+
+def _single(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.float() for name, tensor in state.items()}
+
+
+def _step(path: Path) -> int | None:
+    """The number in the name of a checkpoint's folder."""
+    number = path.parent.name.removeprefix(STEP_PREFIX)
+    return int(number) if number.isdigit() else None

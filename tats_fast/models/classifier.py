@@ -13,6 +13,11 @@ from tats_fast.config import ModelConfig
 from tats_fast.models.encoder import VideoEncoder, encoder_state
 from tats_fast.models.layers import INIT_STD, NORM_EPS
 
+HEAD_NORM_EPS = 1e-5
+"""Epsilon of the norm of the mean. Transformers' VideoMAEForVideoClassification fixes it, unlike
+the encoder's, and what is exported shall give the logits that were trained and tested here.
+VideoMAE's own code has 1e-6: where features have variance 1, the normed mean then differs by 5e-6
+of its value."""
 HEAD_SCALE = 0.001
 """On the head's initial weights: the first predictions are then as good as uniform."""
 
@@ -30,14 +35,15 @@ class VideoClassifier(nn.Module):
     """Blocks over all tokens, mean over tokens, LayerNorm, dropout, Linear.
 
     ``encoder`` is a ``VideoEncoder`` without its final norm: ``fc_norm`` norms the mean instead.
+    ``classes`` has the name of class 0, 1, ...: their numbers, until someone sets them.
 
     Args:
         num_classes: K.
         device_type: ``cpu`` or ``cuda``, which attention backend to choose.
         drop_path: of the last block, in [0, 1]; see ``drop_path_rates``.
         head_dropout: on the normed mean, in [0, 1].
-        norm_eps: of the encoder's LayerNorms, as where the weights come from. ``fc_norm`` is new
-            and has 1e-6.
+        norm_eps: of the encoder's LayerNorms, as where the weights come from.
+        head_norm_eps: of ``fc_norm``; as where the head comes from, if it comes from anywhere.
 
     Raises:
         ValueError: a probability out of range, or fewer than one class.
@@ -52,6 +58,7 @@ class VideoClassifier(nn.Module):
         drop_path: float = 0.0,
         head_dropout: float = 0.0,
         norm_eps: float = NORM_EPS,
+        head_norm_eps: float = HEAD_NORM_EPS,
     ) -> None:
         super().__init__()
         for name, value in (("drop_path", drop_path), ("head_dropout", head_dropout)):
@@ -63,9 +70,10 @@ class VideoClassifier(nn.Module):
         rates = drop_path_rates(drop_path, config.depth)
         for block, rate in zip(self.encoder.encoder, rates, strict=True):
             block.drop_path = rate
-        self.fc_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.fc_norm = nn.LayerNorm(config.width, eps=head_norm_eps)
         self.dropout = nn.Dropout(head_dropout)
         self.head = nn.Linear(config.width, num_classes)
+        self.classes = tuple(map(str, range(num_classes)))
         nn.init.trunc_normal_(self.head.weight, std=INIT_STD)
         with torch.no_grad():
             self.head.weight.mul_(HEAD_SCALE)

@@ -77,13 +77,18 @@ def load_models(
         checkpoint: a checkpoint folder, or a run folder (then its newest checkpoint).
 
     Raises:
-        ConfigError: no checkpoint there, or one that cannot be read; one line.
+        ConfigError: no checkpoint there, one of a classifier, or one that cannot be read; one line.
     """
     folder = find_checkpoint(checkpoint)
     device = torch.device(device)
+    state = read_tensors(folder / MODEL_FILE)
+    if "classifier" in state:  # before its configuration, which is another one
+        raise ConfigError(
+            f"{folder}: fine-tuned, which leaves a classifier; this needs the autoencoder that "
+            "pretraining leaves: name a pretraining run or checkpoint"
+        )
     config = load_config(folder / CONFIG_FILE)
     mae, sampler = build_models(config, device.type)
-    state = read_tensors(folder / MODEL_FILE)
     mae.load_state_dict(state["mae"])
     if sampler is not None:
         sampler.load_state_dict(state["sampler"])

@@ -43,6 +43,13 @@ def patchify(clips: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
     )
 
 
+def normalised_video(clips: Tensor) -> Tensor:
+    """Clips (B, T, S, S, 3) uint8 RGB -> video (B, 3, T, S, S) fp32 with ImageNet's mean and
+    deviation, as encoders and classifiers take it."""
+    mean, std = (torch.tensor(c, device=clips.device) for c in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((clips.float() / 255 - mean) / std).permute(0, 4, 1, 2, 3)
+
+
 def unpatchify(patches: Tensor, tubelet_size: int, patch_size: int, image_size: int) -> Tensor:
     """Inverse of ``patchify``: (B, N, D) -> (B, T, S, S, 3)."""
     side = image_size // patch_size

@@ -31,7 +31,7 @@ from tats_fast.data import DecodeError, Video
 from tats_fast.data.pool import Lost, Workers
 from tats_fast.data.views import decode_views, dense_views, segment_views, side_crops
 from tats_fast.models.encoder import VideoEncoder
-from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD
+from tats_fast.models.patchify import normalised_video
 from tats_fast.recognition.probes import Rows
 
 # Part of every key: raise it when the same settings come to mean other features.
@@ -239,9 +239,7 @@ def _batches(
 def encode(encoder: VideoEncoder, clips: np.ndarray) -> Tensor:
     """Clips (B, T, S, S, 3) uint8 RGB -> features (B, N, C) fp32 on the encoder's device."""
     device = next(encoder.parameters()).device
-    mean, std = (torch.tensor(c, device=device) for c in (IMAGENET_MEAN, IMAGENET_STD))
-    pixels = torch.from_numpy(clips).to(device).float() / 255
-    video = ((pixels - mean) / std).permute(0, 4, 1, 2, 3)
+    video = normalised_video(torch.from_numpy(clips).to(device))
     training = encoder.training
     encoder.eval()
     try:

@@ -216,9 +216,16 @@ def _check(clips: Tensor) -> None:
         )
 
 
-def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """-sum_k target_k log softmax(logits)_k, mean over clips: (B, K) and (B, K) -> 0-d fp32.
+def soft_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """-sum_k w_k target_k log softmax(logits)_k, mean over clips: (B, K) and (B, K) -> 0-d fp32.
 
-    In fp32 whatever autocast made of the logits.
+    In fp32 whatever autocast made of the logits. ``weights``: w, (K,) fp32; none = 1 each.
     """
-    return cross_entropy(logits.float(), targets)
+    return cross_entropy(logits.float(), targets, weight=weights)
+
+
+def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """w_k = n / (K n_k) of labels (n,), so that every class has the same total weight: (K,) fp32;
+    0 for a class without videos."""
+    counts = torch.bincount(labels, minlength=num_classes).float()
+    return torch.where(counts > 0, len(labels) / (num_classes * counts.clamp_min(1)), 0.0)

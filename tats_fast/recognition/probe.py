@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +23,7 @@ from tats_fast.recognition.features import (
     encoder_hash,
     video_features,
 )
+from tats_fast.recognition.output import shown, write_json
 from tats_fast.recognition.probes import FITS, accuracy, probe
 
 LOGGER = logging.getLogger("tats_fast")
@@ -125,9 +124,9 @@ def run_probe(
         seed=options.seed,
     )
     for bad_path, reason in report.bad_train + report.bad_eval:
-        LOGGER.warning("left out %s: %s", _shown(bad_path), reason)
+        LOGGER.warning("left out %s: %s", shown(bad_path), reason)
     record = {"options": asdict(options), "encoder": encoder_hash(encoder), **asdict(report)}
-    _write_json(out / "probe.json", record)
+    write_json(out / "probe.json", record)
     print(table(report))
     print(f"wrote {out / 'probe.json'}")
     return 0
@@ -186,21 +185,24 @@ def probe_model(
 
 
 def label_numbers(
-    train: Sequence[Video], evaluated: Sequence[Video]
+    train: Sequence[Video],
+    evaluated: Sequence[Video],
+    keys: tuple[str, str] = ("--train", "--eval"),
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Labels as numbers 0..K-1, int64, of both lists, and the K class names by number.
 
-    Classes are those of the training list in sorted order, integers by value.
+    Classes are those of the training list in sorted order, integers by value. ``keys`` are what
+    messages call the lists.
 
     Raises:
         ConfigError: a video without label, a class that only ``evaluated`` has, or one class only.
     """
-    for key, videos in (("--train", train), ("--eval", evaluated)):
+    for key, videos in zip(keys, (train, evaluated), strict=True):
         if not videos:
             raise ConfigError(f"{key}: lists no video")
         for video in videos:
             if video.label is None:
-                name = _shown(video.path)
+                name = shown(video.path)
                 raise ConfigError(f"{key}: {name} has no label; write a list of path and label")
     classes = {video.label for video in train}
     # "12" among words is a word: a list is of integers only if all its labels are.
@@ -209,10 +211,10 @@ def label_numbers(
         train, evaluated = ([Video(v.path, str(v.label)) for v in x] for x in (train, evaluated))
     numbers = {label: number for number, label in enumerate(sorted(classes))}
     if len(numbers) < 2:
-        raise ConfigError(f"--train: every label is {next(iter(classes))}; expected two or more")
+        raise ConfigError(f"{keys[0]}: every label is {next(iter(classes))}; expected two or more")
     for video in evaluated:
         if video.label not in numbers:
-            raise ConfigError(f"--eval: the label {video.label} does not occur in --train")
+            raise ConfigError(f"{keys[1]}: the label {video.label} does not occur in {keys[0]}")
     known, true = (torch.tensor([numbers[v.label] for v in x]) for x in (train, evaluated))
     return known, true, list(map(str, numbers))
 
@@ -240,22 +242,6 @@ def _require_usable(key: str, features: Features) -> None:
     """Something could be read, and the encoder made numbers of it."""
     if not len(features.mean):
         path, reason = features.bad[0]
-        raise ConfigError(f"{key}: no video could be read, for example {_shown(path)}: {reason}")
+        raise ConfigError(f"{key}: no video could be read, for example {shown(path)}: {reason}")
     if not features.mean.isfinite().all():
         raise ConfigError("--checkpoint: the encoder's features are not finite")
-
-
-def _shown(path: str) -> str:
-    """A path that can be printed, whatever bytes it holds."""
-    return os.fsencode(path).decode("utf-8", "replace")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` at once: a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error

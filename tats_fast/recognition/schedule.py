@@ -8,7 +8,6 @@ depth + 1 final norm and head.
 from __future__ import annotations
 
 from torch import nn
-from torch.optim import Optimizer
 
 from tats_fast.models.classifier import VideoClassifier
 
@@ -52,7 +51,7 @@ def parameter_groups(
         layer_decay: in (0, 1]; 1 gives every layer the same rate.
 
     Returns:
-        ``params``, ``weight_decay`` and ``lr_scale`` each. The scale is applied by ``set_lr``.
+        ``params``, ``weight_decay`` and ``lr_scale`` each; who sets rates applies the scale.
 
     Raises:
         ValueError: ``layer_decay`` out of range.
@@ -73,9 +72,3 @@ def parameter_groups(
         }
         for (layer, plain), parameters in sorted(found.items(), key=lambda item: item[0])
     ]
-
-
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Set every group's learning rate to ``lr`` times its ``lr_scale``."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]

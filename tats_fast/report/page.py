@@ -23,6 +23,7 @@ from tats_fast.report.curves import chart_html
 from tats_fast.report.images import data_uris
 from tats_fast.report.pictures import (
     ERROR_TOP,
+    GAP,
     MAGMA,
     VIRIDIS,
     Row,
@@ -31,6 +32,7 @@ from tats_fast.report.pictures import (
     heat_top,
     strip,
 )
+from tats_fast.report.probes import Probes, probes_html
 from tats_fast.report.style import CSS
 from tats_fast.version import __version__
 
@@ -41,7 +43,6 @@ GROUP_TITLES = {
     "reconstruction": "Reconstruction",
     "error": "Error",
 }
-GAP = 208  # grey between the pictures of a strip, on a light and on a dark page
 STRATEGY_NAMES = {
     "sampler": "learned sampler",
     "random": "random draw",
@@ -68,6 +69,8 @@ class Report:
     """Rows of metrics.jsonl, by step; empty = no training curves."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     """Rows of eval.jsonl, by step; empty = no headline numbers."""
+    probes: Probes | None = None
+    """Of this checkpoint; None = no section about them."""
     seed: int = 0
     """Seed of the draws."""
 
@@ -82,6 +85,7 @@ def render_page(report: Report) -> str:
             _headlines(headlines(report.evaluations)),
             _main_curves(report),
             _clips(report),
+            "" if report.probes is None else probes_html(report.probes),
             _footer(report),
         ]
     )

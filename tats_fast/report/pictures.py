@@ -42,6 +42,9 @@ ERROR_TOP = 1.5
 VISIBLE_GREY = 128
 """Grey of visible tokens in an error map; magma holds no grey."""
 
+GAP = 208
+"""Grey between the pictures of a strip, seen on a light and on a dark page."""
+
 HIDDEN_TINT = np.array([6.0, 12.0, 48.0])  # tells a hidden token from a visible dark one
 
 # Nine evenly spaced colours of matplotlib's perceptually uniform maps; linear between them.

@@ -15,12 +15,15 @@ import torch
 from tats_fast.config import ConfigError, RunConfig
 from tats_fast.data import DecodeError, load_clip, read_videos
 from tats_fast.data.lists import VIDEO_SUFFIXES
+from tats_fast.interchange import build_encoder, read_weights
 from tats_fast.models.load import STEP_PREFIX, find_checkpoint, load_models
+from tats_fast.recognition.features import encoder_hash
 from tats_fast.report.analysis import analyze
 from tats_fast.report.curves import is_number
 from tats_fast.report.figures import clip_figure, summary_figure
 from tats_fast.report.page import Report, render_page
 from tats_fast.report.pictures import heat_top
+from tats_fast.report.probes import PROBED, Probes, read_probes
 
 LOGGER = logging.getLogger("tats_fast")
 
@@ -39,7 +42,8 @@ def write_report(
 
     Args:
         checkpoint: a checkpoint folder, or a run folder (then its newest checkpoint). If it lies
-            in a run folder, the run's numbers up to its step become curves.
+            in a run folder, the run's numbers up to its step become curves, and its probes of
+            this checkpoint (see ``report.probes``) a table.
         videos: video files, list files or folders; the first ``MAX_CLIPS`` readable ones are shown.
         out: made if missing; files of these names in it are replaced.
         seed: decides the draws.
@@ -66,6 +70,7 @@ def write_report(
         omitted=omitted,
         metrics=[] if run is None else read_rows(run / "metrics.jsonl", step),
         evaluations=[] if run is None else read_rows(run / "eval.jsonl", step),
+        probes=None if run is None else _probes(run, folder, config),
         seed=seed,
     )
     out = Path(out)
@@ -110,6 +115,14 @@ def read_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
         if isinstance(row, dict) and is_number(row.get("step")) and row["step"] <= last_step:
             rows.append(row)
     return rows
+
+
+def _probes(run: Path, checkpoint: Path, config: RunConfig) -> Probes | None:
+    """The run's probes, if they are about this checkpoint."""
+    if not (run / PROBED).is_file():
+        return None
+    encoder = build_encoder(read_weights(checkpoint))
+    return read_probes(run, encoder_hash(encoder), config.model)
 
 
 def _is_video(path: str) -> bool:

@@ -1,0 +1,84 @@
+"""``tats-fast extract-features``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from tats_fast.commands.common import add_model_overrides, model_overrides
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    extract = commands.add_parser(
+        "extract-features", help="features of every window of every video, one file per video"
+    )
+    extract.add_argument(
+        "--checkpoint", metavar="PATH", required=True, help="run, checkpoint folder or file"
+    )
+    extract.add_argument("--videos", metavar="FOLDER_OR_LIST", required=True)
+    extract.add_argument("--root", metavar="DIR", help="where the list's paths start")
+    extract.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    extract.add_argument(
+        "--format", default="npy", choices=("npy", "safetensors"), help="of the files"
+    )
+    extract.add_argument(
+        "--what", default="mean", choices=("mean", "tokens"), help="mean over tokens, or all tokens"
+    )
+    extract.add_argument(
+        "--stride",
+        type=int,
+        metavar="N",
+        default=4,
+        help="frames from one of a window to the next (default: 4); 0 = one window with one frame "
+        "per segment of the video",
+    )
+    extract.add_argument(
+        "--hop",
+        type=int,
+        metavar="N",
+        help="frames from one window to the next (default: num_frames * stride, no overlap)",
+    )
+    extract.add_argument(
+        "--batch-size", type=int, metavar="N", default=16, help="windows at once (default: 16)"
+    )
+    extract.add_argument(
+        "--workers", type=int, metavar="N", help="decoding processes (default: one per core)"
+    )
+    extract.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds without a further window after which a video is given up (default: 60)",
+    )
+    extract.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add_model_overrides(extract)
+    extract.set_defaults(run=_extract)
+
+
+def _extract(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from tats_fast.data import read_videos
+    from tats_fast.engine.distributed import pick_device
+    from tats_fast.interchange import build_encoder, read_weights
+    from tats_fast.recognition.extract import ExtractSettings, extract_features
+
+    overrides = model_overrides(options.overrides)
+    device = pick_device(options.device)
+    names = ("what", "format", "stride", "hop", "batch_size", "timeout")
+    settings = ExtractSettings(
+        workers=len(os.sched_getaffinity(0)) if options.workers is None else options.workers,
+        **{name: getattr(options, name) for name in names},
+    )
+    videos = read_videos(options.videos, options.root, key="--videos")
+    path = Path(options.checkpoint).expanduser()
+    weights = read_weights(path, {"attention": "auto", **overrides})
+    out = Path(options.out).expanduser()
+    done = extract_features(build_encoder(weights, device), videos, settings, out)
+    before = f", {done.skipped} of them from before" if done.skipped else ""
+    print(f"{out}: {done.windows} windows of {done.videos} videos{before}")
+    if done.bad:
+        print(f"{len(done.bad)} of {len(videos)} videos could not be read; index.jsonl says why")
+    return 1 if done.bad else 0

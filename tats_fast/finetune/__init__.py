@@ -1,0 +1,1 @@
+"""Fine-tuning: an encoder and a linear head on labelled videos, in the engine's training loop."""

@@ -1,0 +1,63 @@
+"""Which classes a fine-tuning run has, and which class each of its videos is of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from tats_fast.config import ConfigError
+from tats_fast.config.finetune import LabelledDataConfig
+from tats_fast.data import Video
+from tats_fast.recognition.probe import label_numbers
+from tats_fast.recognition.scores import class_ids
+
+KEYS = ("data.train", "data.eval")
+CLASSES_FILE = "classes.txt"
+
+
+def classes_file(config: LabelledDataConfig) -> str | None:
+    """``data.classes``, or the ``classes.txt`` that ``tats-fast prepare`` leaves beside a list."""
+    if config.classes is not None:
+        return config.classes
+    beside = os.path.join(os.path.dirname(os.path.expanduser(config.train)), CLASSES_FILE)
+    return beside if os.path.isfile(beside) else None
+
+
+def read_classes(path: str) -> list[str]:
+    """Names of class 0, 1, ..., one per line.
+
+    Raises:
+        ConfigError: not readable, fewer than two names, or a name given twice; one line.
+    """
+    try:
+        with open(os.path.expanduser(path), encoding="utf-8") as file:
+            names = [line.strip() for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise ConfigError(f"data.classes={path}: {reason}") from None
+    if len(names) < 2:
+        raise ConfigError(f"data.classes={path}: {len(names)} name(s); expected two or more lines")
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"data.classes={path}: {name} is there twice")
+    return names
+
+
+def label_classes(
+    config: LabelledDataConfig, train: Sequence[Video], held_out: Sequence[Video] | None
+) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
+    """Class ids of both lists, (V,) int64 each, and the classes' names by id.
+
+    Raises:
+        ConfigError: a video without label or of an unknown class, or one class only; one line.
+    """
+    path = classes_file(config)
+    if path is None:
+        known, true, names = label_numbers(train, train if held_out is None else held_out, KEYS)
+        return known, None if held_out is None else true, tuple(names)
+    names = read_classes(path)
+    known = class_ids(train, names, KEYS[0])
+    true = None if held_out is None else class_ids(held_out, names, KEYS[1])
+    return known, true, tuple(names)

@@ -1,0 +1,179 @@
+"""One optimizer step of fine-tuning: (learner, clips, labels, plan) -> metrics on the device.
+
+Nothing waits for the device. Legend: G videos, R repeats, B = G R clips, T frames, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from tats_fast.config.finetune import AugmentConfig
+from tats_fast.engine.distributed import World
+from tats_fast.engine.runner import Runner
+from tats_fast.engine.step import any_not_finite, autocast, draw_seed
+from tats_fast.models.classifier import VideoClassifier
+from tats_fast.models.patchify import normalised_video
+from tats_fast.recognition.mixing import mix, random_erase, soft_cross_entropy
+from tats_fast.recognition.rand_augment import rand_augment
+
+# Keeps the host's draws of a step apart from other users of (seed, step, rank).
+_AUGMENT = 4
+
+
+@dataclass
+class ClassifierLearner:
+    """Everything that a step changes, and what it needs to do so."""
+
+    augment: AugmentConfig
+    seed: int
+    world: World
+    runner: Runner
+    generator: Generator
+    bf16: bool
+    class_weights: Tensor | None
+    """(K,) fp32 on the device; none = all alike."""
+    ema_decay: float
+    average: dict[str, Tensor] | None
+    """Moving average of the parameters, by name; none = not kept."""
+
+    @property
+    def module(self) -> VideoClassifier:
+        """The bare classifier, with the weights that train."""
+        return self.runner.module
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[VideoClassifier]:
+        """The classifier with the weights that count: the averaged ones, if an average is kept."""
+        parameters = dict(self.module.named_parameters())
+
+        def swap() -> None:
+            for name, value in (self.average or {}).items():
+                parameters[name].data, value.data = value.data, parameters[name].data
+
+        swap()
+        try:
+            yield self.module
+        finally:
+            swap()
+
+    def model_state(self) -> dict[str, Any]:
+        """What a checkpoint's ``model.pt`` holds: all that the model is, without the run."""
+        with self.averaged() as classifier:
+            state = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+        encoder = self.module.encoder
+        return {
+            "classifier": state,
+            "model": asdict(encoder.config),
+            "classes": list(self.module.classes),
+            "norm_eps": encoder.encoder[0].norm1.eps,
+        }
+
+    def trainer_state(self) -> dict[str, Any]:
+        """The weights that train, where ``model.pt`` holds their average."""
+        return {"weights": None if self.average is None else self.module.state_dict()}
+
+    def load_state(self, model: dict[str, Any], trainer: dict[str, Any]) -> None:
+        """Take over what the two gave."""
+        if self.average is not None:
+            for name, value in self.average.items():
+                value.copy_(model["classifier"][name])
+        self.module.load_state_dict(trainer["weights"] or model["classifier"])
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What the host decides about one step."""
+
+    step: int
+    lr: float
+
+
+def train_step(
+    learner: ClassifierLearner, clips: list[Tensor], labels: list[Tensor], plan: StepPlan
+) -> dict[str, Tensor]:
+    """Train on one global batch's share of this process.
+
+    Args:
+        clips: one uint8 tensor (B, T, S, S, 3) per micro-batch, on the device, the R clips of a
+            video in a row.
+        labels: their videos' classes, (G,) int64 each, on the device.
+
+    Returns:
+        0-d tensors by name (docs/metrics.md), means over micro-batches and processes. ``skipped``
+        is 1 where the loss or the gradient's norm was not finite and the update was left out.
+    """
+    rank = learner.world.rank
+    learner.generator.manual_seed(draw_seed(learner.seed, plan.step, rank))
+    rng = np.random.default_rng([learner.seed, plan.step, rank, _AUGMENT])
+    passes = []
+    for index, (batch, label) in enumerate(zip(clips, labels, strict=True)):
+        with learner.runner.accumulating(last=index == len(clips) - 1):
+            passes.append(_micro_step(learner, batch, label, rng))
+    names = sorted(passes[0])
+    means = torch.stack([torch.stack([done[name] for name in names]) for done in passes]).mean(0)
+    metrics = dict(zip(names, learner.world.mean(means).unbind(), strict=True))
+    skip = any_not_finite(learner.world, [metrics["loss"]])
+    skip = learner.runner.step(plan.lr, skip)
+    _update_average(learner, skip)
+    return {**metrics, "skipped": skip}
+
+
+def _micro_step(
+    learner: ClassifierLearner, clips: Tensor, labels: Tensor, rng: np.random.Generator
+) -> dict[str, Tensor]:
+    video, targets = augmented(learner, clips, labels, rng)
+    with autocast(clips.device, learner.bf16):
+        logits = learner.runner.forward(video)
+    loss = soft_cross_entropy(logits, targets, learner.class_weights)
+    learner.runner.backward(loss)
+    right = logits.detach().argmax(1) == targets.argmax(1)
+    return {"loss": loss.detach(), "train_top1": right.float().mean()}
+
+
+@torch.no_grad()
+def augmented(
+    learner: ClassifierLearner, clips: Tensor, labels: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Clips (B, T, S, S, 3) uint8 and labels (G,) -> video (B, 3, T, S, S) fp32 and targets (B, K).
+
+    RandAugment on bytes, then normalisation, random erasing, and mixup or cutmix within the batch.
+    """
+    augment, generator = learner.augment, learner.generator
+    if augment.rand_ops:
+        clips = rand_augment(
+            clips,
+            rng,
+            ops=augment.rand_ops,
+            magnitude=augment.rand_magnitude,
+            deviation=augment.rand_deviation,
+        )
+    video = normalised_video(clips)
+    if augment.erase:
+        video = random_erase(video, generator, probability=augment.erase)
+    return mix(
+        video,
+        labels.repeat_interleave(len(clips) // len(labels)),
+        len(learner.module.classes),
+        generator,
+        mixup_alpha=augment.mixup,
+        cutmix_alpha=augment.cutmix,
+        switch=augment.switch,
+        smoothing=augment.smoothing,
+    )
+
+
+@torch.no_grad()
+def _update_average(learner: ClassifierLearner, skip: Tensor) -> None:
+    """average <- decay average + (1 - decay) weights, unless the step was skipped."""
+    if learner.average is None:
+        return
+    share = (1 - learner.ema_decay) * (1 - skip)
+    for name, parameter in learner.module.named_parameters():
+        learner.average[name].lerp_(parameter.detach(), share)

@@ -1,0 +1,176 @@
+"""Fine-tuning in the training loop."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tats_fast.config import ConfigError, FinetuneConfig
+from tats_fast.data import ClipBatch, resolved_backend
+from tats_fast.engine.blocks import prepare_blocks
+from tats_fast.engine.logs import RunLog, SilentLog
+from tats_fast.engine.loop import TrainingLoop, wants_bf16
+from tats_fast.engine.optim import LR_REFERENCE_BATCH, lr_at, make_adamw
+from tats_fast.engine.runner import make_runner
+from tats_fast.engine.step import draw_seed
+from tats_fast.finetune.classes import classes_file, label_classes
+from tats_fast.finetune.model import make_classifier
+from tats_fast.finetune.step import ClassifierLearner, StepPlan, train_step
+from tats_fast.models.attention import choose_backend
+from tats_fast.recognition.evaluate import FOLDER, Evaluation, evaluation, percent, write_files
+from tats_fast.recognition.mixing import balanced_weights
+from tats_fast.recognition.schedule import parameter_groups
+from tats_fast.recognition.scores import Views, class_scores, merged
+
+LOGGER = logging.getLogger("tats_fast")
+QUICK = {"clips": 1, "crops": 1}
+EVAL_BATCH = 16  # views at once in an evaluation
+
+
+class Finetuner(TrainingLoop):
+    """One fine-tuning run."""
+
+    config: FinetuneConfig
+    learner: ClassifierLearner
+    shown = (("loss", "loss", ".4f"), ("train_top1", "top-1 of mixed clips", ".3f"))
+
+    def make_learner(self) -> ClassifierLearner:
+        config, world = self.config, self.world
+        self.held_out = None if config.data.eval is None else self.read_videos("eval")
+        self.labels, self.true, classes = label_classes(config.data, self.videos, self.held_out)
+        torch.manual_seed(config.seed)  # the same head on every process
+        source = self.resume_from or config.init_from
+        classifier, notes = make_classifier(config.model, classes, source, world.device)
+        if self.resume_from is None and world.is_main:
+            for note in notes:
+                LOGGER.info("init_from=%s: %s", config.init_from, note)
+        # From here on dropout and drop path differ between processes.
+        torch.manual_seed(draw_seed(config.seed, 0, 1 + world.rank))
+        prepare_blocks(config.train, True, classifier)
+        weights, optim = None, config.optim
+        if config.augment.class_weights == "balanced":
+            weights = balanced_weights(self.labels, len(classes)).to(world.device)
+        groups = parameter_groups(classifier, optim.weight_decay, optim.layer_decay)
+        bf16 = wants_bf16(config.train.precision, world.device)
+        average = None
+        if config.train.ema_decay > 0:
+            average = {name: p.detach().clone() for name, p in classifier.named_parameters()}
+        return ClassifierLearner(
+            augment=config.augment,
+            seed=config.seed,
+            world=world,
+            runner=make_runner(classifier, make_adamw(groups, optim), config, world, bf16),
+            generator=torch.Generator(world.device),
+            bf16=bf16,
+            class_weights=weights,
+            ema_decay=config.train.ema_decay,
+            average=average,
+        )
+
+    def clip_shape(self) -> tuple[int, int]:
+        model = self.learner.module.encoder.config
+        return model.num_frames, model.image_size
+
+    def train_step(self, batches: list[ClipBatch]) -> dict[str, Tensor]:
+        config, step, device = self.config, self.position.step, self.world.device
+        lr = lr_at(config.optim, step, self.total_steps, config.train.batch_size)
+        self._plan = StepPlan(step, lr)
+        clips = [batch.clips.to(device, non_blocking=True) for batch in batches]
+        # Of the videos that were read, where one stood in for another.
+        labels = [self.labels[batch.videos].to(device, non_blocking=True) for batch in batches]
+        return train_step(self.learner, clips, labels, self._plan)
+
+    def row(self) -> dict[str, Any]:
+        return {"lr": self._plan.lr}
+
+    def evaluate(self, log: RunLog | SilentLog) -> None:
+        if self.held_out is None or self.position.step == 0:
+            return
+        every, data = self.config.train.eval_epochs, self.config.data
+        if self.finished:
+            views = Views(stride=data.stride, clips=data.clips, crops=data.crops)
+        elif every and self.due_after_passes(every):
+            views = Views(stride=data.stride, **QUICK)
+        else:
+            return
+        found = self._measure(views)
+        if found is not None:
+            self._report(found, views, log)
+        self.world.barrier()
+
+    def _measure(self, views: Views) -> Evaluation | None:
+        """On the held-out videos, shared out among all processes; the first has the result."""
+        data, world = self.config.data, self.world
+        with self.learner.averaged() as classifier:
+            part = class_scores(
+                classifier,
+                self.held_out,
+                views,
+                batch_size=EVAL_BATCH,
+                workers=data.workers,
+                timeout=data.timeout_s,
+                rank=world.rank,
+                world_size=world.size,
+            )
+        parts = world.gather(part)
+        if not world.is_main:
+            return None
+        try:
+            return evaluation(classifier.classes, self.held_out, self.true, merged(parts))
+        except ConfigError as error:
+            LOGGER.warning("step %d cannot be evaluated: %s", self.position.step, error)
+            return None
+
+    def _report(self, found: Evaluation, views: Views, log: RunLog | SilentLog) -> None:
+        accuracy, bad = found.accuracy, found.scored.bad
+        row = {
+            "step": self.position.step,
+            "top1": accuracy.top1,
+            "top5": accuracy.top5,
+            "mean_class": accuracy.mean_class,
+            "views": views.clips * views.crops,
+            "videos": len(found.scored.numbers),
+            "unreadable": len(bad),
+        }
+        text = f"held-out: top-1 {percent(accuracy.top1)}, {row['views']} view(s) of each of "
+        text += f"{row['videos']} videos" + (f"; {len(bad)} unreadable" if bad else "")
+        if self.finished:
+            facts = {"checkpoint": str(self.folder), "views": vars(views), "step": row["step"]}
+            write_files(self.folder / FOLDER, found, facts)
+            text += f"; see {self.folder / FOLDER}"
+        log.evaluation(row, text)
+
+    def describe(self) -> str:
+        config, world = self.config, self.world
+        train, optim, data, augment = config.train, config.optim, config.data, config.augment
+        model = self.learner.module.encoder.config
+        batch, scale = train.batch_size, train.batch_size / LR_REFERENCE_BATCH
+        micro = batch // (world.size * train.accumulation)
+        names, device = classes_file(data), world.device.type
+        sampling = f"stride {data.stride}" if data.stride else "one frame per segment"
+        return "\n".join(
+            [
+                f"run {Path(config.output_dir) / config.name}: {len(self.videos)} videos of "
+                f"{len(self.learner.module.classes)} classes "
+                f"({'from the labels' if names is None else f'names from {names}'}), "
+                f"{self.total_steps} steps, {world.size} process(es) on {device} "
+                f"({config.distributed.engine})",
+                f"global batch {batch} videos = {world.size} processes x {train.accumulation} "
+                f"micro-batches x {micro}, {data.repeats} clip(s) of each; learning rate "
+                f"{optim.base_lr * scale:.3g} peak, {optim.min_lr * scale:.3g} at the end (base "
+                f"{optim.base_lr:g} x {batch}/{LR_REFERENCE_BATCH}), times {optim.layer_decay:g} "
+                "per layer down",
+                f"{model.num_frames} frames of {model.image_size} x {model.image_size}, {sampling},"
+                f" flip {'on' if data.flip else 'off'}; RandAugment {augment.rand_ops} ops, erase "
+                f"{augment.erase:g}, mixup {augment.mixup:g}, cutmix {augment.cutmix:g}, smoothing "
+                f"{augment.smoothing:g}, drop path {config.model.drop_path:g}, head dropout "
+                f"{config.model.head_dropout:g}",
+                f"attention {choose_backend(model.attention, device)}, decoding "
+                f"{resolved_backend(data.backend, device)} with {data.workers} worker(s); tested "
+                f"on {data.clips} clips x {data.crops} crops",
+            ]
+        )

@@ -1,0 +1,408 @@
+"""Features of every window of every listed video, one file per video: ``docs/features.md``.
+
+Windows are encoded as they are decoded and written as they are encoded, so memory does not grow
+with the length of a video. A video is complete once ``index.jsonl`` has its line, which is written
+after its file.
+
+Legend: W windows of a video, N tokens, C width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tats_fast.config import ConfigError
+from tats_fast.data import DecodeError, Video
+from tats_fast.data.stream import Done, stream_parts
+from tats_fast.data.windows import Length, Window, video_windows, window_batches
+from tats_fast.models.encoder import VideoEncoder
+from tats_fast.recognition.features import encode, encoder_hash
+from tats_fast.recognition.output import shown, write_bytes, write_json
+
+LOGGER = logging.getLogger("tats_fast")
+FORMATS = ("npy", "safetensors")
+KINDS = ("mean", "tokens")
+INDEX, SETTINGS, LOCK = "index.jsonl", "settings.json", ".lock"
+
+# Part of the settings: raise it when the same ones come to mean other features.
+_VERSION = 1
+# Characters kept of a file's own name: file systems take 255 bytes, and a character is up to 4.
+_STEM = 48
+# Bytes in front of the arrays of a file. They hold the number of windows, which is known last.
+_HEADER_BYTES = 256
+# Threads that look at files already there: network storage answers slowly, but many at once.
+_STAT_THREADS = 16
+# Seconds between two lines of progress.
+_PROGRESS = 30.0
+
+Stamp = list[int] | None
+"""A video file's size in bytes and its time of change in ns; None = there is no such file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractSettings:
+    """Which windows of a video, and what is kept of each."""
+
+    what: str = "mean"
+    """``mean`` over tokens, or all ``tokens``."""
+    format: str = "npy"
+    """``npy`` or ``safetensors``."""
+    stride: int = 4
+    """Decoded frames from one of a window to the next; 0 = one window with one frame per equal
+    segment of the video, as for Something-Something."""
+    hop: int | None = None
+    """Decoded frames from one window to the next; none = num_frames * stride, so that windows
+    neither overlap nor leave a gap."""
+    batch_size: int = 16
+    """Windows encoded at once."""
+    workers: int = 1
+    """Decoding processes."""
+    timeout: float = 60.0
+    """Seconds that a video may take for its next window before it counts as unreadable."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("what", KINDS), ("format", FORMATS)):
+            if getattr(self, name) not in choices:
+                expected = " or ".join(choices)
+                raise ConfigError(f"--{name}={getattr(self, name)}: expected {expected}")
+        for name, least in (("stride", 0), ("hop", 1), ("batch_size", 1), ("workers", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                option = name.replace("_", "-")
+                raise ConfigError(f"--{option}={value}: must be at least {least}")
+        if not self.timeout > 0:
+            raise ConfigError(f"--timeout={self.timeout}: must be above 0")
+        if self.stride == 0 and self.hop is not None:
+            raise ConfigError(
+                f"--hop={self.hop}: with --stride=0 a video is one window; leave one of them out"
+            )
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What a call of ``extract_features`` left behind."""
+
+    videos: int
+    """Listed videos whose features are in the folder."""
+    skipped: int
+    """Those of them that were there before."""
+    windows: int
+    """Windows of all of them."""
+    bad: list[tuple[str, str]]
+    """(path, reason) of each video that could not be read, in the order of the list."""
+
+
+def extract_features(
+    encoder: VideoEncoder, videos: Sequence[Video], settings: ExtractSettings, out: Path
+) -> Extraction:
+    """Write the features of all windows of ``videos`` into the folder ``out``.
+
+    Runs on the encoder's device, on a GPU in bf16. What is complete in ``out`` is left as it is,
+    unless its video file has changed; what could not be read is tried again. An interruption costs
+    the videos in work.
+
+    Raises:
+        ConfigError: ``out`` holds features of another encoder, of other settings or of another
+            list, is in use, or cannot be written; or the features are not finite. One line.
+    """
+    config = encoder.config
+    hop = (settings.hop or config.num_frames * settings.stride) if settings.stride else 0
+    tokens = (config.num_tokens,) if settings.what == "tokens" else ()
+    layout = _Layout(settings.format, (*tokens, config.width), "<f2" if tokens else "<f4")
+    with _locked(out):
+        _require_same_settings(out, encoder, settings, hop)
+        lines = _complete(out, videos, layout)
+        _write_index(out, lines)
+        skipped = sum(number < len(videos) for number in lines)
+        todo = {n: video for n, video in enumerate(videos) if n not in lines}
+        if todo:
+            due = time.monotonic() + _PROGRESS
+            written = _written(encoder, todo, settings, hop, layout, out)
+            with contextlib.closing(written), open(out / INDEX, "a") as index:
+                for line in written:
+                    lines[line["number"]] = line
+                    with _writing(out / INDEX):
+                        index.write(json.dumps(line) + "\n")
+                        index.flush()
+                    if "error" in line:
+                        LOGGER.warning("could not read %s: %s", shown(line["path"]), line["error"])
+                    if time.monotonic() > due:
+                        LOGGER.info("%d of %d videos", len(lines), len(videos))
+                        due = time.monotonic() + _PROGRESS
+            _write_index(out, lines)
+    listed = [lines[number] for number in range(len(videos))]
+    bad = [(line["path"], line["error"]) for line in listed if "error" in line]
+    found = sum(line.get("windows", 0) for line in listed)
+    return Extraction(len(listed) - len(bad), skipped, found, bad)
+
+
+def _written(
+    encoder: VideoEncoder,
+    videos: dict[int, Video],
+    settings: ExtractSettings,
+    hop: int,
+    layout: _Layout,
+    out: Path,
+) -> Iterator[dict[str, Any]]:
+    """The index line of each video, by number, that came to its end, after its file was written."""
+    config, stride = encoder.config, settings.stride
+
+    def windows(number: int) -> Generator[Window, None, tuple[Stamp, Length] | str]:
+        path = videos[number].path
+        stamp = _stamp(path)
+        try:
+            read = video_windows(path, config.num_frames, stride, hop, config.image_size)
+            return stamp, (yield from read)
+        except DecodeError as error:
+            return error.reason
+        except MemoryError:
+            return "not enough memory"
+
+    files: dict[int, _FeatureFile] = {}
+    events = stream_parts(windows, videos, min(settings.workers, len(videos)), settings.timeout)
+    try:
+        for batch in window_batches(events, settings.batch_size):
+            clips = [event.clip for _, event in batch if isinstance(event, Window)]
+            features = iter(_encoded(encoder, clips, settings.what))
+            for number, event in batch:
+                video = videos[number]
+                if isinstance(event, Window):
+                    if number not in files:
+                        path = out / _file_name(number, video, layout)
+                        files[number] = _FeatureFile(path, layout)
+                    files[number].append(event.start, next(features))
+                    continue
+                line = {"number": number, "path": video.path, "label": video.label}
+                outcome = event.result if isinstance(event, Done) else event.reason
+                if isinstance(outcome, str):
+                    if number in files:
+                        files.pop(number).discard()
+                    yield {**line, "error": outcome}
+                else:
+                    stamp, length = outcome
+                    line |= files[number].finish()
+                    del files[number]
+                    yield {**line, **asdict(length), "stamp": stamp}
+    finally:
+        events.close()
+        for file in files.values():
+            file.discard()
+
+
+def _encoded(encoder: VideoEncoder, clips: list[np.ndarray], what: str) -> np.ndarray:
+    """What is kept of each clip: (B, C) fp32 or (B, N, C) fp16."""
+    if not clips:
+        return np.empty(0)
+    features = encode(encoder, np.stack(clips))
+    kept = features.half() if what == "tokens" else features.mean(1)
+    if not torch.isfinite(kept).all():
+        limit = " in fp16" if what == "tokens" else ""
+        raise ConfigError(f"--checkpoint: the encoder's features are not finite{limit}")
+    return kept.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Bytes of a feature file: a header of fixed size, the features and, in safetensors, starts."""
+
+    format: str
+    shape: tuple[int, ...]
+    """Of one window."""
+    dtype: str
+
+    def header(self, windows: int) -> bytes:
+        """What comes before the features, according to the two formats' specifications."""
+        if self.format == "npy":
+            shape = (windows, *self.shape)
+            text = repr({"descr": self.dtype, "fortran_order": False, "shape": shape})
+            room = _HEADER_BYTES - 10
+            head = b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little")
+            return head + text.encode().ljust(room - 1) + b"\n"
+        end = windows * self._window_bytes
+        kind = f"F{8 * np.dtype(self.dtype).itemsize}"
+        shape, starts_end = [windows, *self.shape], end + 8 * windows
+        description = {
+            "features": {"dtype": kind, "shape": shape, "data_offsets": [0, end]},
+            "starts": {"dtype": "I64", "shape": [windows], "data_offsets": [end, starts_end]},
+        }
+        room = _HEADER_BYTES - 8
+        return room.to_bytes(8, "little") + json.dumps(description).encode().ljust(room)
+
+    def file_bytes(self, windows: int) -> int:
+        """Size of a complete file."""
+        starts = 8 * windows if self.format == "safetensors" else 0
+        return _HEADER_BYTES + windows * self._window_bytes + starts
+
+    @property
+    def _window_bytes(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+class _FeatureFile:
+    """A file that grows window by window beside its place, and appears there once it is whole."""
+
+    def __init__(self, path: Path, layout: _Layout) -> None:
+        self.path = path
+        self.starts: list[int] = []
+        self._layout = layout
+        self._temporary = path.with_name(f".{path.name}.tmp")
+        with _writing(path):
+            self._file = open(self._temporary, "wb")  # noqa: SIM115
+            self._file.write(bytes(_HEADER_BYTES))
+
+    def append(self, start: int, features: np.ndarray) -> None:
+        """Add a window that begins at frame ``start``."""
+        assert features.shape == self._layout.shape
+        self.starts.append(start)
+        with _writing(self.path):
+            self._file.write(features.astype(self._layout.dtype, copy=False).tobytes())
+
+    def finish(self) -> dict[str, Any]:
+        """Let the file appear; returns what the index says about it."""
+        with _writing(self.path):
+            if self._layout.format == "safetensors":
+                self._file.write(np.array(self.starts, "<i8").tobytes())
+            self._file.seek(0)
+            header = self._layout.header(len(self.starts))
+            assert len(header) == _HEADER_BYTES
+            self._file.write(header)
+            self._file.close()
+            os.replace(self._temporary, self.path)
+        starts = self.starts
+        return {"file": self.path.name, "windows": len(starts), "starts": starts}
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        with contextlib.suppress(OSError):  # a full disk, which is said elsewhere
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Failures to write become one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """The folder, made if needed, for this process alone and without what a killed one left."""
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock = open(out / LOCK, "w")  # noqa: SIM115
+    with lock:
+        try:
+            # Unlike flock, no worker process that outlives a killed parent keeps this lock.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise ConfigError(
+                f"--out={out}: another process is writing it; wait for it or choose another folder"
+            ) from error
+        except OSError:
+            pass  # a file system without locks: go on without
+        for left in out.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
+        yield
+
+
+def _require_same_settings(
+    out: Path, encoder: VideoEncoder, settings: ExtractSettings, hop: int
+) -> None:
+    """Write down what the features depend on, or compare with what is written there."""
+    wanted = {
+        "version": _VERSION,
+        "encoder": encoder_hash(encoder),
+        "num_frames": encoder.config.num_frames,
+        "device": next(encoder.parameters()).device.type,  # the GPU computes in bf16
+        **{name: getattr(settings, name) for name in ("what", "format", "stride")},
+        "hop": hop,
+    }
+    path = out / SETTINGS
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    try:
+        stored = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        stored = {}
+    other = [f"{key} {stored.get(key)}" for key in wanted if stored.get(key) != wanted[key]]
+    if other:
+        raise ConfigError(
+            f"--out={out}: holds features of other settings ({', '.join(other)}); give the same "
+            "ones or choose another folder"
+        )
+
+
+def _complete(out: Path, videos: Sequence[Video], layout: _Layout) -> dict[int, dict[str, Any]]:
+    """Index lines, by number, of what need not be done again; with the labels of the list.
+
+    Raises ``ConfigError`` if the index is of another list. A longer or shorter one is welcome.
+    """
+    try:
+        text = (out / INDEX).read_text()
+    except FileNotFoundError:
+        return {}
+    lines: dict[int, dict[str, Any]] = {}
+    for row in text.splitlines():
+        with contextlib.suppress(ValueError):  # a kill can tear the last line
+            line = json.loads(row)
+            lines[line["number"]] = line
+    for number, line in lines.items():
+        if number < len(videos):
+            if line["path"] != videos[number].path:
+                raise ConfigError(
+                    f"--out={out}: number {number} is {shown(line['path'])} there and "
+                    f"{shown(videos[number].path)} in this list; give the same list, which may "
+                    "have grown at its end, or choose another folder"
+                )
+            line["label"] = videos[number].label
+
+    def is_whole(line: dict[str, Any]) -> bool:
+        if "error" in line:
+            return False
+        found = _stamp(str(out / line["file"]))
+        if found is None or found[0] != layout.file_bytes(line["windows"]):
+            return False
+        # A video that is gone since needs no second reading; one that changed does.
+        return _stamp(line["path"]) in (None, line["stamp"])
+
+    with ThreadPoolExecutor(_STAT_THREADS) as threads:
+        whole = threads.map(is_whole, lines.values())
+        return {line["number"]: line for line, ok in zip(lines.values(), whole, strict=True) if ok}
+
+
+def _write_index(out: Path, lines: dict[int, dict[str, Any]]) -> None:
+    rows = (json.dumps(lines[number]) + "\n" for number in sorted(lines))
+    write_bytes(out / INDEX, "".join(rows).encode())
+
+
+def _file_name(number: int, video: Video, layout: _Layout) -> str:
+    """Running number and what is harmless of the video's own name: ``000012_my_clip.npy``."""
+    stem = os.path.splitext(os.path.basename(video.path))[0]
+    harmless = re.sub(r"[^\w.-]+", "_", stem)[:_STEM]
+    return f"{number:06d}_{harmless}.{layout.format}"
+
+
+def _stamp(path: str) -> Stamp:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return [found.st_size, found.st_mtime_ns]

@@ -1,0 +1,45 @@
+"""Files that commands leave behind: each appears whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tats_fast.config import ConfigError
+
+
+def shown(text: str) -> str:
+    """A path or label that can be printed, whatever bytes it holds."""
+    return os.fsencode(text).decode("utf-8", "replace")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` at once: a reader sees the old file or the whole new one.
+
+    Raises:
+        ConfigError: that is not possible; one line.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` as JSON."""
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows of numbers, printable texts and None, which leaves its cell empty."""
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    write_bytes(path, buffer.getvalue().encode())
