@@ -3,9 +3,11 @@
 import gc
 import os
 import signal
+import threading
 import time
 
 import pytest
+from test_data_stream import gone, left_behind
 
 from tats_fast.data import pool
 from tats_fast.data.pool import Lost, Workers
@@ -46,6 +48,25 @@ def test_a_death_costs_its_item_alone(count):
     assert good == [(i, 2 * i) for i in range(1, 7)]
 
 
+@pytest.mark.parametrize("items", [["die"], ["die", 1]], ids=["last", "next_in_hand"])
+def test_a_death_within_a_result_is_one_too(items):
+    def function(item):
+        if item == "die":
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return bytes(1_000_000)  # does not fit in the pipe
+
+    with Workers(function, 1) as workers:
+        (pid,) = workers.pids
+        tickets = [workers.submit(item) for item in items]
+        assert gone(pid)
+        outcomes = {}
+        while len(outcomes) < len(items):
+            outcomes.update(workers.collect())
+        assert workers.replaced == 1
+    assert outcomes.pop(tickets[0]) == Lost("the process reading it died (SIGKILL)")
+    assert [len(outcome) for outcome in outcomes.values()] == [1_000_000] * len(tickets[1:])
+
+
 def test_a_hanging_item_is_given_up():
     start = time.monotonic()
     with Workers(double, 1, timeout=0.5) as workers:
@@ -75,6 +96,18 @@ def test_errors_of_the_function_are_raised_here():
         assert "in a worker process" in str(error.value.__cause__)
 
 
+@pytest.mark.parametrize("kind", [EOFError, ConnectionResetError, FileNotFoundError])
+def test_errors_like_those_of_a_broken_pipe_are_raised_too(kind):
+    def fail(item):
+        raise kind("of the function")
+
+    with Workers(fail, 1) as workers:
+        workers.submit(1)
+        with pytest.raises(kind, match="of the function"):
+            workers.collect()
+        assert workers.replaced == 0
+
+
 def test_idle_deaths_blame_nobody():
     with Workers(double, 2) as workers:
         list(workers.map([1, 2]))
@@ -93,6 +126,30 @@ def test_close_ends_all_processes():
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def much_or_nothing(item):
+    if item == "hang":
+        time.sleep(60)
+    return bytes(1_000_000)  # does not fit in the pipe
+
+
+def test_workers_leave_with_their_parent():
+    """The idle, the busy, and those in the middle of a result that nobody will read."""
+    code = """
+from multiprocessing import connection
+from test_data_pool import much_or_nothing
+from tats_fast.data import pool, processes
+processes._PARENT_CHECK = 0.1
+workers = pool.Workers(much_or_nothing, 4)
+for item in ("much", "hang", "much"):
+    workers.submit(item)
+for number in (0, 2):
+    assert connection.wait([workers._workers[number].pipe], 20)
+print(*workers.pids, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert left_behind(code) == []
 
 
 def test_interrupts_do_not_reach_the_workers():

@@ -7,38 +7,20 @@ whose process died or ran out of time comes back as ``Lost``, and another proces
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import math
-import multiprocessing
-import os
-import signal
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from multiprocessing import connection
 from typing import Any, Generic, TypeVar
+
+from tats_fast.data.processes import DEPTH, Answer, Lost, Worker
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Items in a process's hands: the one it works on and the next, so that it need not wait for us.
-_DEPTH = 2
 # Items after which a process makes room for a fresh one: decoding leaks some 300 bytes an item.
 _LIFE = 10_000
-# Seconds between two looks of an idle process at whether its parent is still there.
-_PARENT_CHECK = 5.0
-
-
-@dataclass(frozen=True)
-class Lost:
-    """The outcome of an item whose process died or took too long, with one short ``reason``."""
-
-    reason: str
-    died: bool = True
-    """False where it took too long."""
 
 
 class Workers(Generic[Item, Result]):
@@ -97,7 +79,7 @@ class Workers(Generic[Item, Result]):
                 None if patience == math.inf else max(0.0, patience),
             )
             for number, worker in enumerate(self._workers):
-                alive = worker.process.is_alive()  # asked first: what it sent before it died counts
+                alive = worker.alive()
                 done += worker.results()
                 lost = worker.overdue(self.timeout) if alive else worker.cause_of_death()
                 if lost is not None:
@@ -110,7 +92,7 @@ class Workers(Generic[Item, Result]):
     def map(self, items: Iterable[Item]) -> Iterator[tuple[Item, Result | Lost]]:
         """(item, outcome) of every item, in the order of completion; reads ``items`` lazily."""
         source, pending = iter(items), {}
-        ahead = _DEPTH * len(self._workers)
+        ahead = DEPTH * len(self._workers)
         while True:
             while len(pending) < ahead:
                 try:
@@ -136,7 +118,7 @@ class Workers(Generic[Item, Result]):
         while self._queue:
             number = min(range(len(self._workers)), key=lambda n: self._workers[n].load)
             worker = self._workers[number]
-            if worker.load >= _DEPTH:
+            if worker.load >= DEPTH:
                 return
             if not worker.items and not worker.process.is_alive():
                 self._replace(number, worker.cause_of_death())
@@ -144,7 +126,7 @@ class Workers(Generic[Item, Result]):
                 worker.end()
                 self._workers[number] = _Worker(self.function)
             else:
-                worker.send(*self._queue.popleft())
+                worker.send(self._queue.popleft())
 
     def _next_overdue(self) -> float:
         """When, on the monotonic clock, the next process runs out of time."""
@@ -156,119 +138,42 @@ class Workers(Generic[Item, Result]):
     def _replace(self, number: int, lost: Lost) -> list[tuple[int, Lost]]:
         worker = self._workers[number]
         worker.end()
-        # The first item is the one it worked on; the next had not begun.
-        self._queue.extendleft(reversed(worker.items[1:]))
         self._workers[number] = _Worker(self.function)
         self.replaced += 1
-        return [(ticket, lost) for ticket, _ in worker.items[:1]]
+        # The first item is the one it worked on; the next had not begun.
+        items = list(worker.items)
+        self._queue.extendleft(reversed(items[1:]))
+        return [(ticket, lost) for ticket, _ in items[:1]]
 
 
-@dataclass
-class _Worker:
-    """One process, its pipe, and the items in its hands."""
+class _Worker(Worker):
+    """Its items are pairs of ticket and item."""
 
-    function: Callable[[Any], Any]
-    items: list[tuple[int, Any]] = field(default_factory=list)
-    started: float = 0.0
-    taken: int = 0
-    """Items it was ever given."""
-
-    def __post_init__(self) -> None:
-        # Forked: it starts in milliseconds, and shared memory needs no name in /dev/shm, which
-        # containers keep small.
-        context = multiprocessing.get_context("fork")
-        self.pipe, remote = context.Pipe()
-        self.process = context.Process(
-            target=_serve, args=(self.function, remote, os.getpid()), daemon=True
-        )
-        with _undisturbed():
-            self.process.start()
-        remote.close()
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        super().__init__(_serve, function)
+        self.taken = 0
+        """Items it was ever given."""
 
     @property
     def load(self) -> int:
         """Items in its hands; as if they were full where it has had its last."""
-        return _DEPTH if self.items and self.taken >= _LIFE else len(self.items)
+        return DEPTH if self.items and self.taken >= _LIFE else len(self.items)
 
-    def send(self, ticket: int, item: Any) -> None:
-        if not self.items:
-            self.started = time.monotonic()
-        self.items.append((ticket, item))
+    def send(self, item: tuple[int, Any]) -> None:
+        super().send(item)
         self.taken += 1
-        with contextlib.suppress(BrokenPipeError):  # it just died; ``collect`` finds out
-            self.pipe.send(item)
 
     def results(self) -> list[tuple[int, Any]]:
         """What it has finished. Raises what the function raised."""
         done = []
-        try:
-            while self.items and self.pipe.poll():
-                result, error, trace = self.pipe.recv()
-                ticket, _ = self.items.pop(0)
-                self.started = time.monotonic()
-                if error is not None:
-                    raise error from RuntimeError(f"in a worker process:\n{trace}")
-                done.append((ticket, result))
-        except (EOFError, ConnectionResetError):
-            pass
+        while self.items and (answer := self.receive()) is not None:
+            ticket, _ = self.items.popleft()
+            done.append((ticket, answer.get()))
         return done
 
-    def cause_of_death(self) -> Lost:
-        code = self.process.exitcode
-        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit {code}"
-        return Lost(f"the process reading it died ({how})")
 
-    def overdue(self, timeout: float | None) -> Lost | None:
-        """Why this process must be replaced although it lives, or None."""
-        if timeout is not None and self.items and time.monotonic() - self.started > timeout:
-            return Lost(f"took longer than {timeout:g} s", died=False)
-        return None
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.process.close()
-        self.pipe.close()
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keeps from a new process what it has not yet arranged for: a Ctrl-C, and the collection of
-    its parent's garbage, whose finalizers may rely on threads that it does not have (DALI's do)."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _serve(function: Callable[[Any], Any], pipe: connection.Connection, parent: int) -> None:
-    """A worker process: answer items until the parent closes the pipe or is gone."""
-    # Ctrl-C reaches the whole process group, and the parent still wants the items in hand. What
-    # else the parent does on a signal is no business of this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    gc.freeze()
-    gc.enable()
+def _serve(function: Callable[[Any], Any], pipe: connection.Connection) -> None:
+    """Answer items one by one."""
     while True:
-        while not pipe.poll(_PARENT_CHECK):
-            # Sister processes hold copies of the pipe, so the parent's death does not close it.
-            if os.getppid() != parent:
-                return
-        try:
-            item = pipe.recv()
-        except EOFError:
-            return
-        try:
-            answer = (function(item), None, "")
-        except Exception as error:
-            answer = (None, error, traceback.format_exc())
-        try:
-            pipe.send(answer)
-        except BrokenPipeError:
-            return
+        _, item = pipe.recv()
+        pipe.send(Answer.of(function, item))

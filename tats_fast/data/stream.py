@@ -8,31 +8,18 @@ comes back as ``Lost``, and another process takes over.
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import math
-import multiprocessing
-import os
-import signal
-import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any, Generic, TypeVar
 
-from tats_fast.data.pool import Lost, _undisturbed
+from tats_fast.data.processes import DEPTH, Answer, Lost, Worker
 
 Item = TypeVar("Item")
 Part = TypeVar("Part")
 Result = TypeVar("Result")
-
-# Items in a process's hands: the one it works on and the next, so that it need not wait for us.
-_DEPTH = 2
-# Seconds between two looks of a process at whether its parent is still there.
-_PARENT_CHECK = 5.0
 
 
 @dataclass(frozen=True)
@@ -73,9 +60,9 @@ def _stream(
     timeout: float | None,
 ) -> Generator[tuple[Item, Part | Done[Result] | Lost], None, None]:
     again: deque[Item] = deque()  # handed to a process that died before their turn
-    workers: list[_Worker] = []
+    workers: list[Worker] = []
 
-    def supply(worker: _Worker, depth: int = _DEPTH) -> None:
+    def supply(worker: Worker, depth: int = DEPTH) -> None:
         while len(worker.items) < depth:
             if again:
                 item = again.popleft()
@@ -87,8 +74,8 @@ def _stream(
             worker.send(item)
 
     try:
-        workers += [_Worker(function) for _ in range(count)]
-        for depth in range(1, _DEPTH + 1):  # one each before the first gets its second
+        workers += [Worker(_serve, function) for _ in range(count)]
+        for depth in range(1, DEPTH + 1):  # one each before the first gets its second
             for worker in workers:
                 supply(worker, depth)
         while any(worker.items for worker in workers):
@@ -96,21 +83,21 @@ def _stream(
             for number, worker in enumerate(workers):
                 if not worker.items:
                     continue
-                alive = worker.alive()  # asked first: what it sent before it died counts
-                message = worker.receive()
-                if message is not None:
-                    item = worker.items[0]
-                    if isinstance(message, Done):
+                alive = worker.alive()
+                answer = worker.receive()
+                if answer is not None:
+                    item, event = worker.items[0], answer.get()
+                    if isinstance(event, Done):
                         worker.items.popleft()
                         supply(worker)
-                    yield item, message
+                    yield item, event
                     continue
                 lost = worker.overdue(timeout) if alive else worker.cause_of_death()
                 if lost is not None:
                     worker.end()
                     # The first item is the one it worked on; the next had not begun.
                     again.extend(list(worker.items)[1:])
-                    workers[number] = _Worker(function)
+                    workers[number] = Worker(_serve, function)
                     supply(workers[number])
                     yield worker.items[0], lost
     finally:
@@ -118,7 +105,7 @@ def _stream(
             worker.end()
 
 
-def _wait(workers: list[_Worker], timeout: float | None) -> None:
+def _wait(workers: list[Worker], timeout: float | None) -> None:
     """Return when there is something to read, a process has died, or one has run out of time."""
     busy = [worker for worker in workers if worker.items]
     patience = None
@@ -128,95 +115,22 @@ def _wait(workers: list[_Worker], timeout: float | None) -> None:
     connection.wait(handles, patience)
 
 
-@dataclass
-class _Worker:
-    """One process, its pipe, and the items in its hands."""
-
-    function: Callable[[Any], Generator[Any, None, Any]]
-    items: deque[Any] = field(default_factory=deque)
-    started: float = math.inf
-    """When, on the monotonic clock, it could begin with the part that comes next."""
-
-    def __post_init__(self) -> None:
-        context = multiprocessing.get_context("fork")
-        self.pipe, remote = context.Pipe()
-        self.process = context.Process(
-            target=_serve, args=(self.function, remote, os.getpid()), daemon=True
-        )
-        with _undisturbed():
-            self.process.start()
-        remote.close()
-
-    def send(self, item: Any) -> None:
-        if not self.items:
-            self.started = time.monotonic()
-        self.items.append(item)
-        with contextlib.suppress(OSError):  # it just died; the reader finds out
-            self.pipe.send(item)
-
-    def receive(self) -> Any | None:
-        """The next part or ``Done``; None where there is none. Raises what the function raised."""
-        try:
-            if not self.pipe.poll():
-                return None
-            message, error, trace = self.pipe.recv()
-        except (EOFError, OSError):  # it died, maybe in the middle of a message
-            return None
-        self.started = time.monotonic()
-        if error is not None:
-            raise error from RuntimeError(f"in a worker process:\n{trace}")
-        return message
-
-    def alive(self) -> bool:
-        return self.process.is_alive()
-
-    def cause_of_death(self) -> Lost:
-        code = self.process.exitcode
-        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit {code}"
-        return Lost(f"the process reading it died ({how})")
-
-    def overdue(self, timeout: float | None) -> Lost | None:
-        """Why this process must be replaced although it lives, or None."""
-        if timeout is not None and time.monotonic() - self.started > timeout:
-            return Lost(f"took longer than {timeout:g} s", died=False)
-        return None
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.process.close()
-        self.pipe.close()
-
-
 def _serve(
-    function: Callable[[Any], Generator[Any, None, Any]], pipe: connection.Connection, parent: int
+    function: Callable[[Any], Generator[Any, None, Any]], pipe: connection.Connection
 ) -> None:
-    """A worker process: answers items until it is killed or its parent is gone."""
-    # Ctrl-C reaches the whole process group, and the parent decides. What else the parent does on a
-    # signal is no business of this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    gc.freeze()
-    gc.enable()
-    # Every process holds copies of the pipes of those before it, so the parent's death closes none,
-    # and a write into a full one would wait for ever.
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    """Answer items part by part."""
     while True:
         parts = function(pipe.recv())
         last = False
         while not last:
-            try:
-                answer = (next(parts), None, "")
-            except StopIteration as end:
-                answer, last = (Done(end.value), None, ""), True
-            except Exception as error:
-                answer, last = (None, error, traceback.format_exc()), True
+            answer = Answer.of(_next, parts)
             pipe.send(answer)
+            last = answer.error is not None or isinstance(answer.result, Done)
 
 
-def _leave_with(parent: int) -> None:
-    """End this process soon after its parent has ended, whatever it is doing."""
-    while os.getppid() == parent:
-        time.sleep(_PARENT_CHECK)
-    os._exit(1)
+def _next(parts: Generator[Any, None, Any]) -> Any:
+    """The next part, or ``Done`` where there is none."""
+    try:
+        return next(parts)
+    except StopIteration as end:
+        return Done(end.value)

@@ -148,8 +148,15 @@ def load_checkpoint(folder: Path, learner: Savable, config: RunConfig | Finetune
 
 def _check_same_run(folder: Path, config: RunConfig | FinetuneConfig) -> None:
     """What a weight or the reward's scale means may not change under it; the rest may."""
-    load = load_config if isinstance(config, RunConfig) else load_finetune_config
-    there = load(folder / CONFIG_FILE).identity()
+    pretraining = isinstance(config, RunConfig)
+    load = load_config if pretraining else load_finetune_config
+    try:
+        there = load(folder / CONFIG_FILE).identity()
+    except ConfigError:
+        kind = "pretraining" if pretraining else "fine-tuning"
+        raise ConfigError(
+            f"train.resume={folder}: no checkpoint of {kind}; choose another name=..."
+        ) from None
     for key, here in config.identity().items():
         if here != there[key]:
             raise ConfigError(f"{key}={here}: the checkpoint {folder} has {there[key]}")

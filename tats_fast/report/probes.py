@@ -162,6 +162,11 @@ def probes_html(probes: Probes) -> str:
         f"Share of right answers. Which {questions} videos are asked moves it by up to ± "
         f"{deviation:.0f} points (one standard deviation)."
     )
+    if probes.untrained:
+        text += (
+            " “Before training” is the same encoder with its starting weights: what can be read "
+            "from that, training did not put there."
+        )
     about = f"<p class='lead'>{html.escape(probes.about)}</p>" if probes.about else ""
     return (
         f"<section><h2>What the features know</h2><p class='lead'>{text}</p>{about}"
@@ -182,7 +187,7 @@ def _table(probes: Probes) -> str:
         for kind in probes.top1
     )
     return (
-        f"<div class='scroll'><table><thead><tr><th scope='col'>probe</th>{head}</tr></thead>"
+        f"<div class='scroll'><table><thead><tr><th></th>{head}</tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
     )
 
