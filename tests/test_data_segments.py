@@ -35,7 +35,8 @@ def test_one_frame_of_each_segment(videos):
             shown[(40, 5)[index]].append(numbers(clip))
     for total, clips in shown.items():
         assert len(clips) == 12
-        assert len({tuple(clip) for clip in clips}) > 6  # another draw every pass
+        # Another draw every pass, of which a video of 5 frames has not many.
+        assert len({tuple(clip) for clip in clips}) > (6 if total == 40 else 2)
         for clip in clips:
             for segment, number in enumerate(clip):
                 assert int(segment * total / FRAMES) <= number < (segment + 1) * total / FRAMES
@@ -47,11 +48,8 @@ def test_repeats_share_the_frames_and_differ_in_the_crop(videos):
     crops = batch.clips.numpy().reshape(2, 3, FRAMES, SIZE, SIZE, 3)
     assert not np.array_equal(crops[0, 0], crops[0, 1])
     (whole,) = batches(videos, replace(WHOLE, repeats=3))
-    shown = [
-        [numbers(clip) for clip in clips] for clips in whole.clips.numpy().reshape(crops.shape)
-    ]
-    for clips in shown:
-        assert clips[0] == clips[1] == clips[2]
+    for clips in whole.clips.numpy().reshape(crops.shape):
+        assert numbers(clips[0]) == numbers(clips[1]) == numbers(clips[2])
 
 
 @pytest.mark.skipif(dali_problem() is not None, reason=str(dali_problem()))
@@ -98,7 +96,6 @@ def test_pretraining_draws_are_what_they_were():
     """The two numbers of the new crop come after those that pretraining uses."""
     draw = ClipDraw.of(1, 2, 3, 4)
     first = np.random.default_rng([1, 2, 3, 4]).random(5)
-    assert [draw.window, draw.scales, draw.position, draw.substitute] == first[
-        [0, 1, 2, 4]
-    ].tolist()
-    assert draw.flip == (first[3] < 0.5)
+    window, scales, position, flip, substitute = first.tolist()
+    assert (draw.window, draw.scales, draw.position) == (window, scales, position)
+    assert (draw.flip, draw.substitute) == (flip < 0.5, substitute)

@@ -193,15 +193,13 @@ def test_every_frame_is_augmented_alike(config):
     still = torch.randint(0, 256, (6, 1, 32, 32, 3), dtype=torch.uint8).expand(-1, 8, -1, -1, -1)
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
     made = learner(config, "augment.erase=0")
-    changed = 0
+    plain, changed = learner(config, *PLAIN), 0
     for seed in range(5):
         made.generator.manual_seed(seed)
         video, targets = augmented(made, still, labels, np.random.default_rng(seed))
         assert torch.equal(video, video[:, :, :1].expand_as(video))
         torch.testing.assert_close(targets.sum(1), torch.ones(6))
-        changed += not torch.equal(
-            video, augmented(learner(config, *PLAIN), still, labels, None)[0]
-        )
+        changed += not torch.equal(video, augmented(plain, still, labels, None)[0])
     assert changed == 5
 
 
@@ -252,7 +250,7 @@ def test_non_finite_losses_are_skipped_then_stop(config, tmp_path):
     for name, parameter in run.learner.module.named_parameters():
         assert torch.equal(parameter, before[name])
         assert torch.equal(run.learner.average[name], before[name])
-    assert len((tmp_path / "run" / "skipped_steps.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "run" / "skipped_steps.jsonl").read_text().splitlines()) == 3
 
 
 def test_starts_from_nothing_by_preset(config):

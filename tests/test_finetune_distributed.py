@@ -87,10 +87,9 @@ def test_two_processes_train_and_evaluate_as_one(folder):
     for name in ("ddp", "zero"):
         for key, value in model(folder, name).items():
             torch.testing.assert_close(value, expected[key], rtol=1e-2, atol=2e-4, msg=key)
-        losses = [
-            [row["loss"] for row in lines(folder / n / "metrics.jsonl")] for n in ("one", name)
-        ]
-        assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+        one, two = (lines(folder / n / "metrics.jsonl") for n in ("one", name))
+        losses = [row["loss"] for row in one]
+        assert [row["loss"] for row in two] == pytest.approx(losses, rel=1e-3)
         # Each process evaluates its share of the videos; together that is the same list.
         evaluations = [lines(folder / n / "eval.jsonl") for n in ("one", name)]
         assert evaluations[0] == evaluations[1]

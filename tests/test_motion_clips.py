@@ -68,8 +68,8 @@ def test_drifting_by_whole_pixels_moves_the_pixels():
 
 
 def picture_statistics(pictures: np.ndarray) -> torch.Tensor:
-    """Of pictures (M, S, S, 3): colours, contrasts, and log power of the differences along both axes
-    at several distances."""
+    """Of pictures (M, S, S, 3): colours, contrasts, and log power of the differences along both
+    axes at several distances."""
     light = pictures.astype(np.float64).mean(-1)
     parts = [pictures.mean((1, 2)), pictures.std((1, 2))]
     for distance in (1, 2, 4, 8):
@@ -100,7 +100,7 @@ def test_a_written_set_is_labelled_readable_and_of_its_seed(tmp_path):
     train, test = map(read_videos, lists)
     assert [video.label for video in train] == [name for name in CLASSES for _ in range(2)]
     assert [video.label for video in test] == list(CLASSES)
-    # Train, test, classes and numbers have textures of their own: no first frame looks like another.
+    # Every video has a texture of its own: no first frame looks like another.
     clips = {video.path: load_clip(video.path, FRAMES, 1, SIDE) for video in train + test}
     first = np.stack([clip[0].astype(float) for clip in clips.values()])
     distances = np.abs(first[:, None] - first[None]).mean((2, 3, 4))

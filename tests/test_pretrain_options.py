@@ -94,9 +94,8 @@ def test_probes_while_training(run_config, lists, tmp_path):  # noqa: F811
     kinds = ["linear", "knn", "attentive"]
     plain = run_config("plain", train=train)
     Trainer(plain, CPU).run()
-    probed = run_config(
-        "probed", train=train, eval=probing(lists, probe_every=1, probe_kinds=kinds)
-    )
+    settings = probing(lists, probe_every=1, probe_kinds=kinds)
+    probed = run_config("probed", train=train, eval=settings)
     Trainer(probed, CPU).run()
     assert_identical(weights(tmp_path / "plain", 14), weights(tmp_path / "probed", 14))
     rows = [json.loads(x) for x in (tmp_path / "probed" / "eval.jsonl").read_text().splitlines()]
