@@ -11,6 +11,7 @@ from conftest import TINY_MODEL
 from labelled_files import NAMES, write_frames, write_labelled
 from test_engine import assert_identical, weights
 from test_interchange import write_run
+from test_step_options import RefuseToWait
 
 import tats_fast
 from tats_fast.cli import main
@@ -152,7 +153,7 @@ def test_last_evaluation_is_the_commands(config, tmp_path):
     assert record["accuracy"]["top1"] == rows[-1]["top1"]
 
 
-def test_a_stand_in_brings_its_own_label(config, tmp_path):
+def test_a_stand_in_brings_its_own_label(config, tmp_path, monkeypatch):
     """Videos of one grey level per class, one of them unreadable: whatever stands in for it, level
     and label go together."""
     lines = []
@@ -170,14 +171,13 @@ def test_a_stand_in_brings_its_own_label(config, tmp_path):
     )
     seen = []
 
-    def look(batches):
-        for batch in batches:
-            levels = batch.clips.float().mean(dim=(1, 2, 3, 4)).unflatten(0, (-1, 2))
-            seen.extend(zip(levels.tolist(), run.labels[batch.videos].tolist(), strict=True))
+    def look(learner, clips, labels, plan):
+        for batch, label in zip(clips, labels, strict=True):
+            levels = batch.float().mean(dim=(1, 2, 3, 4)).unflatten(0, (-1, 2))
+            seen.extend(zip(levels.tolist(), label.tolist(), strict=True))
         return {"loss": torch.zeros(()), "train_top1": torch.zeros(()), "skipped": torch.zeros(())}
 
-    run.train_step = look
-    run._plan = StepPlan(0, 0.0)
+    monkeypatch.setattr("tats_fast.finetune.trainer.train_step", look)
     run.run()
     assert run.position.skipped_clips > 10  # the stand-in happened
     for levels, label in seen:
@@ -243,14 +243,24 @@ def test_layers_learn_at_their_rates(config):
 def test_non_finite_losses_are_skipped_then_stop(config, tmp_path):
     run = Finetuner(config("train.max_skipped=3", "train.ema_decay=0.5"), CPU)
     before = {name: p.detach().clone() for name, p in run.learner.module.named_parameters()}
+    for value in run.learner.average.values():
+        value.add_(1)  # so that a step would move it
     forward = run.learner.runner.forward
     run.learner.runner.forward = lambda video: forward(video) * float("nan")
     with pytest.raises(NonFiniteLoss, match="3 steps in a row"):
         run.run()
     for name, parameter in run.learner.module.named_parameters():
         assert torch.equal(parameter, before[name])
-        assert torch.equal(run.learner.average[name], before[name])
+        assert torch.equal(run.learner.average[name], before[name] + 1)
     assert len((tmp_path / "run" / "skipped_steps.jsonl").read_text().splitlines()) == 3
+
+
+def test_no_step_waits_for_the_device(config):
+    made = learner(config, "train.ema_decay=0.9", "optim.grad_clip=1", "train.accumulation=2")
+    clips = [torch.randint(0, 256, (4, 8, 32, 32, 3), dtype=torch.uint8) for _ in range(2)]
+    labels = [torch.tensor([0, 1]), torch.tensor([2, 3])]  # two clips of each video
+    with RefuseToWait():
+        train_step(made, clips, labels, StepPlan(0, 0.1))
 
 
 def test_starts_from_nothing_by_preset(config):
