@@ -162,10 +162,12 @@ def pids_then_much(item):
 
 
 def test_closing_ends_all_processes():
-    events = stream_parts(pids_then_much, range(5), 2)
-    pids = {event for _, event in (next(events) for _ in range(8)) if isinstance(event, int)}
-    assert len(pids) == 2
-    events.close()
+    pids = set()
+    with contextlib.closing(stream_parts(pids_then_much, range(5), 2)) as events:
+        while len(pids) < 2:
+            _, event = next(events)
+            if isinstance(event, int):
+                pids.add(event)
     assert all(gone(pid) for pid in pids)
 
 

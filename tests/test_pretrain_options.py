@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -57,6 +58,7 @@ def test_a_resumed_run_does_not_start_again(run_config, source, tmp_path):  # no
     config = run_config(train={"init_from": str(folder)})
     Trainer(config, CPU).run()
     expected = weights(tmp_path / "run", 6)["model"]["mae"]
+    shutil.rmtree(folder)  # nor does it need them any more
     again = Trainer(config, CPU)
     assert again.position.step == 6
     assert_identical(again.learner.runner.module.state_dict(), expected)

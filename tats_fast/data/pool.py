@@ -120,7 +120,7 @@ class Workers(Generic[Item, Result]):
             worker = self._workers[number]
             if worker.load >= DEPTH:
                 return
-            if not worker.items and not worker.process.is_alive():
+            if not worker.items and not worker.alive():
                 self._replace(number, worker.cause_of_death())
             elif not worker.items and worker.taken >= _LIFE:
                 worker.end()
@@ -138,11 +138,11 @@ class Workers(Generic[Item, Result]):
     def _replace(self, number: int, lost: Lost) -> list[tuple[int, Lost]]:
         worker = self._workers[number]
         worker.end()
-        self._workers[number] = _Worker(self.function)
-        self.replaced += 1
         # The first item is the one it worked on; the next had not begun.
         items = list(worker.items)
         self._queue.extendleft(reversed(items[1:]))
+        self._workers[number] = _Worker(self.function)
+        self.replaced += 1
         return [(ticket, lost) for ticket, _ in items[:1]]
 
 

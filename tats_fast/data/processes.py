@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+Serve = Callable[[Callable[..., Any], Connection], None]
+"""``serve(function, pipe)`` receives items and sends ``Answer``s, for ever."""
+
 # Items in a process's hands: the one it works on and the next, so that it need not wait for us.
 DEPTH = 2
 # Seconds between two looks of a process at whether its parent is still there.
@@ -55,17 +58,13 @@ class Answer(NamedTuple):
 
 
 class Worker:
-    """One process that runs ``serve(function, pipe)``, its pipe, and the items in its hands.
+    """One process that serves ``function``, its pipe, and the items in its hands.
 
-    ``serve`` receives items and sends ``Answer``s until the process ends, which it does when it is
-    killed or its parent is gone. What the function closes over is inherited.
+    It lives until ``end``, or until its parent is gone. What the function closes over is inherited,
+    not sent through the pipe.
     """
 
-    def __init__(
-        self,
-        serve: Callable[[Callable[..., Any], Connection], None],
-        function: Callable[..., Any],
-    ) -> None:
+    def __init__(self, serve: Serve, function: Callable[..., Any]) -> None:
         self.items: deque[Any] = deque()
         self.started = math.inf
         """When, on the monotonic clock, it could begin with what it must answer next."""
@@ -138,13 +137,8 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _begin(
-    serve: Callable[[Callable[..., Any], Connection], None],
-    function: Callable[..., Any],
-    pipe: Connection,
-    parent: int,
-) -> None:
-    """The life of a process."""
+def _begin(serve: Serve, function: Callable[..., Any], pipe: Connection, parent: int) -> None:
+    """The new process: settle in, then serve."""
     # Ctrl-C reaches the whole process group, and the parent decides what becomes of the items in
     # hand. What else the parent does on a signal is no business of this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

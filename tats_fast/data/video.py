@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # and an open GOP drops its leading frames: then the first frame comes too late, and we go back.
 _SEEK_MARGINS = (0.0, 1.0, 10.0)
 # Frames per second above this are a container's clock (1000 in FLV and MKV), not a frame rate.
-_MAX_RATE = 250.0
+MAX_RATE = 250.0
 # Windows tried before the start of the video is taken.
 ATTEMPTS = 3
 
@@ -218,11 +218,11 @@ class Timing:
         rate = float(stream.average_rate or 0)
         frames = stream.frames
         if frames <= 0:  # WebM, MPEG and fragmented MP4 do not say
-            if 0 < rate <= _MAX_RATE and seconds > 0:
+            if 0 < rate <= MAX_RATE and seconds > 0:
                 frames = round(seconds * rate)
             else:
                 frames = _count_packets(path)
-        if not 0 < rate <= _MAX_RATE:
+        if not 0 < rate <= MAX_RATE:
             rate = frames / seconds if frames > 0 and seconds > 0 else 25.0
         origin = 0.0
         if stream.start_time is not None:

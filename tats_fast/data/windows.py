@@ -19,11 +19,8 @@ import numpy as np
 
 from tats_fast.data.clip import centre_crop
 from tats_fast.data.pixels import FrameScaler
-from tats_fast.data.video import Deadline, DecodeError, decoded_frames, open_video
+from tats_fast.data.video import MAX_RATE, Deadline, DecodeError, decoded_frames, open_video
 from tats_fast.data.views import decode_views, segment_views, side_crops
-
-# Frames per second above this are a container's clock (1000 in FLV and MKV), not a frame rate.
-_MAX_RATE = 250.0
 
 
 @dataclass(frozen=True)
@@ -156,4 +153,4 @@ def _segments(path: str, num_frames: int, size: int) -> Generator[Window, None, 
 
 
 def _rate(claimed: float | None) -> float | None:
-    return float(claimed) if claimed is not None and 0 < claimed <= _MAX_RATE else None
+    return float(claimed) if claimed is not None and 0 < claimed <= MAX_RATE else None

@@ -30,6 +30,7 @@ from tats_fast.data import DecodeError, Video
 from tats_fast.data.stream import Done, stream_parts
 from tats_fast.data.windows import Length, Window, video_windows, window_batches
 from tats_fast.models.encoder import VideoEncoder
+from tats_fast.recognition.feature_file import FeatureFile, Layout, writing
 from tats_fast.recognition.features import encode, encoder_hash
 from tats_fast.recognition.output import shown, write_bytes, write_json
 
@@ -42,8 +43,6 @@ INDEX, SETTINGS, LOCK = "index.jsonl", "settings.json", ".lock"
 _VERSION = 1
 # Characters kept of a file's own name: file systems take 255 bytes, and a character is up to 4.
 _STEM = 48
-# Bytes in front of the arrays of a file. They hold the number of windows, which is known last.
-_HEADER_BYTES = 256
 # Threads that look at files already there: network storage answers slowly, but many at once.
 _STAT_THREADS = 16
 # Seconds between two lines of progress.
@@ -122,7 +121,7 @@ def extract_features(
     config = encoder.config
     hop = (settings.hop or config.num_frames * settings.stride) if settings.stride else 0
     tokens = (config.num_tokens,) if settings.what == "tokens" else ()
-    layout = _Layout(settings.format, (*tokens, config.width), "<f2" if tokens else "<f4")
+    layout = Layout(settings.format, (*tokens, config.width), "<f2" if tokens else "<f4")
     with _locked(out):
         _require_same_settings(out, encoder, settings, hop)
         lines = _complete(out, videos, layout)
@@ -135,7 +134,7 @@ def extract_features(
             with contextlib.closing(written), open(out / INDEX, "a") as index:
                 for line in written:
                     lines[line["number"]] = line
-                    with _writing(out / INDEX):
+                    with writing(out / INDEX):
                         index.write(json.dumps(line) + "\n")
                         index.flush()
                     if "error" in line:
@@ -155,7 +154,7 @@ def _written(
     videos: dict[int, Video],
     settings: ExtractSettings,
     hop: int,
-    layout: _Layout,
+    layout: Layout,
     out: Path,
 ) -> Iterator[dict[str, Any]]:
     """The index line of each video, by number, that came to its end, after its file was written."""
@@ -172,7 +171,7 @@ def _written(
         except MemoryError:
             return "not enough memory"
 
-    files: dict[int, _FeatureFile] = {}
+    files: dict[int, FeatureFile] = {}
     events = stream_parts(windows, videos, min(settings.workers, len(videos)), settings.timeout)
     try:
         for batch in window_batches(events, settings.batch_size):
@@ -183,7 +182,7 @@ def _written(
                 if isinstance(event, Window):
                     if number not in files:
                         path = out / _file_name(number, video, layout)
-                        files[number] = _FeatureFile(path, layout)
+                        files[number] = FeatureFile(path, layout)
                     files[number].append(event.start, next(features))
                     continue
                 line = {"number": number, "path": video.path, "label": video.label}
@@ -215,96 +214,10 @@ def _encoded(encoder: VideoEncoder, clips: list[np.ndarray], what: str) -> np.nd
     return kept.cpu().numpy()
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Bytes of a feature file: a header of fixed size, the features and, in safetensors, starts."""
-
-    format: str
-    shape: tuple[int, ...]
-    """Of one window."""
-    dtype: str
-
-    def header(self, windows: int) -> bytes:
-        """What comes before the features, according to the two formats' specifications."""
-        if self.format == "npy":
-            shape = (windows, *self.shape)
-            text = repr({"descr": self.dtype, "fortran_order": False, "shape": shape})
-            room = _HEADER_BYTES - 10
-            head = b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little")
-            return head + text.encode().ljust(room - 1) + b"\n"
-        end = windows * self._window_bytes
-        kind = f"F{8 * np.dtype(self.dtype).itemsize}"
-        shape, starts_end = [windows, *self.shape], end + 8 * windows
-        description = {
-            "features": {"dtype": kind, "shape": shape, "data_offsets": [0, end]},
-            "starts": {"dtype": "I64", "shape": [windows], "data_offsets": [end, starts_end]},
-        }
-        room = _HEADER_BYTES - 8
-        return room.to_bytes(8, "little") + json.dumps(description).encode().ljust(room)
-
-    def file_bytes(self, windows: int) -> int:
-        """Size of a complete file."""
-        starts = 8 * windows if self.format == "safetensors" else 0
-        return _HEADER_BYTES + windows * self._window_bytes + starts
-
-    @property
-    def _window_bytes(self) -> int:
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
-
-
-class _FeatureFile:
-    """A file that grows window by window beside its place, and appears there once it is whole."""
-
-    def __init__(self, path: Path, layout: _Layout) -> None:
-        self.path = path
-        self.starts: list[int] = []
-        self._layout = layout
-        self._temporary = path.with_name(f".{path.name}.tmp")
-        with _writing(path):
-            self._file = open(self._temporary, "wb")  # noqa: SIM115
-            self._file.write(bytes(_HEADER_BYTES))
-
-    def append(self, start: int, features: np.ndarray) -> None:
-        """Add a window that begins at frame ``start``."""
-        assert features.shape == self._layout.shape
-        self.starts.append(start)
-        with _writing(self.path):
-            self._file.write(features.astype(self._layout.dtype, copy=False).tobytes())
-
-    def finish(self) -> dict[str, Any]:
-        """Let the file appear; returns what the index says about it."""
-        with _writing(self.path):
-            if self._layout.format == "safetensors":
-                self._file.write(np.array(self.starts, "<i8").tobytes())
-            self._file.seek(0)
-            header = self._layout.header(len(self.starts))
-            assert len(header) == _HEADER_BYTES
-            self._file.write(header)
-            self._file.close()
-            os.replace(self._temporary, self.path)
-        starts = self.starts
-        return {"file": self.path.name, "windows": len(starts), "starts": starts}
-
-    def discard(self) -> None:
-        """Leave nothing behind."""
-        with contextlib.suppress(OSError):  # a full disk, which is said elsewhere
-            self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Failures to write become one line."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
-
-
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """The folder, made if needed, for this process alone and without what a killed one left."""
-    with _writing(out):
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         lock = open(out / LOCK, "w")  # noqa: SIM115
     with lock:
@@ -350,7 +263,7 @@ def _require_same_settings(
         )
 
 
-def _complete(out: Path, videos: Sequence[Video], layout: _Layout) -> dict[int, dict[str, Any]]:
+def _complete(out: Path, videos: Sequence[Video], layout: Layout) -> dict[int, dict[str, Any]]:
     """Index lines, by number, of what need not be done again; with the labels of the list.
 
     Raises ``ConfigError`` if the index is of another list. A longer or shorter one is welcome.
@@ -393,7 +306,7 @@ def _write_index(out: Path, lines: dict[int, dict[str, Any]]) -> None:
     write_bytes(out / INDEX, "".join(rows).encode())
 
 
-def _file_name(number: int, video: Video, layout: _Layout) -> str:
+def _file_name(number: int, video: Video, layout: Layout) -> str:
     """Running number and what is harmless of the video's own name: ``000012_my_clip.npy``."""
     stem = os.path.splitext(os.path.basename(video.path))[0]
     harmless = re.sub(r"[^\w.-]+", "_", stem)[:_STEM]
