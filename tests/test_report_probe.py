@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from test_report import Parsed, save_checkpoint, tiny
+from test_interchange import write_run
+from test_report import Parsed, tiny
 
-import tats_fast
 from tats_fast.cli import main
-from tats_fast.config import save_config
 from tats_fast.data import load_clip
 from tats_fast.interchange import build_encoder, read_weights
+from tats_fast.models import MaskedAutoencoder
 from tats_fast.recognition.features import encoder_hash
 from tats_fast.report.probes import Probes, leading_comment, probes_html, read_probes
 from tats_fast.report.visualize import write_report
@@ -30,29 +30,23 @@ from motion_clips import ABOUT, DRIFTS, write_set
 TITLE = "What the features know"
 
 
-def probe(checkpoint: Path, lists: tuple[Path, Path], out: Path, *options: str) -> None:
+def probe(checkpoint: Path, lists: tuple[Path, Path], out: Path) -> None:
     train, test = map(str, lists)
     arguments = ["probe", "--checkpoint", str(checkpoint), "--train", train, "--eval", test]
     arguments += ["--kinds", "linear,knn", "--stride", "1", "--workers", "1", "--device", "cpu"]
-    assert main([*arguments, "--out", str(out), *options]) == 0
+    assert main([*arguments, "--out", str(out)]) == 0
 
 
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory) -> Path:
-    """A folder with a probed run, its control, and the lists of small generated videos."""
+    """A folder with a probed run, its control, and the lists of a few generated videos."""
     folder = tmp_path_factory.mktemp("probed")
     lists = write_set(folder / "motion", train=2, test=1)
-    run = folder / "run"
-    checkpoint = save_checkpoint(tiny("random"), run / "checkpoints" / "step_30")
-    probe(run, lists, run / "probe")
-    torch.manual_seed(5)
-    other = folder / "other"
-    other.mkdir()
-    mae = tats_fast.create_model(**vars(tiny().model))
-    torch.save({"mae": mae.state_dict(), "sampler": None}, other / "model.pt")
-    save_config(tiny("random"), other / "config.yaml")
-    probe(other, lists, run / "probe_untrained")
-    assert checkpoint.is_dir()
+    for seed, name in enumerate(("run", "other")):
+        torch.manual_seed(seed)
+        write_run(folder / name, MaskedAutoencoder(tiny().model))
+    probe(folder / "run", lists, folder / "run/probe")
+    probe(folder / "other", lists, folder / "run/probe_untrained")
     return folder
 
 
@@ -121,18 +115,13 @@ def test_examples_are_the_clips_that_were_probed(probed, run):
 
 
 def test_probes_of_another_checkpoint_are_left_out(probed, run, caplog):
-    save_checkpoint(tiny("random"), run / "checkpoints" / "step_60")
-    assert read(run) is not None  # the same weights under another name
-    weights = torch.load(run / "checkpoints/step_60/model.pt", weights_only=True)
-    weights["mae"][
-        "encoder.norm.bias"
-        if "encoder.norm.bias" in weights["mae"]
-        else next(k for k in weights["mae"] if not k.startswith("decoder"))
-    ] += 1
-    torch.save(weights, run / "checkpoints/step_60/model.pt")
+    videos = probed / "motion/test/left_00.mp4"
+    shutil.copytree(run / "checkpoints/step_000003", run / "checkpoints/step_000005")
+    assert TITLE in page(run, videos).text  # the same weights, whatever the folder's name
+    shutil.copytree(probed / "other/checkpoints/step_000003", run / "checkpoints/step_000007")
     with caplog.at_level(logging.WARNING, logger="tats_fast"):
-        parsed = page(run, probed / "motion/test/left_00.mp4")
-    assert TITLE not in parsed.text and "it is about another checkpoint" in caplog.text
+        assert TITLE not in page(run, videos).text
+    assert "probe/probe.json left out: it is about another checkpoint" in caplog.text
 
 
 @pytest.mark.parametrize(

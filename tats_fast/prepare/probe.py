@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tats_fast.data.video import DecodeError, open_video
+from tats_fast.data.video import MAX_RATE, DecodeError, open_video
 from tats_fast.prepare.probe_read import Findings, read_all, read_ends, skim
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 MODES = ("quick", "full")
 
-# Frames per second above this are a container's clock, not a frame rate.
-_MAX_RATE = 250.0
 # A file that holds less than this share of what it claims gets a warning.
 _COMPLETE = 0.9
 # Damage to the last frames is what cutting off a file leaves; their order is not that of the file.
@@ -106,7 +104,7 @@ class Claims:
 
     def length(self) -> int | None:
         """Frames, if the header says or lets guess."""
-        if self.frames is None and self.duration and self.fps and self.fps <= _MAX_RATE:
+        if self.frames is None and self.duration and self.fps and self.fps <= MAX_RATE:
             return round(self.duration * self.fps)
         return self.frames
 
