@@ -308,7 +308,7 @@ def test_bad_settings_stop_before_any_work(config, tmp_path, overrides, part):
         ("train.ema_decay=1", "train.ema_decay=1.0: must be in [0, 1)"),
         ("train.accumulation=3", "train.batch_size=8: must be divisible by train.accumulation=3"),
         ("data.repeat=2", "data.repeat=2: unknown key; did you mean repeats?"),
-        ("masking.ratio=0.9", "not a key of tats-fast finetune"),
+        ("masking.ratio=0.9", "masking={'ratio': 0.9}: a key of tats-fast pretrain alone"),
     ],
 )
 def test_impossible_values_are_one_clear_line(config, override, part):

@@ -52,7 +52,7 @@ def load_finetune_config(
 ) -> FinetuneConfig:
     """The same for a fine-tuning run, whose keys are ``FinetuneConfig``'s fields."""
     tree = _read_tree(path, overrides)
-    _refuse_keys_of(RunConfig, FinetuneConfig, tree, "tats-fast finetune")
+    _refuse_keys_of(RunConfig, FinetuneConfig, tree, "pretrain")
     return _build(FinetuneConfig, tree, prefix="")
 
 
@@ -63,15 +63,18 @@ def build_config(tree: Mapping[str, Any]) -> RunConfig:
     if isinstance(model, dict):
         preset = model.get("preset", "vit_base")
         tree["model"] = {**PRESETS.get(str(preset), {}), **model}
-    _refuse_keys_of(FinetuneConfig, RunConfig, tree, "tats-fast pretrain")
+    _refuse_keys_of(FinetuneConfig, RunConfig, tree, "finetune")
     return _build(RunConfig, tree, prefix="")
 
 
 def _refuse_keys_of(other: type, cls: type, tree: Mapping[str, Any], command: str) -> None:
-    """A configuration of the other command gets a better word than an unknown key."""
+    """A configuration of the ``other`` command gets a better word than an unknown key."""
     for key in tree:
         if key in typing.get_type_hints(other) and key not in typing.get_type_hints(cls):
-            raise ConfigError(f"{key}={_short(tree[key])}: not a key of {command}")
+            raise ConfigError(
+                f"{key}={_short(tree[key])}: a key of tats-fast {command} alone; use that command "
+                "or remove the key"
+            )
 
 
 def _read_tree(path: str | Path | None, overrides: Iterable[str]) -> dict[str, Any]:

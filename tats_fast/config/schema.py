@@ -287,7 +287,7 @@ class EvalConfig:
     """Probes of the frozen encoder while it trains (``tats-fast probe``)."""
 
     probe_every: int = 0
-    """Passes over ``data.train`` between two probes, and one after the last step; 0 = none."""
+    """Epochs (clips over videos) between two probes, and one after the last step; 0 = none."""
     probe_train: str | None = None
     """List with labels that probes are trained on; paths start as those of ``data``."""
     probe_eval: str | None = None
