@@ -210,13 +210,13 @@ def test_what_is_from_memory_says_so(name):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_each_file_is_for_one_command(path):
-    right, wrong, command = load_config, load_finetune_config, "tats-fast finetune"
+    right, wrong, command = load_config, load_finetune_config, "pretrain"
     if path.parent == FINETUNE:
-        right, wrong, command = wrong, right, "tats-fast pretrain"
+        right, wrong, command = wrong, right, "finetune"
     right(path)
     with pytest.raises(ConfigError) as caught:
         wrong(path)
-    assert f"not a key of {command}" in str(caught.value)
+    assert f"a key of tats-fast {command} alone" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
