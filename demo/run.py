@@ -27,7 +27,10 @@ PROBES = ("linear", "linear_bn")
 
 def run() -> int:
     """Train, probe, report, summarise; the exit code of the first command that fails."""
-    code = pretrain() or probe() or visualize()
+    code = pretrain()
+    # The rest is small: more threads gain little, and cost much where they share their cores.
+    torch.set_num_threads(1)
+    code = code or probe() or visualize()
     if code:
         return code
     print("\n".join(summary(RUN / "eval.jsonl")))

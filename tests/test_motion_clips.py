@@ -74,10 +74,13 @@ def test_drifting_by_whole_pixels_moves_the_pixels():
 
 
 def picture_statistics(pictures: np.ndarray) -> torch.Tensor:
-    """Of pictures (M, S, S, 3): colours, contrasts, and log power of the differences along both
-    axes at several distances."""
+    """Of pictures (M, S, S, 3): colours, contrasts, contrast at each place of a 4 x 4 grid,
+    and log power of the differences along both axes at several distances."""
     light = pictures.astype(np.float64).mean(-1)
     parts = [pictures.mean((1, 2)), pictures.std((1, 2))]
+    contrast = np.log1p(np.abs(light - light.mean((1, 2), keepdims=True)))
+    places = contrast.reshape(len(light), 4, light.shape[1] // 4, 4, light.shape[2] // 4)
+    parts.append(places.mean((2, 4)).reshape(len(light), 16))
     for distance in (1, 2, 4, 8):
         for axis in (1, 2):
             change = light - np.roll(light, distance, axis)

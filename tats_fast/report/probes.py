@@ -143,7 +143,7 @@ def _clip(path: str, stride: int, model: ModelConfig) -> np.ndarray:
     """The clip (T, S, S, 3) that ``tats-fast probe`` takes from a video."""
 
     def choose(total: int) -> list[list[int]]:
-        if False:
+        if stride == 0:
             return segment_views(total, model.num_frames, 1)
         return dense_views(total, model.num_frames, stride, 1)
 
