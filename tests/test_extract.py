@@ -480,6 +480,11 @@ def test_command(run, videos, tmp_path, capsys):
     lines = index_of(tmp_path / "out")
     assert [line["label"] for line in lines] == ["cat", "dog", "cat"]
     assert lines[0]["starts"] == [0, 8, 16, 24, 32] and lines[1]["error"] == "missing"
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["stride"] == 2
+    own = [*command[:6], str(tmp_path / "own"), "--device", "cpu"]  # as trained: 4
+    assert main(own) == 1
+    assert json.loads((tmp_path / "own" / "settings.json").read_text())["stride"] == 4
     os.link(videos[1].path, tmp_path / "clips" / "gone.mp4")
     assert main([*command, "model.num_frames=4"]) == 0
     assert "out: 8 windows of 3 videos, 2 of them from before\n" in capsys.readouterr().out

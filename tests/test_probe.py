@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -246,6 +247,19 @@ def test_command(dataset, tmp_path, capsys):
     for result in record["results"]:
         assert result["kind"] in printed
         assert result["top1"] > 0.8 and result["top5"] is None, result
+
+
+def test_clips_are_cut_as_in_training(dataset, tmp_path):
+    """Without --stride the run's own counts, 4 in that of ``write_run``; set to 2, 2."""
+    shutil.copytree(dataset / "run", tmp_path / "run")
+    file = next((tmp_path / "run").rglob("config.yaml"))
+    file.write_text(file.read_text().replace("stride: 4", "stride: 2"))
+    for folder, stride in ((dataset / "run", 4), (tmp_path / "run", 2)):
+        arguments = command(dataset, tmp_path / "out", kinds="knn", checkpoint=folder)
+        position = arguments.index("--stride")
+        assert main(arguments[:position] + arguments[position + 2 :]) == 0
+        record = json.loads((tmp_path / "out" / "probe.json").read_text())
+        assert record["options"]["stride"] == stride
 
 
 def test_evaluation_labels_choose_nothing(dataset, tmp_path):

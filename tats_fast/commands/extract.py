@@ -29,9 +29,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--stride",
         type=int,
         metavar="N",
-        default=4,
-        help="frames from one of a window to the next (default: 4); 0 = one window with one frame "
-        "per segment of the video",
+        help="frames from one of a window to the next; 0 = one window, a frame of each segment of "
+        "the video (default: as the encoder was trained, or 4)",
     )
     extract.add_argument(
         "--hop",
@@ -58,6 +57,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _extract(options: argparse.Namespace) -> int:
+    from dataclasses import replace
     from pathlib import Path
 
     from tats_fast.data import read_videos
@@ -67,14 +67,17 @@ def _extract(options: argparse.Namespace) -> int:
 
     overrides = model_overrides(options.overrides)
     device = pick_device(options.device)
-    names = ("what", "format", "stride", "hop", "batch_size", "timeout")
+    names = ("what", "format", "hop", "batch_size", "timeout")
     settings = ExtractSettings(
+        stride=4 if options.stride is None else options.stride,
         workers=len(os.sched_getaffinity(0)) if options.workers is None else options.workers,
         **{name: getattr(options, name) for name in names},
     )
     videos = read_videos(options.videos, options.root, key="--videos")
     path = Path(options.checkpoint).expanduser()
     weights = read_weights(path, {"attention": "auto", **overrides})
+    if options.stride is None and weights.stride is not None:
+        settings = replace(settings, stride=weights.stride)
     out = Path(options.out).expanduser()
     done = extract_features(build_encoder(weights, device), videos, settings, out)
     before = f", {done.skipped} of them from before" if done.skipped else ""

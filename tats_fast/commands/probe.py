@@ -25,8 +25,14 @@ def add(commands: argparse._SubParsersAction) -> None:
     probe.add_argument("--out", metavar="DIR", default="probe", help="folder to write")
     probe.add_argument("--cache", metavar="DIR", help="where features are kept (OUT/features)")
     probe.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    probe.add_argument(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="frames from one to the next; 0 = one per segment of the whole video (default: as the "
+        "encoder was trained, or 4)",
+    )
     for name, default, text in (
-        ("--stride", 4, "frames from one to the next; 0 = one per segment of the whole video"),
         ("--grid", 7, "attentive: tokens are averaged to at most N x N places per token-frame"),
         ("--batch-size", 16, "clips encoded at once"),
         ("--seed", 0, "of the held-out part and the attentive probe"),

@@ -98,6 +98,13 @@ class TrainingLoop(ABC):
         self.resume_from = checkpoint_to_resume(self.folder, config.train.resume)
         self.videos = self.read_videos("train")
         self.total_steps = total_steps(config, len(self.videos))
+        if config.train.batch_size > len(self.videos) and world.is_main:
+            LOGGER.warning(
+                "train.batch_size=%d exceeds the %d listed videos: every step sees some of them "
+                "several times",
+                config.train.batch_size,
+                len(self.videos),
+            )
         self.learner = self.make_learner()
         self.position = Position()
         if self.resume_from is not None:

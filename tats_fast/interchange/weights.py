@@ -72,6 +72,11 @@ class Weights:
         """Whether this is a whole autoencoder, as pretraining continues from."""
         return "mask_token" in self.state
 
+    @property
+    def stride(self) -> int | None:
+        """``data.stride`` of the training, if known: what clips should be cut with."""
+        return None if self.run is None else self.run.data.stride
+
 
 def run_config(fields: Mapping[str, Any]) -> RunConfig:
     """A run around the ``model`` section ``fields``, checked like a configuration file. It masks

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,8 @@ class ProbeOptions:
     cache: str | None = None
     """Folder of the features; none = ``features`` in ``out``."""
     kinds: tuple[str, ...] = KINDS
-    stride: int = 4
+    stride: int | None = None
+    """None = as the encoder was trained, or 4 where that is not known."""
     grid: int = 7
     batch_size: int = 16
     workers: int = 1
@@ -99,7 +100,7 @@ def run_probe(
         ConfigError: bad lists, labels, checkpoint or settings; one line.
     """
     settings = FeatureSettings(
-        stride=options.stride,
+        stride=4 if options.stride is None else options.stride,
         tokens="attentive" in options.kinds,
         grid=options.grid,
         batch_size=options.batch_size,
@@ -113,6 +114,9 @@ def run_probe(
     cache = Path(options.cache).expanduser() if options.cache else out / "features"
     path = Path(options.checkpoint).expanduser()
     weights = read_weights(path, {"attention": "auto", **(overrides or {})})
+    if options.stride is None and weights.stride is not None:
+        settings = replace(settings, stride=weights.stride)
+    options = replace(options, stride=settings.stride)
     encoder = build_encoder(weights, device)
     report = probe_model(
         encoder,
@@ -203,7 +207,10 @@ def label_numbers(
         for video in videos:
             if video.label is None:
                 name = shown(video.path)
-                raise ConfigError(f"{key}: {name} has no label; write a list of path and label")
+                raise ConfigError(
+                    f"{key}: {name} has no label; write a list of path and label, as "
+                    "tats-fast prepare does"
+                )
     classes = {video.label for video in train}
     # "12" among words is a word: a list is of integers only if all its labels are.
     if not all(isinstance(label, int) for label in classes):

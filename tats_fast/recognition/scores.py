@@ -155,7 +155,8 @@ def class_ids(videos: Sequence[Video], classes: Sequence[str], key: str = "--lis
     for video in videos:
         if video.label is None:
             raise ConfigError(
-                f"{key}: {shown(video.path)} has no label; write a list of path and label"
+                f"{key}: {shown(video.path)} has no label; write a list of path and label, as "
+                "tats-fast prepare does"
             )
     ids: dict[int | str, int]
     integers = all(isinstance(video.label, int) for video in videos)
