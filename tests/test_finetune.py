@@ -255,6 +255,18 @@ def test_non_finite_losses_are_skipped_then_stop(config, tmp_path):
     assert len((tmp_path / "run" / "skipped_steps.jsonl").read_text().splitlines()) == 3
 
 
+def test_bf16_computes_near_fp32_and_keeps_fp32_weights(config):
+    clips = [torch.randint(0, 256, (4, 8, 32, 32, 3), dtype=torch.uint8)]
+    losses = []
+    for precision in ("fp32", "bf16"):
+        made = learner(config, *EXACT, f"train.precision={precision}")
+        torch.nn.init.normal_(made.module.head.weight)  # else every loss is log 4
+        metrics = train_step(made, clips, [torch.tensor([0, 1, 2, 3])], StepPlan(0, 1e-3))
+        losses.append(metrics["loss"].item())
+        assert {p.dtype for p in made.module.parameters()} == {torch.float32}
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
 def test_no_step_waits_for_the_device(config):
     made = learner(config, "train.ema_decay=0.9", "optim.grad_clip=1", "train.accumulation=2")
     clips = [torch.randint(0, 256, (4, 8, 32, 32, 3), dtype=torch.uint8) for _ in range(2)]

@@ -63,7 +63,8 @@ FILES = {name: FINETUNE / f"{name}_vit_base.yaml" for name in ALL}
 
 
 def test_every_recipe_is_in_the_table():
-    assert sorted(FINETUNE.glob("*.yaml")) == sorted(FILES.values())
+    recipes = set(FINETUNE.glob("*.yaml")) - {FINETUNE / "quickstart.yaml"}
+    assert recipes == set(FILES.values())
 
 
 @pytest.mark.parametrize("name", ALL)
