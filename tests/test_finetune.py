@@ -267,10 +267,18 @@ def test_bf16_computes_near_fp32_and_keeps_fp32_weights(config):
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
-def test_no_step_waits_for_the_device(config):
+def test_no_step_waits_for_the_device(config, monkeypatch):
+    """Nor copies Python numbers there, which on a GPU waits for all that is queued."""
+    tensor = torch.tensor
+
+    def from_host(*args, device=None, **kwargs):
+        assert device is None, "torch.tensor(..., device=...) waits for a GPU"
+        return tensor(*args, **kwargs)
+
     made = learner(config, "train.ema_decay=0.9", "optim.grad_clip=1", "train.accumulation=2")
     clips = [torch.randint(0, 256, (4, 8, 32, 32, 3), dtype=torch.uint8) for _ in range(2)]
     labels = [torch.tensor([0, 1]), torch.tensor([2, 3])]  # two clips of each video
+    monkeypatch.setattr(torch, "tensor", from_host)
     with RefuseToWait():
         train_step(made, clips, labels, StepPlan(0, 0.1))
 

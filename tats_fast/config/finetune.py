@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 from tats_fast.config.checks import require, require_fraction, require_positive
 from tats_fast.config.training import (
+    Attention,
     DistributedConfig,
     LoopConfig,
     OptimConfig,
+    Preset,
     VideosConfig,
     check_batch,
     check_run_name,
@@ -23,13 +25,13 @@ from tats_fast.config.training import (
 class ClassifierConfig:
     """The encoder with a linear head. Sizes are those of ``init_from``."""
 
-    preset: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] | None = None
+    preset: Preset | None = None
     """Sizes of an encoder that starts from nothing, where there is no ``init_from``."""
     image_size: int | None = None
     """Side of the square input clip, pixels; none = as the encoder was trained."""
     num_frames: int | None = None
     """Frames per clip; none = as the encoder was trained."""
-    attention: Literal["auto", "flash", "flash4", "flash2", "sdpa", "eager"] = "auto"
+    attention: Attention = "auto"
     """Attention backend, as in pretraining."""
     drop_path: float = 0.1
     """Probability of leaving out the last block's branches for a clip; rises linearly from 0 at

@@ -17,9 +17,11 @@ from tats_fast.config.checks import (
     require_positive,
 )
 from tats_fast.config.training import (
+    Attention,
     DistributedConfig,
     LoopConfig,
     OptimConfig,
+    Preset,
     VideosConfig,
     check_batch,
     check_run_name,
@@ -34,7 +36,7 @@ PROBES = ("linear", "linear_bn", "knn", "attentive")
 class ModelConfig:
     """The masked autoencoder. ``preset`` fills the sizes; any field given beside it wins."""
 
-    preset: Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"] = "vit_base"
+    preset: Preset = "vit_base"
     """Encoder and decoder sizes; vit_tiny is for machines without a GPU."""
     image_size: int = 224
     """Side of the square input clip, pixels; a multiple of ``patch_size``."""
@@ -64,7 +66,7 @@ class ModelConfig:
     query_key_init: Literal["independent", "tied"] = "independent"
     """Initial query and key matrices of the autoencoder: drawn apart, or equal, so that attention
     starts out favouring tokens that are alike, which shortens a small model's first plateau."""
-    attention: Literal["auto", "flash", "flash4", "flash2", "sdpa", "eager"] = "auto"
+    attention: Attention = "auto"
     """Attention backend; ``auto`` takes the first of flash4, flash2, sdpa that this machine runs,
     ``flash`` the first FlashAttention (4 or 2)."""
 

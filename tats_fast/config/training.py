@@ -7,6 +7,9 @@ from typing import Literal
 
 from tats_fast.config.checks import nearest_multiple, require, require_fraction, require_positive
 
+Preset = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
+Attention = Literal["auto", "flash", "flash4", "flash2", "sdpa", "eager"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideosConfig:

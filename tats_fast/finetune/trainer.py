@@ -120,7 +120,8 @@ class Finetuner(TrainingLoop):
         if not world.is_main:
             return None
         try:
-            return evaluation(classifier.classes, self.held_out, self.true, merged(parts))
+            scored = merged(parts)
+            return evaluation(classifier.classes, self.held_out, self.true, scored, "data.eval")
         except ConfigError as error:
             LOGGER.warning("step %d cannot be evaluated: %s", self.position.step, error)
             return None

@@ -46,7 +46,11 @@ def patchify(clips: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
 def normalised_video(clips: Tensor) -> Tensor:
     """Clips (B, T, S, S, 3) uint8 RGB -> video (B, 3, T, S, S) fp32 with ImageNet's mean and
     deviation, as encoders and classifiers take it."""
-    mean, std = (torch.tensor(c, device=clips.device) for c in (IMAGENET_MEAN, IMAGENET_STD))
+    # Filled there and not copied from here, for which a GPU would finish its queue first.
+    mean, std = (
+        torch.stack([torch.full((), value, device=clips.device) for value in colours])
+        for colours in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return ((clips.float() / 255 - mean) / std).permute(0, 4, 1, 2, 3)
 
 

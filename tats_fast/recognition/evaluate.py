@@ -101,16 +101,22 @@ class Evaluation:
 
 
 def evaluation(
-    classes: Sequence[str], videos: Sequence[Video], labels: Tensor, scored: Scored
+    classes: Sequence[str],
+    videos: Sequence[Video],
+    labels: Tensor,
+    scored: Scored,
+    key: str = "--list",
 ) -> Evaluation:
     """Accuracies of ``scored``, whose positions are those in ``videos`` and ``labels``.
+
+    key: what messages call the list.
 
     Raises:
         ConfigError: no video could be read, or the scores are not finite.
     """
     if not scored.numbers:
         path, reason = scored.bad[0]
-        raise ConfigError(f"--list: no video could be read, for example {shown(path)}: {reason}")
+        raise ConfigError(f"{key}: no video could be read, for example {shown(path)}: {reason}")
     true, lost = labels[scored.numbers], labels[scored.bad_numbers]
     try:
         order = best_first(scored.probabilities)

@@ -172,7 +172,7 @@ def _write(
         tokens = create(folder / "tokens.npy", dtype=np.float16, shape=shape)
 
     clips = _decoded(encoder, videos, settings, bad, lost)
-    for numbers, batch in _batches(clips, settings.batch_size):
+    for numbers, batch in batches(clips, settings.batch_size):
         features = encode(encoder, batch)
         means[numbers] = features.mean(1).cpu().numpy()
         if tokens is not None:
@@ -219,7 +219,7 @@ def _decoded(
                 lost.append(number)
 
 
-def _batches(
+def batches(
     clips: Iterator[tuple[int, np.ndarray]], size: int
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """(numbers, clips (B, T, S, S, 3)) of up to ``size`` clips at a time."""

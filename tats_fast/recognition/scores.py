@@ -21,6 +21,7 @@ from tats_fast.data.pool import Lost, Workers
 from tats_fast.data.views import decode_views, dense_views, segment_views, side_crops
 from tats_fast.models.classifier import VideoClassifier
 from tats_fast.models.patchify import normalised_video
+from tats_fast.recognition.features import batches
 from tats_fast.recognition.output import shown
 
 
@@ -104,7 +105,8 @@ def class_scores(
     sums = torch.zeros(len(mine), classifier.head.out_features)
     decoded = _decoded(decode, mine, max(1, min(workers, len(mine))), timeout, bad)
     with contextlib.closing(decoded), _evaluation_mode(classifier):
-        for numbers, batch in _batches(decoded, batch_size):
+        each = ((number, view) for number, shots in decoded for view in shots)
+        for numbers, batch in batches(each, batch_size):
             rows = torch.tensor([mine.index(number) for number in numbers])
             sums.index_add_(0, rows, view_probabilities(classifier, batch))
     readable = [row for row, number in enumerate(mine) if number not in bad]
@@ -210,23 +212,6 @@ def _decoded(
             del bad[number]
         if again:
             yield from attempt(again, min(count, len(again)))
-
-
-def _batches(
-    videos: Iterator[tuple[int, np.ndarray]], size: int
-) -> Iterator[tuple[list[int], np.ndarray]]:
-    """(numbers (B), views (B, T, S, S, 3)) of up to ``size`` views at a time, a number per view."""
-    numbers: list[int] = []
-    batch: list[np.ndarray] = []
-    for number, views in videos:
-        for view in views:
-            numbers.append(number)
-            batch.append(view)
-            if len(batch) == size:
-                yield numbers, np.stack(batch)
-                numbers, batch = [], []
-    if batch:
-        yield numbers, np.stack(batch)
 
 
 @contextlib.contextmanager
