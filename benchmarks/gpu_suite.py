@@ -24,11 +24,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-import common
 import torch
-from common import ROOT
-from suite_sections import Section, full_sections, quick_sections
-from suite_summary import write_record
+from parts import bench
+from parts.bench import ROOT
+from parts.suite.sections import Section, full_sections, quick_sections
+from parts.suite.summary import write_record
 
 TOTAL_SECONDS = 525.0
 """Under nine minutes with the start and the summary."""
@@ -50,14 +50,14 @@ class Outcome:
     output: str = ""
 
 
-def make_parser() -> common.Parser:
+def make_parser() -> bench.Parser:
     """The command line."""
-    parser = common.Parser(description=__doc__.splitlines()[0])
+    parser = bench.Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", metavar="DIR", help="record folder (default: benchmarks/records/<date>_<gpu>_suite"
         "; with --quick, runs/gpu_suite_quick)")  # fmt: skip
     add("--quick", action="store_true", help="tiny sizes on the CPU; what needs a GPU is skipped")
-    add("--limit", type=common.positive_float, default=TOTAL_SECONDS, help="seconds in all "
+    add("--limit", type=bench.positive_float, default=TOTAL_SECONDS, help="seconds in all "
         "(default: %(default)g)")  # fmt: skip
     add("--only", metavar="A,B", help="of the sections' names")
     return parser
@@ -108,7 +108,7 @@ def run_section(section: Section, out: Path, granted: float) -> Outcome:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     helper.wait(max(0.0, granted - (time.monotonic() - start)))
         except Exception as error:
-            status, detail = "failed", common.first_line(error)
+            status, detail = "failed", bench.first_line(error)
         finally:
             for helper in helpers:
                 _end(helper)
@@ -146,21 +146,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0 every section ran or was skipped; 1 one failed, or there is no GPU; 2 wrong use."""
     options = make_parser().parse_args(arguments)
     if not options.quick and not torch.cuda.is_available():
-        return common.fail("no CUDA GPU is visible here; --quick runs what a CPU can of it", 1)
+        return bench.fail("no CUDA GPU is visible here; --quick runs what a CPU can of it", 1)
     sections = quick_sections() if options.quick else full_sections()
     if options.only is not None:
         names = [name.strip() for name in options.only.split(",")]
         known = [section.name for section in sections]
         unknown = [name for name in names if name not in known]
         if unknown:
-            return common.fail(f"--only {unknown[0]}: must be of {', '.join(known)}", 2)
+            return bench.fail(f"--only {unknown[0]}: must be of {', '.join(known)}", 2)
         sections = [section for section in sections if section.name in names]
     out = Path(options.out) if options.out else default_folder(options.quick)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "summary.md").touch()
     except OSError as error:
-        return common.fail(f"--out {out}: {error.strerror}", 2)
+        return bench.fail(f"--out {out}: {error.strerror}", 2)
     start = time.monotonic()
     outcomes = run_sections(sections, out.resolve(), options.limit)
     command = f"python benchmarks/gpu_suite.py{' --quick' if options.quick else ''}"

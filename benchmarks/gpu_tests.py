@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import common
 import pytest
-from common import ROOT
+from parts import bench
+from parts.bench import ROOT
 
 MARK = "pytest.mark.gpu"
 SHOWN_FAILURES = 20
@@ -59,12 +59,12 @@ class Shard:
             file.write(json.dumps(line) + "\n")
 
 
-def make_parser() -> common.Parser:
+def make_parser() -> bench.Parser:
     """The command line."""
-    parser = common.Parser(description=__doc__.splitlines()[0])
+    parser = bench.Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--workers", type=common.positive_int, default=min(8, os.cpu_count() or 1))
-    add("--limit", type=common.positive_float, default=600.0, help="seconds")
+    add("--workers", type=bench.positive_int, default=min(8, os.cpu_count() or 1))
+    add("--limit", type=bench.positive_float, default=600.0, help="seconds")
     add("--mark", default="gpu", help="pytest's -m (default: %(default)s)")
     add("--files", nargs="+", metavar="FILE", help="test files (default: those with that mark)")
     add("--json", metavar="FILE", help="write the outcome")
@@ -138,14 +138,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     if options.shard:
         return run_shard(options)
-    problem = common.check_writable(options.json)
+    problem = bench.check_writable(options.json)
     if problem:
-        return common.fail(problem, 2)
+        return bench.fail(problem, 2)
     done = run_all(options)
     if options.json:
-        common.write_json(options.json, done)
+        bench.write_json(options.json, done)
     for name, text in list(done["failures"].items())[:SHOWN_FAILURES]:
-        print(f"FAILED {name}: {common.reason(text)}")
+        print(f"FAILED {name}: {bench.reason(text)}")
     numbers = ", ".join(f"{done[kind]} {kind}" for kind in OUTCOMES)
     print(f"{numbers}, {done['not_run']} not run, {done['seconds']} s")
     # Nothing run at all is no success.

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import common
 import torch
+from parts import bench
 from torch import Tensor
 
 from tats_fast import kernels
@@ -246,7 +246,7 @@ def kernel_name(launch: Any) -> str:
 
 def main() -> int:
     """Command line."""
-    parser = common.Parser(description=__doc__.split("\n")[0])
+    parser = bench.Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
     parser.add_argument("--candidates", action="store_true", help="every candidate configuration")
     parser.add_argument("--op", nargs="+", choices=tuple(op_calls(Shape())), help="these ops only")
@@ -254,7 +254,7 @@ def main() -> int:
     options = parser.parse_args()
     problem = dispatch.triton_problem("cuda")
     if problem is not None:
-        return common.fail(problem, 1)
+        return bench.fail(problem, 1)
     names = options.op or op_calls(Shape())
     found = [
         compile_launch(launch, arch)
@@ -264,10 +264,10 @@ def main() -> int:
     ]
     rows = [
         [r.kernel, f"sm_{r.arch}", r.config, str(r.registers), str(r.stack),
-         common.number(r.shared / 1024), ", ".join(r.matrix) or "-"]
+         bench.number(r.shared / 1024), ", ".join(r.matrix) or "-"]
         for r in sorted(found, key=lambda r: (r.kernel, r.arch))
     ]  # fmt: skip
-    print(common.table(HEADER, rows))
+    print(bench.table(HEADER, rows))
     if options.update:
         return update(Path(options.update), markdown(rows))
     return 0
@@ -293,7 +293,7 @@ def update(path: Path, table: str) -> int:
         before, rest = text.split(MARKS[0])
         _, after = rest.split(MARKS[1])
     except (OSError, ValueError):
-        return common.fail(f"--update {path}: no readable file with the marks {MARKS}", 2)
+        return bench.fail(f"--update {path}: no readable file with the marks {MARKS}", 2)
     path.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
     return 0
 

@@ -2,7 +2,7 @@
 
     python benchmarks/ops.py --device cpu --json ops.json --plot ops.png
 
-An implementation is timed only if its outputs and every gradient are right (op_gate.py); exit
+An implementation is timed only if its outputs and every gradient are right (gate.py); exit
 code 1 names the one that is not. Calls are interleaved. GB/s, TFLOP/s and the roofline are those of
 forward + backward, from the counted floor of costs.py: ``roofline`` 0.5 = twice the floor's time.
 """
@@ -14,15 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import ceilings
-import common
-import costs
 import torch
-from op_cases import CASES, DEFAULT_CASES, IMPLEMENTATIONS, OPS, Problem, cases_of, why_not
-from op_gate import Gate, WrongResult
-from op_report import ceilings_line, describe, results, target_lines
-from op_timing import interleaved_ms
-from peak_memory import MIB, peak_growth
+from parts import bench, ceilings, costs
+from parts.ops.cases import CASES, DEFAULT_CASES, IMPLEMENTATIONS, OPS, Problem, cases_of, why_not
+from parts.ops.gate import Gate, WrongResult
+from parts.ops.report import ceilings_line, describe, results, target_lines
+from parts.ops.timing import interleaved_ms
+from parts.peak_memory import MIB, peak_growth
 from plots import draw_ops, outputs_problem
 from torch import Tensor
 
@@ -33,19 +31,19 @@ Runner = Callable[[], tuple[Tensor, ...]]
 DTYPES = {name: dtype for dtype, name in ceilings.NAMES.items()}
 
 
-def make_parser() -> common.Parser:
+def make_parser() -> bench.Parser:
     """The command line."""
-    parser = common.Parser(description=__doc__.splitlines()[0])
+    parser = bench.Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--op", metavar="A,B", help=f"of {', '.join(OPS)} (default: all)")
     add("--case", metavar="A,B", help=f"of {', '.join(CASES)} (default: {','.join(DEFAULT_CASES)})")
     add("--impl", metavar="A,B", help=f"of {', '.join(IMPLEMENTATIONS)} (default: all that run)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--dtype", choices=tuple(DTYPES), help="default: fp32; bf16 on a GPU")
-    add("--batch", type=common.positive_int, help="clips (default: 1; 32 on a GPU)")
-    add("--steps", type=common.positive_int, help="timed calls (default: 10; 20 on a GPU)")
-    add("--warmup", type=common.natural_int, default=3, help="untimed rounds")
-    add("--seed", type=common.natural_int, default=0)
+    add("--batch", type=bench.positive_int, help="clips (default: 1; 32 on a GPU)")
+    add("--steps", type=bench.positive_int, help="timed calls (default: 10; 20 on a GPU)")
+    add("--warmup", type=bench.natural_int, default=3, help="untimed rounds")
+    add("--seed", type=bench.natural_int, default=0)
     add("--keep-going", action="store_true", help="record an implementation that is wrong or "
         "fails, go on, and exit with 1 in the end")  # fmt: skip
     add("--json", metavar="FILE", help="write the record, after every op")
@@ -98,7 +96,7 @@ class Measurement:
             except Exception as error:
                 if not self._options.keep_going:
                     raise
-                self.failed[name] = common.first_line(error)
+                self.failed[name] = bench.first_line(error)
             if reason is not None:
                 self.skipped[name] = reason
 
@@ -117,7 +115,7 @@ class Measurement:
         except Exception as error:
             if not name.endswith("compiled"):
                 raise
-            return f"torch.compile failed: {common.first_line(error)}"
+            return f"torch.compile failed: {bench.first_line(error)}"
         self._runners[name] = runner
         return None
 
@@ -158,7 +156,7 @@ class Measurement:
     def _time(self, calls: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]:
         steps, warmup = self._options.steps, self._options.warmup
         times = interleaved_ms(calls, self._device, steps, warmup)
-        return {name: common.percentiles(values) for name, values in times.items()}
+        return {name: bench.percentiles(values) for name, values in times.items()}
 
 
 def _differentiable(outputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -191,7 +189,7 @@ def measure(record: dict[str, Any], options: Any, device: torch.device) -> bool:
         settle(record, counted, ceilings.ceilings(device, DTYPES[options.dtype]))
         print(results(record, op) + "\n", flush=True)
         if options.json:
-            common.write_json(options.json, record)
+            bench.write_json(options.json, record)
     return right
 
 
@@ -239,12 +237,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device = pick_device(options.device)
         fill_defaults(options, device)
     except ConfigError as error:
-        return common.fail(str(error), 2)
+        return bench.fail(str(error), 2)
     settings = ("ops", "cases", "implementations", "dtype", "batch", "steps", "warmup", "seed")
     record: dict[str, Any] = {
-        "hardware": common.hardware(device),
-        "versions": common.versions(),
-        "commit": common.git_commit(),
+        "hardware": bench.hardware(device),
+        "versions": bench.versions(),
+        "commit": bench.git_commit(),
         "config": {
             **{name: getattr(options, name) for name in settings},
             "device": device.type,
@@ -257,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         right = measure(record, options, device)
     except WrongResult as wrong:
-        return common.fail(f"{wrong} (it was not timed)", 1)
+        return bench.fail(f"{wrong} (it was not timed)", 1)
     for line in (ceilings_line(record), *target_lines(record)):
         print(line)
     if options.plot:

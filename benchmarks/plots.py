@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import common
+from parts import bench
 
 COLOURS = {
     "reference": "#9aa5b1",
@@ -49,8 +49,8 @@ def outputs_problem(json_file: str | None, plot: str | None) -> str | None:
     """Why ``--json`` or ``--plot`` cannot be written; None when they can, or are not asked for."""
     return (
         (plot_problem(plot) if plot else None)
-        or common.check_writable(json_file)
-        or common.check_writable(plot, "--plot")
+        or bench.check_writable(json_file)
+        or bench.check_writable(plot, "--plot")
     )
 
 
@@ -267,20 +267,20 @@ def _draw_waiting(axes: Any, trained: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 drawn; 2 wrong use."""
-    parser = common.Parser(description=__doc__.splitlines()[0])
+    parser = bench.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("record", help="JSON of ops.py, throughput.py or decode.py")
     parser.add_argument("image", help="PNG to write")
     options = parser.parse_args(arguments)
-    problem = plot_problem(options.image) or common.check_writable(options.image, "image")
+    problem = plot_problem(options.image) or bench.check_writable(options.image, "image")
     if problem:
-        return common.fail(problem, 2)
+        return bench.fail(problem, 2)
     try:
         record = json.loads(Path(options.record).read_text())
         draws = {"ops": draw_ops, "decoding": draw_decoding}
         draw = next((draws[key] for key in draws if key in record), draw_throughput)
         draw(record, options.image)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return common.fail(
+        return bench.fail(
             f"{options.record}: no record of ops.py or throughput.py, or decode.py ({error!r})", 2
         )
     return 0

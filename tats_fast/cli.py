@@ -21,7 +21,7 @@ from tats_fast.commands import (
     verify,
     visualize,
 )
-from tats_fast.commands.common import add_local_rank
+from tats_fast.commands.running import add_local_rank
 from tats_fast.config import ConfigError
 from tats_fast.version import __version__
 
@@ -80,7 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _known_failure(error: Exception) -> int | None:
     """Exit code of a failure whose message is meant for the user; None = a defect, show it all."""
-    from tats_fast.data import DecodeError, TooManyBadFiles
+    from tats_fast.data.bad_files import TooManyBadFiles
+    from tats_fast.data.video import DecodeError
 
     known: tuple[type[Exception], ...] = (DecodeError, TooManyBadFiles)
     if "tats_fast.engine.loop" in sys.modules:

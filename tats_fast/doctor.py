@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 
 from tats_fast import kernels
-from tats_fast.data import resolved_backend
 from tats_fast.data.dali import dali_problem
+from tats_fast.data.loader import resolved_backend
 from tats_fast.models.attention import BACKENDS, choose_backend, packs, unavailable
 from tats_fast.version import __version__
 

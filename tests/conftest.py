@@ -6,22 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from project import ROOT, TINY_MODEL
 
 from tats_fast.config import RunConfig
-from tats_fast.config.load import build_config
-
-ROOT = Path(__file__).resolve().parent.parent
-TINY_MODEL = {
-    "image_size": 32,
-    "patch_size": 8,
-    "num_frames": 8,
-    "width": 32,
-    "depth": 2,
-    "heads": 2,
-    "decoder_width": 16,
-    "decoder_depth": 1,
-    "decoder_heads": 2,
-}
+from tats_fast.config.reading import build_config
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +33,24 @@ def tiny_config():
 def demo_clips() -> Path:
     """Folder of real training clips."""
     return ROOT / "demo" / "clips" / "train"
+
+
+@pytest.fixture
+def run_config(tiny_config, tmp_path, demo_clips):
+    def make(name="run", **sections):
+        train = {
+            "batch_size": 4,
+            "steps": 6,
+            "log_every": 2,
+            "checkpoint_every": 2,
+            "image_every": 0,
+            "eval_clips": 4,
+            **sections.pop("train", {}),
+        }
+        data = {"train": str(demo_clips), "workers": 0, "stride": 1, **sections.pop("data", {})}
+        sections["optim"] = {"base_lr": 0.05, **sections.get("optim", {})}
+        return tiny_config(
+            name=name, output_dir=str(tmp_path), device="cpu", train=train, data=data, **sections
+        )
+
+    return make

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from tats_fast.commands.common import add_model_overrides, model_overrides
+from tats_fast.commands.running import add_model_overrides, model_overrides
 
 
 def add(commands: argparse._SubParsersAction) -> None:

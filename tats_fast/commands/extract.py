@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from tats_fast.commands.common import add_model_overrides, model_overrides
+from tats_fast.commands.running import add_model_overrides, model_overrides
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -60,7 +60,7 @@ def _extract(options: argparse.Namespace) -> int:
     from dataclasses import replace
     from pathlib import Path
 
-    from tats_fast.data import read_videos
+    from tats_fast.data.lists import read_videos
     from tats_fast.engine.distributed import pick_device
     from tats_fast.interchange import build_encoder, read_weights
     from tats_fast.recognition.extract import ExtractSettings, extract_features

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tats_fast.commands.common import add_run_arguments, run_training
+from tats_fast.commands.running import add_run_arguments, run_training
 from tats_fast.config import load_finetune_config
 
 

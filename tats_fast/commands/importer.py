@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from tats_fast.commands.common import add_model_overrides, model_overrides
+from tats_fast.commands.running import add_model_overrides, model_overrides
 
 LOGGER = logging.getLogger("tats_fast")
 

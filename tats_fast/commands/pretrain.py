@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tats_fast.commands.common import add_run_arguments, run_training
+from tats_fast.commands.running import add_run_arguments, run_training
 from tats_fast.config import load_config
 
 
@@ -18,6 +18,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _pretrain(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
 
-    from tats_fast.engine.trainer import Trainer
+    from tats_fast.pretrain.trainer import Trainer
 
     return run_training(Trainer, config, getattr(options, "local_rank", None))

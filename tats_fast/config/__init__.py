@@ -2,7 +2,7 @@
 
 from tats_fast.config.checks import ConfigError
 from tats_fast.config.finetune import FinetuneConfig
-from tats_fast.config.load import (
+from tats_fast.config.reading import (
     load_config,
     load_finetune_config,
     parse_overrides,

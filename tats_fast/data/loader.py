@@ -21,8 +21,8 @@ from tats_fast.config import ConfigError
 from tats_fast.data.cutter import ClipConfig, ClipCutter, Encoded, Task
 from tats_fast.data.lists import Video
 from tats_fast.data.order import ClipKey, StreamBatches
-from tats_fast.data.pool import Lost, Workers
 from tats_fast.data.video import DecodeError
+from tats_fast.data.workers.pool import Lost, Workers
 
 BadFile = tuple[str, str]
 """Path and reason."""

@@ -26,7 +26,7 @@ from tats_fast.config import (
 )
 from tats_fast.engine.distributed import World
 from tats_fast.engine.runner import Runner
-from tats_fast.models.load import (
+from tats_fast.run_folder import (
     CONFIG_FILE,
     MODEL_FILE,
     STEP_PREFIX,

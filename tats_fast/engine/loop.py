@@ -21,17 +21,10 @@ import torch
 from torch import Tensor
 
 from tats_fast.config import ConfigError, FinetuneConfig, RunConfig, save_config
-from tats_fast.data import (
-    BadFiles,
-    ClipBatch,
-    ClipKey,
-    ClipLoader,
-    StreamBatches,
-    Video,
-    drop_quarantined,
-    make_loader,
-    read_videos,
-)
+from tats_fast.data.bad_files import BadFiles, drop_quarantined
+from tats_fast.data.lists import Video, read_videos
+from tats_fast.data.loader import ClipBatch, ClipLoader, make_loader
+from tats_fast.data.order import ClipKey, StreamBatches
 from tats_fast.engine.checkpoint import (
     Position,
     Savable,
@@ -41,7 +34,7 @@ from tats_fast.engine.checkpoint import (
 )
 from tats_fast.engine.distributed import World
 from tats_fast.engine.logs import RunLog, SilentLog
-from tats_fast.engine.usage import Meter
+from tats_fast.engine.meter import Meter
 
 LOGGER = logging.getLogger("tats_fast")
 
@@ -335,8 +328,3 @@ def total_steps(config: RunConfig | FinetuneConfig, num_videos: int) -> int:
     if config.train.steps is not None:
         return config.train.steps
     return math.ceil(config.train.epochs * num_videos / config.train.batch_size)
-
-
-def wants_bf16(precision: str, device: torch.device) -> bool:
-    """Whether ``train.precision`` means bf16 autocast on this device."""
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda")

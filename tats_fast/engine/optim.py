@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tats_fast.config import OptimConfig
+from tats_fast.engine.distributed import World
 
 LR_REFERENCE_BATCH = 256
 
@@ -67,3 +68,9 @@ def lr_at(config: OptimConfig, step: int, total_steps: int, global_batch: int) -
         cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
         rate = config.min_lr + (config.base_lr - config.min_lr) * cosine
     return rate * scale
+
+
+def any_not_finite(world: World, losses: list[Tensor]) -> Tensor:
+    """1 if any loss of any process is not finite, else 0; 0-d fp32, no host sync."""
+    finite = torch.isfinite(torch.stack(losses)).all()
+    return world.maximum((~finite).float())

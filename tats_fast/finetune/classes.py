@@ -9,9 +9,8 @@ from torch import Tensor
 
 from tats_fast.config import ConfigError
 from tats_fast.config.finetune import LabelledDataConfig
-from tats_fast.data import Video
-from tats_fast.recognition.probe import label_numbers
-from tats_fast.recognition.scores import class_ids
+from tats_fast.data.labels import class_ids, label_numbers
+from tats_fast.data.lists import Video
 
 KEYS = ("data.train", "data.eval")
 CLASSES_FILE = "classes.txt"

@@ -15,13 +15,14 @@ import torch
 from torch import Generator, Tensor
 
 from tats_fast.config.finetune import AugmentConfig
-from tats_fast.engine.distributed import World
+from tats_fast.engine.distributed import World, draw_seed
+from tats_fast.engine.optim import any_not_finite
+from tats_fast.engine.precision import autocast
 from tats_fast.engine.runner import Runner
-from tats_fast.engine.step import any_not_finite, autocast, draw_seed
+from tats_fast.finetune.augment.mixing import mix, random_erase, soft_cross_entropy
+from tats_fast.finetune.augment.rand_augment import rand_augment
 from tats_fast.models.classifier import VideoClassifier
 from tats_fast.models.patchify import normalised_video
-from tats_fast.recognition.mixing import mix, random_erase, soft_cross_entropy
-from tats_fast.recognition.rand_augment import rand_augment
 
 # Keeps the host's draws of a step apart from other users of (seed, step, rank).
 _AUGMENT = 4

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor
 
 from tats_fast.config import ConfigError, FinetuneConfig
-from tats_fast.data import ClipBatch, resolved_backend
-from tats_fast.engine.blocks import prepare_blocks
+from tats_fast.data.loader import ClipBatch, resolved_backend
+from tats_fast.engine.distributed import draw_seed
 from tats_fast.engine.logs import RunLog, SilentLog
-from tats_fast.engine.loop import TrainingLoop, wants_bf16
+from tats_fast.engine.loop import TrainingLoop
 from tats_fast.engine.optim import LR_REFERENCE_BATCH, lr_at, make_adamw
+from tats_fast.engine.precision import wants_bf16
 from tats_fast.engine.runner import make_runner
-from tats_fast.engine.step import draw_seed
+from tats_fast.finetune.augment.mixing import balanced_weights
 from tats_fast.finetune.classes import classes_file, label_classes
+from tats_fast.finetune.layer_decay import parameter_groups
 from tats_fast.finetune.model import make_classifier
 from tats_fast.finetune.step import ClassifierLearner, StepPlan, train_step
 from tats_fast.models.attention import choose_backend
+from tats_fast.models.execution import prepare_blocks
 from tats_fast.recognition.evaluate import FOLDER, Evaluation, evaluation, percent, write_files
-from tats_fast.recognition.mixing import balanced_weights
-from tats_fast.recognition.schedule import parameter_groups
 from tats_fast.recognition.scores import Views, class_scores, merged
 
 LOGGER = logging.getLogger("tats_fast")

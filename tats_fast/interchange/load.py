@@ -18,7 +18,7 @@ from tats_fast.interchange.huggingface import (
     read_safetensors,
 )
 from tats_fast.interchange.weights import Weights, is_ours, own_weights, resize
-from tats_fast.models.load import MODEL_FILE, find_checkpoint
+from tats_fast.run_folder import MODEL_FILE, find_checkpoint
 
 
 def read_weights(

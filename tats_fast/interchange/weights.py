@@ -26,12 +26,12 @@ from tats_fast.config import (
     load_finetune_config,
     save_config,
 )
-from tats_fast.config.load import build_config
+from tats_fast.config.reading import build_config
 from tats_fast.models.classifier import HEAD_NORM_EPS, VideoClassifier
 from tats_fast.models.encoder import VideoEncoder, encoder_state
 from tats_fast.models.layers import NORM_EPS
-from tats_fast.models.load import CONFIG_FILE, MODEL_FILE, STEP_PREFIX
 from tats_fast.models.mae import MaskedAutoencoder
+from tats_fast.run_folder import CONFIG_FILE, MODEL_FILE, STEP_PREFIX
 
 RESIZABLE = ("image_size", "num_frames", "attention")
 """Model fields that no weight depends on, because the positions are computed."""

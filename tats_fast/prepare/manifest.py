@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tats_fast.config import ConfigError
-from tats_fast.data import DecodeError, read_bad_files
-from tats_fast.data.video import Timing, open_video
+from tats_fast.data.bad_files import read_bad_files
+from tats_fast.data.video import DecodeError, Timing, open_video
 
 _HASH_BLOCK = 1 << 20
 

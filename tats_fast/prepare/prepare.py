@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tats_fast.config import ConfigError
-from tats_fast.data.badfiles import one_field
-from tats_fast.data.pool import Lost, Workers
+from tats_fast.data.bad_files import one_field
+from tats_fast.data.workers.jobs import run_jobs
+from tats_fast.data.workers.pool import Lost, Workers
 from tats_fast.prepare.files import write_lines
-from tats_fast.prepare.jobs import run_jobs
 from tats_fast.prepare.layouts import READERS, Annotations, Row, VideoIndex, read_folder
-from tats_fast.prepare.layouts.common import SPLITS, listed
+from tats_fast.prepare.layouts.annotations import SPLITS, listed
 from tats_fast.prepare.layouts.index import target_names
 from tats_fast.prepare.manifest import (
     describe_job,

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tats_fast.config import ConfigError
-from tats_fast.data import DecodeError, decode_window
 from tats_fast.data.pixels import Orientation
-from tats_fast.data.video import Timing, open_video
+from tats_fast.data.video import DecodeError, Timing, decode_window, open_video
 from tats_fast.prepare.manifest import describe
 
 if TYPE_CHECKING:

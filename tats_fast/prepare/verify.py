@@ -11,9 +11,9 @@ from typing import Any
 
 from tats_fast.config import ConfigError, DataConfig, ModelConfig
 from tats_fast.data.lists import Video, read_videos
+from tats_fast.data.workers.jobs import run_jobs
+from tats_fast.prepare.examine import MODES, probe
 from tats_fast.prepare.files import write_lines
-from tats_fast.prepare.jobs import run_jobs
-from tats_fast.prepare.probe import MODES, probe
 from tats_fast.prepare.verify_lists import bad_lines, good_lines
 
 # Seconds that one file may take; a feature film decodes in less.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from tats_fast.data.badfiles import one_field
+from tats_fast.data.bad_files import one_field
 from tats_fast.data.lists import VIDEO_SUFFIXES, Label, Video
 
 

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from tats_fast.config import ConfigError, FinetuneConfig
-from tats_fast.data import Video, read_videos
+from tats_fast.data.files import shown, write_bytes, write_csv, write_json
+from tats_fast.data.labels import class_ids
+from tats_fast.data.lists import Video, read_videos
 from tats_fast.interchange import build_classifier, read_weights
-from tats_fast.models.load import STEP_PREFIX, list_checkpoints
 from tats_fast.recognition.accuracy import Accuracy, best_first, confusion_matrix, measure
 from tats_fast.recognition.confusion import confusion_picture, confusion_rows
 from tats_fast.recognition.features import encoder_hash
-from tats_fast.recognition.output import shown, write_bytes, write_csv, write_json
-from tats_fast.recognition.scores import Scored, Views, class_ids, class_scores, merged
+from tats_fast.recognition.scores import Scored, Views, class_scores, merged
+from tats_fast.run_folder import STEP_PREFIX, list_checkpoints
 
 LOGGER = logging.getLogger("tats_fast")
 FOLDER = "evaluation"

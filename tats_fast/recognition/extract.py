@@ -26,13 +26,14 @@ import numpy as np
 import torch
 
 from tats_fast.config import ConfigError
-from tats_fast.data import DecodeError, Video
-from tats_fast.data.stream import Done, stream_parts
+from tats_fast.data.files import shown, write_bytes, write_json
+from tats_fast.data.lists import Video
+from tats_fast.data.video import DecodeError
 from tats_fast.data.windows import Length, Window, video_windows, window_batches
+from tats_fast.data.workers.stream import Done, stream_parts
 from tats_fast.models.encoder import VideoEncoder
 from tats_fast.recognition.feature_file import FeatureFile, Layout, writing
 from tats_fast.recognition.features import encode, encoder_hash
-from tats_fast.recognition.output import shown, write_bytes, write_json
 
 LOGGER = logging.getLogger("tats_fast")
 FORMATS = ("npy", "safetensors")

@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from tats_fast.config import ConfigError
-from tats_fast.data import DecodeError, Video
-from tats_fast.data.pool import Lost, Workers
+from tats_fast.data.lists import Video
+from tats_fast.data.video import DecodeError
 from tats_fast.data.views import decode_views, dense_views, segment_views, side_crops
+from tats_fast.data.workers.pool import Lost, Workers
 from tats_fast.models.encoder import VideoEncoder
 from tats_fast.models.patchify import normalised_video
-from tats_fast.recognition.probes import Rows
+from tats_fast.recognition.probe_heads import Rows
 
 # Part of every key: raise it when the same settings come to mean other features.
 _VERSION = 1

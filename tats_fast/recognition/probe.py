@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tats_fast.config import ConfigError
-from tats_fast.data import Video, read_videos
+from tats_fast.data.files import shown, write_json
+from tats_fast.data.labels import label_numbers
+from tats_fast.data.lists import Video, read_videos
 from tats_fast.interchange import build_encoder, read_weights
 from tats_fast.models.encoder import VideoEncoder
 from tats_fast.recognition.features import (
@@ -23,8 +24,7 @@ from tats_fast.recognition.features import (
     encoder_hash,
     video_features,
 )
-from tats_fast.recognition.output import shown, write_json
-from tats_fast.recognition.probes import FITS, accuracy, probe
+from tats_fast.recognition.probe_heads import FITS, accuracy, probe
 
 LOGGER = logging.getLogger("tats_fast")
 KINDS = tuple(FITS)
@@ -186,44 +186,6 @@ def probe_model(
             result = ProbeResult(kind, accuracy(scores, true), top5, found.hyper, found.held_out)
             results.append(result)
     return ProbeReport(results, classes, len(known), len(true), train.bad, tested.bad)
-
-
-def label_numbers(
-    train: Sequence[Video],
-    evaluated: Sequence[Video],
-    keys: tuple[str, str] = ("--train", "--eval"),
-) -> tuple[Tensor, Tensor, list[str]]:
-    """Labels as numbers 0..K-1, int64, of both lists, and the K class names by number.
-
-    Classes are those of the training list in sorted order, integers by value. ``keys`` are what
-    messages call the lists.
-
-    Raises:
-        ConfigError: a video without label, a class that only ``evaluated`` has, or one class only.
-    """
-    for key, videos in zip(keys, (train, evaluated), strict=True):
-        if not videos:
-            raise ConfigError(f"{key}: lists no video")
-        for video in videos:
-            if video.label is None:
-                name = shown(video.path)
-                raise ConfigError(
-                    f"{key}: {name} has no label; write a list of path and label, as "
-                    "tats-fast prepare does"
-                )
-    classes = {video.label for video in train}
-    # "12" among words is a word: a list is of integers only if all its labels are.
-    if not all(isinstance(label, int) for label in classes):
-        classes = {str(label) for label in classes}
-        train, evaluated = ([Video(v.path, str(v.label)) for v in x] for x in (train, evaluated))
-    numbers = {label: number for number, label in enumerate(sorted(classes))}
-    if len(numbers) < 2:
-        raise ConfigError(f"{keys[0]}: every label is {next(iter(classes))}; expected two or more")
-    for video in evaluated:
-        if video.label not in numbers:
-            raise ConfigError(f"{keys[1]}: the label {video.label} does not occur in {keys[0]}")
-    known, true = (torch.tensor([numbers[v.label] for v in x]) for x in (train, evaluated))
-    return known, true, list(map(str, numbers))
 
 
 def table(report: ProbeReport) -> str:

@@ -7,7 +7,6 @@ K classes.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from tats_fast.config import ConfigError
-from tats_fast.data import DecodeError, Video
-from tats_fast.data.pool import Lost, Workers
+from tats_fast.data.lists import Video
+from tats_fast.data.video import DecodeError
 from tats_fast.data.views import decode_views, dense_views, segment_views, side_crops
+from tats_fast.data.workers.pool import Lost, Workers
 from tats_fast.models.classifier import VideoClassifier
 from tats_fast.models.patchify import normalised_video
 from tats_fast.recognition.features import batches
-from tats_fast.recognition.output import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,45 +139,6 @@ def view_probabilities(classifier: VideoClassifier, views: np.ndarray) -> Tensor
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         logits = classifier(video)
     return logits.float().softmax(1).cpu()
-
-
-def class_ids(videos: Sequence[Video], classes: Sequence[str], key: str = "--list") -> Tensor:
-    """Labels of ``videos`` as positions in ``classes``: (M,) int64.
-
-    A list whose labels are all integers holds class ids, unless the classes are integers too, which
-    then say which id is which. Any other list holds names.
-
-    Args:
-        key: what messages call the list.
-
-    Raises:
-        ConfigError: a video without label, or a label that is no class; one line.
-    """
-    for video in videos:
-        if video.label is None:
-            raise ConfigError(
-                f"{key}: {shown(video.path)} has no label; write a list of path and label, as "
-                "tats-fast prepare does"
-            )
-    ids: dict[int | str, int]
-    integers = all(isinstance(video.label, int) for video in videos)
-    if not integers:
-        ids = {name: number for number, name in enumerate(classes)}
-    elif all(re.fullmatch(r"[+-]?[0-9]+", name) for name in classes):
-        ids = {int(name): number for number, name in enumerate(classes)}
-    else:
-        ids = {number: number for number in range(len(classes))}
-    found = []
-    for video in videos:
-        label = video.label if integers else str(video.label)
-        if label not in ids:
-            some = ", ".join(shown(str(known)) for known in [*ids][:3])
-            raise ConfigError(
-                f"{key}: the label {shown(str(label))} of {shown(video.path)} is none of the "
-                f"checkpoint's {len(classes)} classes ({some}{', ...' * (len(ids) > 3)})"
-            )
-        found.append(ids[label])
-    return torch.tensor(found, dtype=torch.int64)
 
 
 def _decoded(

@@ -252,7 +252,7 @@ def _footer(report: Report) -> str:
     import torch
     import yaml
 
-    from tats_fast.config.load import to_dict
+    from tats_fast.config.reading import to_dict
 
     config = html.escape(yaml.safe_dump(to_dict(report.config), sort_keys=False))
     versions = (

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from tats_fast.config import ConfigError, ModelConfig
-from tats_fast.data import DecodeError, Video, read_videos
+from tats_fast.data.lists import Video, read_videos
+from tats_fast.data.video import DecodeError
 from tats_fast.data.views import decode_views, dense_views, segment_views, side_crops
 from tats_fast.report.images import data_uris
 from tats_fast.report.pictures import GAP, fit, strip, token_frames

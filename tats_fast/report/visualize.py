@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from tats_fast.config import ConfigError, RunConfig
-from tats_fast.data import DecodeError, load_clip, read_videos
-from tats_fast.data.lists import VIDEO_SUFFIXES
+from tats_fast.data.lists import VIDEO_SUFFIXES, read_videos
+from tats_fast.data.video import DecodeError, load_clip
 from tats_fast.interchange import build_encoder, read_weights
-from tats_fast.models.load import STEP_PREFIX, find_checkpoint, load_models
+from tats_fast.models.restore import load_models
 from tats_fast.recognition.features import encoder_hash
 from tats_fast.report.analysis import analyze
 from tats_fast.report.curves import is_number
@@ -24,6 +24,7 @@ from tats_fast.report.figures import clip_figure, summary_figure
 from tats_fast.report.page import Report, render_page
 from tats_fast.report.pictures import heat_top
 from tats_fast.report.probes import PROBED, Probes, read_probes
+from tats_fast.run_folder import STEP_PREFIX, find_checkpoint
 
 LOGGER = logging.getLogger("tats_fast")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tats_fast.prepare.layouts.common import Annotations, Row
+from tats_fast.prepare.layouts.annotations import Annotations, Row
 from tats_fast.prepare.layouts.folder import read_folder
 from tats_fast.prepare.layouts.hmdb51 import read_hmdb51
 from tats_fast.prepare.layouts.index import VideoIndex

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from tats_fast.prepare.layouts.common import Annotations, Row, listed
+from tats_fast.prepare.layouts.annotations import Annotations, Row, listed
 
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),

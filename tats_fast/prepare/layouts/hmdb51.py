@@ -7,7 +7,13 @@ import re
 from collections import defaultdict
 
 from tats_fast.config import ConfigError
-from tats_fast.prepare.layouts.common import Annotations, Row, listed, official_notes, read_lines
+from tats_fast.prepare.layouts.annotations import (
+    Annotations,
+    Row,
+    listed,
+    official_notes,
+    read_lines,
+)
 
 _CLASSES = 51
 _COUNTS = {"train": 3_570, "val": 1_530}

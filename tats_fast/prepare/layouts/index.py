@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from tats_fast.config import ConfigError
 from tats_fast.data.lists import VIDEO_SUFFIXES
-from tats_fast.prepare.layouts.common import Row
+from tats_fast.prepare.layouts.annotations import Row
 
 
 class VideoIndex:

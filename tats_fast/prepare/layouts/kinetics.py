@@ -6,7 +6,7 @@ import csv
 import io
 
 from tats_fast.config import ConfigError
-from tats_fast.prepare.layouts.common import (
+from tats_fast.prepare.layouts.annotations import (
     Annotations,
     Row,
     find_file,

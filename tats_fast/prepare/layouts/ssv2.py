@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from tats_fast.config import ConfigError
-from tats_fast.prepare.layouts.common import (
+from tats_fast.prepare.layouts.annotations import (
     Annotations,
     Row,
     find_file,

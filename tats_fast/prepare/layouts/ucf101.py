@@ -7,7 +7,7 @@ import re
 from collections import Counter
 
 from tats_fast.config import ConfigError
-from tats_fast.prepare.layouts.common import (
+from tats_fast.prepare.layouts.annotations import (
     Annotations,
     Row,
     official_notes,

@@ -1,0 +1,93 @@
+"""What a device can do at most: measured where we could, else data sheet, else measured now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from parts.bench import synchronize
+from parts.costs import Ceilings
+
+# Dense matrix rates, TFLOP/s, from NVIDIA's data sheets (SXM parts, without sparsity); MFU is
+# relative to these. "fp32" is without TF32.
+PEAK_TFLOPS = {
+    "H200": {"bf16": 989.0, "fp16": 989.0, "fp32": 67.0},
+    "H100": {"bf16": 989.0, "fp16": 989.0, "fp32": 67.0},
+    "A100": {"bf16": 312.0, "fp16": 312.0, "fp32": 19.5},
+}
+MEASURED_TFLOPS = {"H200": {"bf16": 790.0, "fp16": 790.0}}
+"""An 8192 x 8192 x 8192 product of random numbers."""
+BANDWIDTH = {
+    "H200": (4.3e12, "measured copy"),
+    "H100": (3.35e12, "data sheet"),
+    "A100": (2.04e12, "data sheet, 80 GB"),
+}
+SECONDS = 1.5
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def peak_tflops(device: torch.device, precision: str) -> float | None:
+    """The data sheet's dense matrix rate of this GPU at "bf16" or "fp32"; None = not known."""
+    chip = chip_name(device)
+    return None if chip is None else PEAK_TFLOPS[chip][precision]
+
+
+def chip_name(device: torch.device) -> str | None:
+    """The tables' name of the chip, such as H200; None for anything that they do not know."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((chip for chip in PEAK_TFLOPS if chip in name), None)
+
+
+def tabled(chip: str, precision: str) -> Ceilings:
+    """Ceilings of a chip that need not be here."""
+    bandwidth, source = BANDWIDTH[chip]
+    measured = MEASURED_TFLOPS.get(chip, {}).get(precision)
+    rate = PEAK_TFLOPS[chip][precision] if measured is None else measured
+    kind = "data sheet" if measured is None else "measured product"
+    return Ceilings(bandwidth, rate * 1e12, f"{chip}: {source}, {kind}")
+
+
+def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Ceilings of the device that is here; measured on the spot where no table knows it."""
+    chip = chip_name(device)
+    return measure(device, dtype) if chip is None else tabled(chip, NAMES[dtype])
+
+
+def better(one: Ceilings, other: Ceilings) -> Ceilings:
+    """The higher of each: what others run on a shared machine only ever lowers a measurement."""
+    return Ceilings(
+        max(one.bandwidth, other.bandwidth), max(one.rate, other.rate), one.source
+    )  # fmt: skip
+
+
+def measure(device: torch.device, dtype: torch.dtype, seconds: float = SECONDS) -> Ceilings:
+    """The best of a few large copies (bytes read plus bytes written) and of a few products of
+    random numbers, within a few seconds: on a shared machine the longest quiet moment counts."""
+    gpu = device.type == "cuda"
+    source = torch.empty((8 if gpu else 1) * 2**27, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    side = 8192 if gpu else 2048 if dtype == torch.float32 else 1024
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    copy = _best(lambda: target.copy_(source), device, seconds)
+    product = _best(lambda: left @ right, device, seconds)
+    return Ceilings(
+        2 * source.numel() / copy,
+        2 * side**3 / product,
+        f"measured here: copy of {source.numel() >> 20} MiB, product of side {side}",
+    )
+
+
+def _best(call: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Shortest run within ``seconds``, in seconds; at least eight runs."""
+    times: list[float] = []
+    while len(times) < 8 or sum(times) < seconds:
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,1 @@
+"""Augmentation of labelled clips on the device."""

@@ -1,0 +1,51 @@
+"""Models from a checkpoint folder, for looking at them; training state is the engine's matter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tats_fast.config import ConfigError, RunConfig, load_config
+from tats_fast.config.schema import LEARNED_STRATEGIES
+from tats_fast.models.mae import MaskedAutoencoder
+from tats_fast.models.sampler import TokenSampler
+from tats_fast.run_folder import CONFIG_FILE, MODEL_FILE, find_checkpoint, read_tensors
+
+
+def build_models(
+    config: RunConfig, device_type: str, value_bias: float = 1.0
+) -> tuple[MaskedAutoencoder, TokenSampler | None]:
+    """The autoencoder, and the sampler where the masking strategy learns one; on the CPU."""
+    mae = MaskedAutoencoder(config.model, device_type)
+    if config.masking.strategy not in LEARNED_STRATEGIES:
+        return mae, None
+    return mae, TokenSampler(config.model, config.sampler, value_bias, device_type)
+
+
+def load_models(
+    checkpoint: str | Path, device: torch.device | str = "cpu"
+) -> tuple[RunConfig, MaskedAutoencoder, TokenSampler | None]:
+    """Configuration and models of a checkpoint, in evaluation mode on ``device``.
+
+    Args:
+        checkpoint: a checkpoint folder, or a run folder (then its newest checkpoint).
+
+    Raises:
+        ConfigError: no checkpoint there, one of a classifier, or one that cannot be read; one line.
+    """
+    folder = find_checkpoint(checkpoint)
+    device = torch.device(device)
+    state = read_tensors(folder / MODEL_FILE)
+    if "classifier" in state:  # before its configuration, which is another one
+        raise ConfigError(
+            f"{folder}: fine-tuned, which leaves a classifier; this needs the autoencoder that "
+            "pretraining leaves: name a pretraining run or checkpoint"
+        )
+    config = load_config(folder / CONFIG_FILE)
+    mae, sampler = build_models(config, device.type)
+    mae.load_state_dict(state["mae"])
+    if sampler is not None:
+        sampler.load_state_dict(state["sampler"])
+        sampler = sampler.to(device).eval()
+    return config, mae.to(device).eval(), sampler

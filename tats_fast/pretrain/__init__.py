@@ -1,0 +1,1 @@
+"""Pretraining: the steps of TATS in the engine's loop."""

@@ -1,0 +1,26 @@
+"""Model FLOP of a pretraining step, from the formulas of ``models/flops.py``."""
+
+from __future__ import annotations
+
+from tats_fast.config import RunConfig
+from tats_fast.masking import decoder_length, visible_tokens
+from tats_fast.models import flops
+
+
+def training_step(config: RunConfig) -> int:
+    """Model FLOP of one training step, per clip: 3 (autoencoder + K sampler passes).
+
+    The trajectory sampler counts at its absorbed cost whatever a path executes: the work to be
+    done is the same for all of them, and a path that does more of it is not the faster for it.
+    """
+    model, strategy = config.model, config.masking.strategy
+    visible = visible_tokens(strategy, model, config.masking.ratio)
+    total = flops.mae(
+        model, visible, decoder_length(config.masking, visible, model.num_tokens)
+    ).total
+    if strategy in ("tats", "adamae"):
+        passes = config.ppo.epochs if strategy == "tats" else 1
+        total += passes * flops.sampler(
+            model, config.sampler.attention, config.sampler.heads, config.sampler.temporal_value
+        )
+    return flops.TRAINING_FACTOR * total

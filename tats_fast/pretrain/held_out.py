@@ -1,0 +1,72 @@
+"""Held-out measures that do not depend on what the sampler chose: a fixed random mask for the
+reconstruction, and draws of sampler, chance and frame difference side by side.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tats_fast import kernels
+from tats_fast.config import RunConfig
+from tats_fast.engine.precision import autocast
+from tats_fast.masking import split_tokens, visible_tokens
+from tats_fast.models import MaskedAutoencoder, TokenSampler
+from tats_fast.models.patchify import motion_energy, patchify, roughness
+from tats_fast.rl.metrics import lift, policy_metrics
+
+MASK_SEED = (
+    20250508  # of the fixed mask and the draws; the same for every run, so that runs compare
+)
+DRAWS = 32  # draws per clip behind each lift
+CHUNK = 8  # clips at a time
+
+
+@torch.no_grad()
+def evaluate(
+    config: RunConfig,
+    mae: MaskedAutoencoder,
+    sampler: TokenSampler | None,
+    clips: Tensor,
+    bf16: bool,
+) -> dict[str, float]:
+    """Measure on fixed clips, uint8 (M, T, S, S, 3) on the models' device.
+
+    Returns:
+        ``loss_recon_random`` under the fixed random mask at ``masking.ratio``; ``motion_lift_*``
+        and ``roughness_lift_*`` of draws by ``random``, ``motion`` and, with a sampler,
+        ``sampler``; then also the policy's metrics.
+    """
+    model = config.model
+    visible = visible_tokens("random", model, config.masking.ratio)
+    # Two generators: the fixed mask must not depend on how many draws were made before it.
+    masks, draws_of = (torch.Generator(clips.device).manual_seed(MASK_SEED) for _ in range(2))
+    sums: dict[str, float] = {}
+    was_training = mae.training
+    mae.eval()
+    for chunk in clips.split(CHUNK):
+        patches = patchify(chunk, model.tubelet_size, model.patch_size)
+        with autocast(clips.device, bf16):
+            split = split_tokens("random", model, patches, None, visible, masks)
+            result = mae(patches, lambda *_, split=split: split)
+            error = kernels.masked_mse(result.prediction, patches, split.masked)
+            policy = None if sampler is None else sampler(result.tokens)
+        values = {"loss_recon_random": error.mean()}
+        strategies = {"random": "random", "motion": "motion"}
+        if policy is not None:
+            strategies["sampler"] = "tats"
+            values.update(policy_metrics(policy.log_p, policy.entropy))
+        log_p = None if policy is None else policy.log_p
+        motion = motion_energy(patches, model.tubelet_size)
+        texture = roughness(patches, model.patch_size)
+        for name, strategy in strategies.items():
+            draws = [
+                split_tokens(strategy, model, patches, log_p, visible, draws_of).shown
+                for _ in range(DRAWS)
+            ]
+            values[f"motion_lift_{name}"] = sum(lift(motion, draw) for draw in draws) / DRAWS
+            values[f"roughness_lift_{name}"] = sum(lift(texture, draw) for draw in draws) / DRAWS
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value.item() * len(chunk)
+    mae.train(was_training)
+    return {name: total / len(clips) for name, total in sums.items()}

@@ -1,0 +1,103 @@
+"""Every Triton kernel compiles for GPUs that are not here, fits on them, and does not spill.
+
+What is compiled are the launches that the ops make, with their own arguments and configurations.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import kernel_resources as resources  # noqa: E402
+
+from tats_fast.kernels import dispatch  # noqa: E402
+
+pytestmark = [
+    pytest.mark.compile,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the compiler"
+    ),
+    pytest.mark.skipif(
+        dispatch.triton_problem("cuda") is not None, reason="Triton is not installed"
+    ),
+]
+
+OPS = tuple(resources.op_calls(resources.Shape()))
+SHAPE = resources.Shape()
+MATRIX_OPS = ("trajectory_attention", "trajectory_temporal")  # all their kernels multiply matrices
+SMALL = resources.Shape(batch=1, frames=3, places=36, heads=2, dim=32, decoder_width=48, visible=9)
+
+
+def limit(arch):
+    from tats_fast.kernels.fused.launch import ARCHITECTURES
+
+    return ARCHITECTURES[arch] * 1024
+
+
+@pytest.mark.parametrize("arch", resources.ARCHITECTURES)
+@pytest.mark.parametrize("op", OPS)
+def test_chosen_configuration_at_vit_base(op, arch):
+    """No spill, within shared memory, products on tensor cores."""
+    launches = list(resources.launches(op, SHAPE, arch))
+    assert launches, f"{op} launches nothing at level triton"
+    for launch in launches:
+        found = resources.compile_launch(launch, arch)
+        assert found.stack == 0, f"{found} spills"
+        assert found.shared <= limit(arch), found
+        if op in MATRIX_OPS:
+            assert found.matrix, f"{found}: no tensor-core instruction"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", resources.ARCHITECTURES)
+@pytest.mark.parametrize("op", OPS)
+def test_every_candidate_compiles_and_fits(op, arch):
+    for launch in resources.launches(op, SHAPE, arch, candidates=True):
+        found = resources.compile_launch(launch, arch)
+        assert found.shared <= limit(arch), found
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype"), [(89, torch.bfloat16), (90, torch.float32), (80, torch.float16)], ids=str
+)
+@pytest.mark.parametrize("op", OPS)
+def test_other_chips_and_dtypes_fit(op, arch, dtype):
+    for launch in resources.launches(op, replace(SHAPE, dtype=dtype), arch):
+        assert resources.compile_launch(launch, arch).shared <= limit(arch)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_small_shapes_compile(op):
+    for launch in resources.launches(op, SMALL, 90):
+        assert resources.compile_launch(launch, 90).shared <= limit(90)
+
+
+def test_every_triton_file_is_reached():
+    """A kernel that no op launches would be neither compiled nor interpreted."""
+    import triton
+
+    written = set()
+    for path in (ROOT / "kernels" / "fused").glob("*.py"):
+        module = importlib.import_module(f"tats_fast.kernels.fused.{path.stem}")
+        kernels = [v for v in vars(module).values() if isinstance(v, triton.JITFunction)]
+        written |= {k.fn.__name__ for k in kernels if k.fn.__name__.endswith("_kernel")}
+    launched = {
+        launch.kernel.fn.__name__ for op in OPS for launch in resources.launches(op, SHAPE, 90)
+    }
+    assert launched == written
+
+
+def test_the_table_in_the_docs_names_every_kernel():
+    text = (ROOT / "docs" / "kernels.md").read_text()
+    for op in OPS:
+        for launch in resources.launches(op, SHAPE, 90):
+            assert f"| {resources.kernel_name(launch)} | sm_90 |" in text
