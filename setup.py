@@ -14,7 +14,8 @@ CORE = [
     "numpy>=1.26",
     "einops>=0.8",
     "pyyaml>=6",
-    "av>=14",
+    "av>=14.1",
+    "matplotlib>=3.8",
     "pillow>=10",
     "rich>=13",
     "safetensors>=0.4",
@@ -27,7 +28,6 @@ DALI = ["nvidia-dali-cuda130>=2.4; platform_system == 'Linux'"]
 DEV = [
     "pytest>=8",
     "pytest-timeout>=2.3",
-    "matplotlib>=3.8",
     "ruff>=0.17",
     "scikit-learn>=1.4",  # only for tests
     "transformers>=5",
@@ -50,6 +50,7 @@ setup(
         "tats_fast.kernels",
         "tats_fast.kernels.fused",
     ],
+    package_data={"tats_fast.data": ["doctor_frame.mp4"]},
     # PyPI's package "kernels" owns that import name: ours is reachable as a subpackage only.
     package_dir={"tats_fast.kernels": "kernels"},
     install_requires=CORE,

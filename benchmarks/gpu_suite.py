@@ -19,16 +19,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
-from parts import bench
-from parts.bench import ROOT
-from parts.suite.sections import Section, full_sections, quick_sections
+from parts import ROOT, bench
+from parts.suite.sections import Section, full_sections, quick_sections, script
 from parts.suite.summary import write_record
+
+from tats_fast.config import ConfigError
 
 TOTAL_SECONDS = 525.0
 """Under nine minutes with the start and the summary."""
@@ -52,14 +54,15 @@ class Outcome:
 
 def make_parser() -> bench.Parser:
     """The command line."""
-    parser = bench.Parser(description=__doc__.splitlines()[0])
+    parser = bench.Parser(__doc__)
     add = parser.add_argument
-    add("--out", metavar="DIR", help="record folder (default: benchmarks/records/<date>_<gpu>_suite"
-        "; with --quick, runs/gpu_suite_quick)")  # fmt: skip
+    folders = "benchmarks/records/<date>_<gpu>_suite; with --quick, runs/gpu_suite_quick"
+    add("--out", metavar="DIR", help=f"record folder (default: {folders})")
     add("--quick", action="store_true", help="tiny sizes on the CPU; what needs a GPU is skipped")
-    add("--limit", type=bench.positive_float, default=TOTAL_SECONDS, help="seconds in all "
-        "(default: %(default)g)")  # fmt: skip
-    add("--only", metavar="A,B", help="of the sections' names")
+    total = "seconds in all (default: %(default)g)"
+    add("--limit", type=bench.positive_float, default=TOTAL_SECONDS, help=total)
+    names = bench.names_of([section.name for section in full_sections()])
+    add("--only", type=names, metavar="A,B", help="of the sections' names")
     return parser
 
 
@@ -68,9 +71,9 @@ def run_sections(sections: Sequence[Section], out: Path, total: float) -> list[O
     deadline = time.monotonic() + total
     outcomes = []
     for index, section in enumerate(sections):
-        kept = sum(later.reserve for later in sections[index + 1 :] if later.missing is None)
+        reserved = sum(later.reserve for later in sections[index + 1 :] if later.missing is None)
         left = deadline - time.monotonic()
-        granted = min(section.limit, max(left - kept, min(section.reserve, left)))
+        granted = min(section.limit, max(left - reserved, min(section.reserve, left)))
         if section.missing is not None:
             outcome = Outcome(section.name, "skipped", detail=section.missing)
         elif granted < LEAST_SECONDS:
@@ -89,29 +92,25 @@ def run_section(section: Section, out: Path, granted: float) -> Outcome:
     log = out / f".{re.sub(r'[^a-z0-9]+', '_', section.name.lower())}.log"
     environment = {k: v for k, v in os.environ.items() if k not in HIDDEN_VARIABLES}
     environment["PYTHONUNBUFFERED"] = "1"
-    helpers: list[subprocess.Popen] = []
     status, detail = "ok", ""
-    with log.open("wb") as file:
-        try:
-            for command in section.helpers:
-                helpers.append(_start(command, subprocess.DEVNULL, environment))
-            process = _start(section.command(out, granted), file, environment)
-            try:
-                code = process.wait(granted)
-                if code != 0:
-                    status, detail = "failed", f"exit code {code}"
-            except subprocess.TimeoutExpired:
-                status, detail = "timed out", f"after {granted:.0f} s; what it had written counts"
-            finally:
-                _end(process)
+    try:
+        with log.open("wb") as file, contextlib.ExitStack() as stack:
+            helpers = [
+                stack.enter_context(_running(script(line), subprocess.DEVNULL, environment))
+                for line in section.helpers
+            ]
+            with _running(section.command(out, granted), file, environment) as process:
+                try:
+                    if code := process.wait(granted):
+                        status, detail = "failed", f"exit code {code}"
+                except subprocess.TimeoutExpired:
+                    detail = f"after {granted:.0f} s; what it had written counts"
+                    status = "timed out"
             for helper in helpers:  # what they have not compiled yet would cost later sections
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     helper.wait(max(0.0, granted - (time.monotonic() - start)))
-        except Exception as error:
-            status, detail = "failed", bench.first_line(error)
-        finally:
-            for helper in helpers:
-                _end(helper)
+    except Exception as error:
+        status, detail = "failed", bench.first_line(error)
     output = log.read_bytes()[-LOG_BYTES:].decode(errors="replace")
     log.unlink()
     if status == "failed" and output.strip():
@@ -119,22 +118,24 @@ def run_section(section: Section, out: Path, granted: float) -> Outcome:
     return Outcome(section.name, status, time.monotonic() - start, detail, output)
 
 
-def _start(command: list[str], output: IO | int, environment: dict[str, str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End a section's whole process group, children that outlived it included."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+@contextlib.contextmanager
+def _running(
+    command: list[str], output: IO | int, environment: dict[str, str]
+) -> Iterator[subprocess.Popen]:
+    """A process whose whole group ends with the block, children that outlived it included."""
+    streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, start_new_session=True, **streams
+    ) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def default_folder(quick: bool) -> Path:
-    """Where the record goes unless --out says."""
+    """Where the record goes without ``--out``."""
     if quick:
         return ROOT / "runs" / "gpu_suite_quick"
     gpu = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower().replace("nvidia", ""))
@@ -142,25 +143,18 @@ def default_folder(quick: bool) -> Path:
     return ROOT / "benchmarks" / "records" / f"{date}_{gpu.strip('-')}_suite"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0 every section ran or was skipped; 1 one failed, or there is no GPU; 2 wrong use."""
-    options = make_parser().parse_args(arguments)
+def run(options: Any) -> int:
+    """Run the sections and write the record; 1 where one of them failed."""
     if not options.quick and not torch.cuda.is_available():
-        return bench.fail("no CUDA GPU is visible here; --quick runs what a CPU can of it", 1)
+        raise bench.Failed("no CUDA GPU is visible here; --quick runs what a CPU can of it")
     sections = quick_sections() if options.quick else full_sections()
-    if options.only is not None:
-        names = [name.strip() for name in options.only.split(",")]
-        known = [section.name for section in sections]
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            return bench.fail(f"--only {unknown[0]}: must be of {', '.join(known)}", 2)
-        sections = [section for section in sections if section.name in names]
+    sections = [s for s in sections if options.only is None or s.name in options.only]
     out = Path(options.out) if options.out else default_folder(options.quick)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "summary.md").touch()
     except OSError as error:
-        return bench.fail(f"--out {out}: {error.strerror}", 2)
+        raise ConfigError(f"--out {out}: {error.strerror}") from None
     start = time.monotonic()
     outcomes = run_sections(sections, out.resolve(), options.limit)
     command = f"python benchmarks/gpu_suite.py{' --quick' if options.quick else ''}"
@@ -168,6 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(write_record(out, [asdict(o) for o in outcomes], command, seconds, options.quick))
     return int(any(outcome.status in ("failed", "timed out") for outcome in outcomes))
 
+
+main = partial(bench.run_script, make_parser(), run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,16 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from parts import bench
-from parts.bench import ROOT
+from parts import ROOT, bench
 
 MARK = "pytest.mark.gpu"
-SHOWN_FAILURES = 20
+OUTCOMES = ("passed", "failed", "skipped")
+PRINTED_FAILURES = 20
 
 
 class Shard:
@@ -61,7 +61,7 @@ class Shard:
 
 def make_parser() -> bench.Parser:
     """The command line."""
-    parser = bench.Parser(description=__doc__.splitlines()[0])
+    parser = bench.Parser(__doc__)
     add = parser.add_argument
     add("--workers", type=bench.positive_int, default=min(8, os.cpu_count() or 1))
     add("--limit", type=bench.positive_float, default=600.0, help="seconds")
@@ -72,18 +72,15 @@ def make_parser() -> bench.Parser:
     return parser
 
 
-def test_files() -> list[str]:
-    """Test files that mention the mark: the others may need packages that are not there."""
-    return [str(p) for p in sorted((ROOT / "tests").glob("test_*.py")) if MARK in p.read_text()]
-
-
 def run_shard(options: Any) -> int:
     """pytest on one shard, in this process."""
     index, count, results = options.shard
-    arguments = ["-q", "--no-header", "-p", "no:cacheprovider", "-o", "addopts="]
-    arguments += ["-m", options.mark, "--continue-on-collection-errors"]
+    arguments = ["-q", "--no-header", "-p", "no:cacheprovider", "-m", options.mark]
+    arguments += ["-o", "addopts=--import-mode=importlib", "--continue-on-collection-errors"]
+    # Files without the mark may need packages that are not there.
+    marked = (p for p in sorted((ROOT / "tests").rglob("test_*.py")) if MARK in p.read_text())
     plugin = Shard(int(index), int(count), Path(results))
-    return int(pytest.main([*arguments, *(options.files or test_files())], plugins=[plugin]))
+    return int(pytest.main([*arguments, *(options.files or map(str, marked))], plugins=[plugin]))
 
 
 def run_all(options: Any) -> dict[str, Any]:
@@ -97,60 +94,43 @@ def run_all(options: Any) -> dict[str, Any]:
             command += ["--shard", str(index), str(options.workers), str(file)]
             command += ["--files", *options.files] if options.files else []
             shards.append(subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr, stderr=sys.stderr))
-        for shard in shards:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                shard.wait(max(0.0, options.limit - (time.monotonic() - start)))
-        for shard in shards:
-            if shard.poll() is None:
-                shard.kill()
-            shard.wait()
-        found = [line for file in files for line in read_lines(file)]
-    return {**count(found), "seconds": round(time.monotonic() - start, 1)}
+        bench.end_by(start + options.limit, shards)
+        notes = []
+        for line in "\n".join(f.read_text() for f in files if f.exists()).splitlines():
+            with contextlib.suppress(ValueError):  # a line that a kill cut short, or none
+                notes.append(json.loads(line))
+    return {**count(notes), "seconds": round(time.monotonic() - start, 1)}
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """A shard's notes; none if it never got that far, without a line that a kill cut short."""
-    notes = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        with contextlib.suppress(ValueError):
-            notes.append(json.loads(line))
-    return notes
-
-
-def count(found: list[dict[str, Any]]) -> dict[str, Any]:
+def count(notes: list[dict[str, Any]]) -> dict[str, Any]:
     """Outcomes in numbers, and the failures."""
-    tests = [line for line in found if "test" in line]
-    number = {kind: sum(t["outcome"] == kind for t in tests) for kind in OUTCOMES}
+    tests = [note for note in notes if "test" in note]
+    numbers = {kind: sum(t["outcome"] == kind for t in tests) for kind in OUTCOMES}
     ended = sum(t.get("collected", True) for t in tests)
-    selected = max((line["selected"] for line in found if "selected" in line), default=0)
+    selected = max((note["selected"] for note in notes if "selected" in note), default=0)
     return {
-        **number,
+        **numbers,
         "not_run": max(0, selected - ended),
         "failures": {t["test"]: t["problem"] for t in tests if t["outcome"] == "failed"},
     }
 
 
-OUTCOMES = ("passed", "failed", "skipped")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0 every test passed or was skipped; 1 not so; 2 wrong use."""
-    options = make_parser().parse_args(arguments)
+def run(options: Any) -> int:
+    """All shards or one; 0 only if every test passed or was skipped."""
     if options.shard:
         return run_shard(options)
-    problem = bench.check_writable(options.json)
-    if problem:
-        return bench.fail(problem, 2)
     done = run_all(options)
     if options.json:
         bench.write_json(options.json, done)
-    for name, text in list(done["failures"].items())[:SHOWN_FAILURES]:
+    for name, text in list(done["failures"].items())[:PRINTED_FAILURES]:
         print(f"FAILED {name}: {bench.reason(text)}")
     numbers = ", ".join(f"{done[kind]} {kind}" for kind in OUTCOMES)
     print(f"{numbers}, {done['not_run']} not run, {done['seconds']} s")
     # Nothing run at all is no success.
     return int(done["failed"] > 0 or done["not_run"] > 0 or done["passed"] + done["skipped"] == 0)
 
+
+main = partial(bench.run_script, make_parser(), run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,8 +14,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,13 @@ from parts import bench
 from torch import Tensor
 
 from tats_fast import kernels
+from tats_fast.config import ConfigError
 from tats_fast.kernels import dispatch
+from tats_fast.kernels.example_inputs import MAKERS, RATIO_OPS, Shape
 
 ARCHITECTURES = (80, 90, 100)
+HEADER = ("kernel", "chip", "configuration", "registers", "stack B", "shared KiB", "matrix")
+MARKS = ("<!-- kernel_resources -->", "<!-- /kernel_resources -->")
 POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
@@ -108,85 +112,13 @@ def _usage(cubin: bytes) -> tuple[int, int]:
     return tuple(int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK"))
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of one call of the ops; the defaults are ViT-B on 16 x 224 x 224 at ratio .95."""
-
-    batch: int = 2
-    frames: int = 8
-    places: int = 196
-    heads: int = 12
-    dim: int = 64
-    decoder_width: int = 384
-    patch_dim: int = 1536
-    visible: int = 78
-    dtype: torch.dtype = torch.bfloat16
-
-
-def op_calls(shape: Shape) -> dict[str, Callable[[], Any]]:
-    """Every op's forward and backward at ``shape``, on memory that nobody has written."""
-    batch, tokens = shape.batch, shape.frames * shape.places
-    width = shape.heads * shape.dim
-    masked = tokens - shape.visible
-
-    def floats(*size: int, dtype: torch.dtype = shape.dtype, grad: bool = True) -> Tensor:
-        return torch.zeros(size, dtype=dtype, requires_grad=grad)
-
-    def differentiate(*outputs: Tensor) -> None:
-        outputs = tuple(out for out in outputs if out.requires_grad)
+def run_op(op: str, shape: Shape) -> None:
+    """Forward and backward of ``op``; ops of visible tokens on a packed batch too."""
+    for packed in (False, True)[: 2 if op in RATIO_OPS else 1]:
+        outputs = getattr(kernels, op)(*MAKERS[op](replace(shape, packed=packed)).values())
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        outputs = [out for out in outputs if out.requires_grad]
         torch.autograd.backward(outputs, [torch.empty_like(out) for out in outputs])
-
-    order = torch.arange(tokens).repeat(batch, 1)
-    offsets = torch.arange(batch + 1, dtype=torch.int32) * shape.visible
-    patches = torch.zeros(batch, tokens, shape.patch_dim, dtype=torch.uint8)
-
-    def spatial() -> None:
-        qkv = floats(batch, tokens, 3, shape.heads, shape.dim)
-        differentiate(*kernels.trajectory_attention(qkv, shape.frames))
-
-    def temporal() -> None:
-        q2, y = (
-            floats(batch, tokens, shape.heads, shape.dim),
-            floats(batch, tokens, shape.frames, width),
-        )
-        weights = floats(width, width), floats(width, width), floats(width)
-        differentiate(kernels.trajectory_temporal(q2, y, *weights))
-
-    def gather() -> None:
-        positions = floats(tokens, width, dtype=torch.float32, grad=False)
-        differentiate(
-            kernels.token_gather(floats(batch, tokens, width), order[:, : shape.visible], positions)
-        )
-
-    def assemble() -> None:
-        width = shape.decoder_width
-        positions = floats(tokens, width, dtype=torch.float32, grad=False)
-        token = floats(width, dtype=torch.float32)
-        for packed in (None, offsets):
-            visible = floats(batch, shape.visible, width)
-            visible = visible if packed is None else visible.flatten(0, 1)
-            differentiate(kernels.decoder_assemble(visible, token, positions, order, packed))
-
-    def error() -> None:
-        prediction = floats(batch, masked, shape.patch_dim)
-        differentiate(kernels.masked_mse(prediction, patches, order[:, shape.visible :]))
-
-    def logprob() -> None:
-        differentiate(*kernels.policy_logprob(floats(batch, tokens), 0.05))
-
-    def sample() -> None:
-        uniform = torch.zeros(batch, tokens)
-        differentiate(*kernels.policy_sample(floats(batch, tokens), uniform, 0.05))
-
-    return {
-        "trajectory_attention": spatial,
-        "trajectory_temporal": temporal,
-        "token_gather": gather,
-        "decoder_assemble": assemble,
-        "masked_mse": error,
-        "policy_logprob": logprob,
-        "policy_sample": sample,
-    }
 
 
 def record(op: str, shape: Shape, arch: int) -> list[Any]:
@@ -194,26 +126,22 @@ def record(op: str, shape: Shape, arch: int) -> list[Any]:
     from tats_fast.kernels.fused.launch import recording
 
     with kernels.use("triton"), dispatch.assume_gpu(), recording(arch) as launches:
-        op_calls(shape)[op]()
+        run_op(op, shape)
     return list(launches)
 
 
-def tunables() -> dict[str, Any]:
-    """Every ``launch.Tunable`` by name."""
-    return {t.name: t for _, t in _tunables()}
-
-
-def _tunables() -> Iterator[tuple[str, Any]]:
-    """(module, ``launch.Tunable``) of all files of kernels/fused."""
+def tunables() -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """Every ``launch.Tunable`` of kernels/fused with the ops that its file is for."""
     from importlib import import_module
 
+    from tats_fast.kernels import fused
     from tats_fast.kernels.fused.launch import Tunable
 
-    for name in dispatch.TRITON_MODULES:
-        module = import_module(f"tats_fast.kernels.fused.{name}")
-        for value in vars(module).values():
+    for file in sorted(Path(fused.__file__).parent.glob("*.py")):
+        ops = [op for op in MAKERS if op.startswith(file.stem) or file.stem.startswith(op)]
+        for value in vars(import_module(f"{fused.__name__}.{file.stem}")).values():
             if isinstance(value, Tunable):
-                yield module.__name__, value
+                yield value, tuple(ops)
 
 
 def launches(op: str, shape: Shape, arch: int, candidates: bool = False) -> Iterator[Any]:
@@ -223,17 +151,14 @@ def launches(op: str, shape: Shape, arch: int, candidates: bool = False) -> Iter
     seen = set()
     variants: list[Any] = [contextlib.nullcontext()]
     if candidates:
-        files = {launch.kernel.fn.__module__ for launch in record(op, shape, arch)}
-        own = [t for file, t in _tunables() if file in files]
+        own = [tunable for tunable, ops in tunables() if op in ops]
         variants += [forced(t.name, c) for t in own for c in t.candidates]
     for variant in variants:
         with variant:
             recorded = record(op, shape, arch)
         for launch in recorded:
-            sizes = {
-                p.name: launch.arguments[p.name] for p in launch.kernel.params if p.is_constexpr
-            }
-            key = (kernel_name(launch), str(sizes), launch.num_warps, launch.num_stages)
+            constants = [launch.arguments[p.name] for p in launch.kernel.params if p.is_constexpr]
+            key = (kernel_name(launch), *constants, launch.num_warps, launch.num_stages)
             if key not in seen:
                 seen.add(key)
                 yield launch
@@ -244,58 +169,59 @@ def kernel_name(launch: Any) -> str:
     return launch.kernel.fn.__name__.strip("_").removesuffix("_kernel")
 
 
-def main() -> int:
-    """Command line."""
-    parser = bench.Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
-    parser.add_argument("--candidates", action="store_true", help="every candidate configuration")
-    parser.add_argument("--op", nargs="+", choices=tuple(op_calls(Shape())), help="these ops only")
-    parser.add_argument("--update", metavar="FILE", help="rewrite the table in this Markdown file")
-    options = parser.parse_args()
+def make_parser() -> bench.Parser:
+    """The command line."""
+    parser = bench.Parser(__doc__)
+    add = parser.add_argument
+    add("--arch", type=int, nargs="+", default=ARCHITECTURES)
+    add("--candidates", action="store_true", help="every candidate configuration")
+    add("--op", nargs="+", choices=tuple(MAKERS), default=tuple(MAKERS), help="these ops only")
+    add("--update", metavar="FILE", help="rewrite the table in this Markdown file")
+    return parser
+
+
+def run(options: Any) -> int:
+    """Compile, print and update."""
     problem = dispatch.triton_problem("cuda")
     if problem is not None:
-        return bench.fail(problem, 1)
-    names = options.op or op_calls(Shape())
-    found = [
+        raise bench.Failed(problem)
+    compiled = [
         compile_launch(launch, arch)
-        for op in names
+        for op in options.op
         for arch in options.arch
         for launch in launches(op, Shape(), arch, options.candidates)
     ]
     rows = [
         [r.kernel, f"sm_{r.arch}", r.config, str(r.registers), str(r.stack),
          bench.number(r.shared / 1024), ", ".join(r.matrix) or "-"]
-        for r in sorted(found, key=lambda r: (r.kernel, r.arch))
+        for r in sorted(compiled, key=lambda r: (r.kernel, r.arch))
     ]  # fmt: skip
     print(bench.table(HEADER, rows))
     if options.update:
-        return update(Path(options.update), markdown(rows))
+        update(Path(options.update), rows)
     return 0
 
 
-HEADER = ("kernel", "chip", "configuration", "registers", "stack B", "shared KiB", "matrix")
-MARKS = ("<!-- kernel_resources -->", "<!-- /kernel_resources -->")
+def update(path: Path, rows: list[list[str]]) -> None:
+    """Put the table, with the Triton release that compiled it, between a Markdown file's marks.
 
-
-def markdown(rows: list[list[str]]) -> str:
-    """The table for docs/kernels.md, with the Triton release that compiled it."""
+    Raises:
+        ConfigError: the file cannot be read or lacks the marks.
+    """
     import triton
 
-    lines = [HEADER, ["---"] * len(HEADER), *rows]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"Triton {triton.__version__}:\n\n{table}"
-
-
-def update(path: Path, table: str) -> int:
-    """Put ``table`` between the marks of a Markdown file; the exit code."""
     try:
-        text = path.read_text()
-        before, rest = text.split(MARKS[0])
+        before, rest = path.read_text().split(MARKS[0])
         _, after = rest.split(MARKS[1])
     except (OSError, ValueError):
-        return bench.fail(f"--update {path}: no readable file with the marks {MARKS}", 2)
+        raise ConfigError(f"--update {path}: no readable file with the marks {MARKS}") from None
+    table = f"Triton {triton.__version__}:\n\n{bench.markdown(HEADER, rows)}"
     path.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 done; 1 nothing to compile with; 2 wrong use."""
+    return bench.run_script(make_parser(), run, arguments)
 
 
 if __name__ == "__main__":

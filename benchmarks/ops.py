@@ -12,32 +12,39 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from parts import bench, ceilings, costs
+from parts.ceilings import DTYPES
 from parts.ops.cases import CASES, DEFAULT_CASES, IMPLEMENTATIONS, OPS, Problem, cases_of, why_not
 from parts.ops.gate import Gate, WrongResult
 from parts.ops.report import ceilings_line, describe, results, target_lines
 from parts.ops.timing import interleaved_ms
 from parts.peak_memory import MIB, peak_growth
-from plots import draw_ops, outputs_problem
+from plots import save
 from torch import Tensor
 
-from tats_fast.config import ConfigError
 from tats_fast.engine.distributed import pick_device
 
 Runner = Callable[[], tuple[Tensor, ...]]
-DTYPES = {name: dtype for dtype, name in ceilings.NAMES.items()}
 
 
 def make_parser() -> bench.Parser:
     """The command line."""
-    parser = bench.Parser(description=__doc__.splitlines()[0])
+    parser = bench.Parser(__doc__)
     add = parser.add_argument
-    add("--op", metavar="A,B", help=f"of {', '.join(OPS)} (default: all)")
-    add("--case", metavar="A,B", help=f"of {', '.join(CASES)} (default: {','.join(DEFAULT_CASES)})")
-    add("--impl", metavar="A,B", help=f"of {', '.join(IMPLEMENTATIONS)} (default: all that run)")
+
+    def add_names(option: str, dest: str, known: Sequence[str], default: Sequence[str]) -> None:
+        usual = ",".join(default) if len(default) < len(known) else "all"
+        text = f"of {', '.join(known)} (default: {usual})"
+        names = bench.names_of(known)
+        add(option, dest=dest, metavar="A,B", type=names, default=default, help=text)
+
+    add_names("--op", "ops", OPS, OPS)
+    add_names("--case", "cases", tuple(CASES), DEFAULT_CASES)
+    add_names("--impl", "implementations", IMPLEMENTATIONS, IMPLEMENTATIONS)
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--dtype", choices=tuple(DTYPES), help="default: fp32; bf16 on a GPU")
     add("--batch", type=bench.positive_int, help="clips (default: 1; 32 on a GPU)")
@@ -51,21 +58,6 @@ def make_parser() -> bench.Parser:
     return parser
 
 
-def chosen(option: str, text: str | None, known: Sequence[str], default: Sequence[str]) -> tuple:
-    """``"a,b"`` in ``known``'s order.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
-    if text is None:
-        return tuple(default)
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"{option} {name}: must be of {', '.join(known)}")
-    return tuple(name for name in known if name in names)
-
-
 class Measurement:
     """One op at one shape: gate, times, memory."""
 
@@ -74,8 +66,8 @@ class Measurement:
         shape = replace(CASES[case], batch=options.batch, dtype=DTYPES[options.dtype])
         self.problem = Problem(op, shape, device, options.seed)
         self.costs = costs.op_costs(op, shape)
-        self.skipped: dict[str, str] = {}
-        self.failed: dict[str, str] = {}
+        self.others: dict[str, dict[str, str]] = {}
+        """Implementations that do not run, each with {"skipped" or "failed": why}."""
         self._leaves = list(self.problem.leaves().values())
         self._seeds: list[Tensor] = []
         self._runners: dict[str, Runner] = {}
@@ -96,9 +88,9 @@ class Measurement:
             except Exception as error:
                 if not self._options.keep_going:
                     raise
-                self.failed[name] = bench.first_line(error)
+                self.others[name] = {"failed": bench.first_line(error)}
             if reason is not None:
-                self.skipped[name] = reason
+                self.others[name] = {"skipped": reason}
 
     def _enter(self, name: str, gate: Gate) -> str | None:
         """Gate one implementation; why it is skipped."""
@@ -130,19 +122,16 @@ class Measurement:
         ``roofline`` is for ``settle`` to fill in."""
         runners, times = self._runners, {}
         times["fwd_ms"] = self._time(runners)
-        times["fwd_bwd_ms"] = self._time(
-            {name: (lambda run=run: self._both(run)) for name, run in runners.items()}
-        )
-        kept = {name: run() for name, run in runners.items()}
-        times["bwd_ms"] = self._time(
-            {name: (lambda out=out: self._backward(out, keep=True)) for name, out in kept.items()}
-        )
-        kept.clear()
-        found: dict[str, dict[str, Any]] = {}
-        for name, runner in runners.items():
+        both = {name: partial(self._both, runner) for name, runner in runners.items()}
+        times["fwd_bwd_ms"] = self._time(both)
+        backward = {n: partial(self._backward, run(), keep=True) for n, run in runners.items()}
+        times["bwd_ms"] = self._time(backward)
+        backward.clear()  # the graphs
+        entries: dict[str, dict[str, Any]] = {}
+        for name, call in both.items():
             seconds = times["fwd_bwd_ms"][name]["p50"] / 1e3
-            grown = peak_growth(lambda run=runner: self._both(run), self._device)
-            found[name] = {
+            grown = peak_growth(call, self._device)
+            entries[name] = {
                 **{kind: times[kind][name] for kind in ("fwd_ms", "bwd_ms", "fwd_bwd_ms")},
                 "peak_mem_mb": None if grown is None else grown / MIB,
                 "gbps": self.costs.bytes / 1e9 / seconds,
@@ -150,8 +139,7 @@ class Measurement:
                 "roofline": None,
                 "max_rel_err": self._errors[name],
             }
-        found |= {name: {"failed": why} for name, why in self.failed.items()}
-        return found | {name: {"skipped": why} for name, why in self.skipped.items()}
+        return entries | self.others
 
     def _time(self, calls: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]:
         steps, warmup = self._options.steps, self._options.warmup
@@ -167,7 +155,7 @@ def measure(record: dict[str, Any], options: Any, device: torch.device) -> bool:
     """Fill ``record`` op by op, writing it after each; whether everything was right.
 
     Raises:
-        WrongResult: one sentence that names op, case and implementation.
+        bench.Failed: an implementation computes something else; names op, case and implementation.
     """
     right = True
     counted: dict[tuple[str, str], costs.Costs] = {}
@@ -178,8 +166,8 @@ def measure(record: dict[str, Any], options: Any, device: torch.device) -> bool:
             try:
                 measured.admit(options.implementations)
             except WrongResult as wrong:
-                raise WrongResult(f"{op}, {case}: {wrong}") from None
-            right &= not measured.failed
+                raise bench.Failed(f"{op}, {case}: {wrong} (it was not timed)") from None
+            right &= not any("failed" in other for other in measured.others.values())
             counted[op, case] = measured.costs
             record["ops"][op][case] = measured.entries()
             del measured
@@ -194,10 +182,10 @@ def measure(record: dict[str, Any], options: Any, device: torch.device) -> bool:
 
 
 def settle(
-    record: dict[str, Any], counted: dict[tuple[str, str], costs.Costs], found: costs.Ceilings
+    record: dict[str, Any], counted: dict[tuple[str, str], costs.Costs], latest: costs.Ceilings
 ) -> None:
     """Floors and rooflines of everything measured so far, against the best ceilings seen."""
-    ceiling = ceilings.better(costs.Ceilings(**record["config"]["ceilings"]), found)
+    ceiling = ceilings.better(costs.Ceilings(**record["config"]["ceilings"]), latest)
     record["config"]["ceilings"] = ceiling._asdict()
     for (op, case), work in counted.items():
         forward, backward = work.seconds(ceiling)
@@ -210,57 +198,34 @@ def settle(
                 entry["roofline"] = 1e3 * (forward + backward) / entry["fwd_bwd_ms"]["p50"]
 
 
-def fill_defaults(options: Any, device: torch.device) -> None:
-    """Settle what depends on the device.
-
-    Raises:
-        ConfigError: an unknown name, or a file that cannot be written.
-    """
+def run(options: Any) -> int:
+    """Settle what depends on the device, then measure; 1 if anything was wrong."""
+    device = pick_device(options.device)
     gpu = device.type == "cuda"
     options.dtype = options.dtype or ("bf16" if gpu else "fp32")
     options.batch = options.batch or (32 if gpu else 1)
     options.steps = options.steps or (20 if gpu else 10)
-    options.ops = chosen("--op", options.op, OPS, OPS)
-    options.cases = chosen("--case", options.case, tuple(CASES), DEFAULT_CASES)
-    options.implementations = chosen("--impl", options.impl, IMPLEMENTATIONS, IMPLEMENTATIONS)
     if "reference" not in options.implementations:
         options.implementations = ("reference", *options.implementations)
-    problem = outputs_problem(options.json, options.plot)
-    if problem:
-        raise ConfigError(problem)
+    settings = ("ops", "cases", "implementations", "dtype", "batch", "steps", "warmup", "seed")
+    record = bench.new_record(device)
+    record["config"] = {
+        **{name: getattr(options, name) for name in settings},
+        "device": device.type,
+        "ceilings": ceilings.ceilings(device, DTYPES[options.dtype])._asdict(),
+    }
+    record |= {"ops": {}, "floors": {}}
+    print(describe(record) + "\n", flush=True)
+    right = measure(record, options, device)
+    for line in (ceilings_line(record), *target_lines(record)):
+        print(line)
+    save(record, options)
+    return 0 if right else 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 done; 1 an implementation computes something else; 2 wrong use."""
-    options = make_parser().parse_args(arguments)
-    try:
-        device = pick_device(options.device)
-        fill_defaults(options, device)
-    except ConfigError as error:
-        return bench.fail(str(error), 2)
-    settings = ("ops", "cases", "implementations", "dtype", "batch", "steps", "warmup", "seed")
-    record: dict[str, Any] = {
-        "hardware": bench.hardware(device),
-        "versions": bench.versions(),
-        "commit": bench.git_commit(),
-        "config": {
-            **{name: getattr(options, name) for name in settings},
-            "device": device.type,
-            "ceilings": ceilings.ceilings(device, DTYPES[options.dtype])._asdict(),
-        },
-        "ops": {},
-        "floors": {},
-    }
-    print(describe(record) + "\n", flush=True)
-    try:
-        right = measure(record, options, device)
-    except WrongResult as wrong:
-        return bench.fail(f"{wrong} (it was not timed)", 1)
-    for line in (ceilings_line(record), *target_lines(record)):
-        print(line)
-    if options.plot:
-        draw_ops(record, options.plot)
-    return 0 if right else 1
+    return bench.run_script(make_parser(), run, arguments)
 
 
 if __name__ == "__main__":

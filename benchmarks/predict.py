@@ -17,6 +17,7 @@ from parts import bench, ceilings, costs
 from parts.ops.cases import CASES, OPS, RATIO_OPS
 
 from tats_fast.config import load_config
+from tats_fast.engine.peak import PEAK_TFLOPS
 from tats_fast.pretrain.flops import training_step
 
 MFU_TARGET = 0.4
@@ -25,7 +26,7 @@ CLIP_TARGET = 1200
 
 def make_parser() -> bench.Parser:
     """The command line."""
-    parser = bench.Parser(description=__doc__.splitlines()[0])
+    parser = bench.Parser(__doc__)
     add = parser.add_argument
     add("--chip", default="H200", choices=tuple(ceilings.BANDWIDTH), help="for the ops' table")
     add("--batch", type=bench.positive_int, default=64, help="clips per step (default: 64)")
@@ -64,7 +65,7 @@ def step_rows(batch: int) -> list[list[str]]:
             shape = replace(CASES["vit_b_r95"], batch=batch)
             step = costs.step_costs(shape, model.depth, model.decoder_depth, epochs)
             seconds, work = step.seconds(ceiling), training_step(config)
-            peak = ceilings.PEAK_TFLOPS[chip]["bf16"] * 1e12
+            peak = PEAK_TFLOPS[chip]["bf16"] * 1e12
             floor = batch / seconds
             rows.append(
                 [chip, str(epochs), bench.number(work / 1e9, 0), bench.number(1e3 * seconds),
@@ -114,8 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{'**' * options.markdown}{title}{'**' * options.markdown}\n")
         print(show(header, rows) + "\n")
     for name in ceilings.BANDWIDTH:
-        found = ceilings.tabled(name, "bf16")
-        print(f"{found.source}: {found.bandwidth / 1e12:g} TB/s, {found.rate / 1e12:g} TFLOP/s")
+        top = ceilings.tabled(name, "bf16")
+        print(f"{top.source}: {top.bandwidth / 1e12:g} TB/s, {top.rate / 1e12:g} TFLOP/s")
     return 0
 
 

@@ -14,27 +14,26 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
+import kernel_resources
 import torch
 from parts import bench
-from parts.ceilings import NAMES
-from parts.ops.cases import CASES, COMPOSITES, OPS, Problem
+from parts.ceilings import DTYPES
+from parts.ops.cases import CASES, Problem
 from parts.ops.gate import Gate, WrongResult
 from parts.ops.timing import interleaved_ms
 
 from tats_fast.kernels import dispatch
 
-DTYPES = {name: dtype for dtype, name in NAMES.items()}
 WARMERS = 8
 
 
 def make_parser() -> bench.Parser:
     """The command line."""
-    parser = bench.Parser(description=__doc__.splitlines()[0])
+    parser = bench.Parser(__doc__)
     add = parser.add_argument
     add("--batch", type=bench.positive_int, default=32)
     add("--case", default="vit_b_r95", choices=tuple(CASES))
@@ -46,21 +45,9 @@ def make_parser() -> bench.Parser:
     return parser
 
 
-def tunables() -> Iterator[tuple[Any, tuple[str, ...]]]:
-    """Every ``launch.Tunable`` with the ops of its file."""
-    from tats_fast.kernels.fused.launch import Tunable
-
-    for module_name in sorted(dispatch.TRITON_MODULES, key=lambda name: "trajectory" not in name):
-        module = import_module(f"tats_fast.kernels.fused.{module_name}")
-        ops = tuple(o for o in OPS if o.startswith(module_name) and o not in COMPOSITES)
-        for tunable in vars(module).values():
-            if isinstance(tunable, Tunable):
-                yield tunable, ops
-
-
-def pairs() -> list[tuple[Any, Any, tuple[str, ...]]]:
-    """(tunable, candidate, ops) where there is a choice at all."""
-    return [(t, c, ops) for t, ops in tunables() if len(t.candidates) > 1 for c in t.candidates]
+def tunables() -> list[tuple[Any, tuple[str, ...]]]:
+    """``kernel_resources.tunables``, those that take most of a step's time first."""
+    return sorted(kernel_resources.tunables(), key=lambda pair: "trajectory" not in pair[0].name)
 
 
 class Bench:
@@ -88,17 +75,14 @@ def forcing(name: str, candidate: Any, call: Callable[[], None]) -> Callable[[],
     """``call`` with the tunable's configuration forced."""
     from tats_fast.kernels.fused.launch import forced
 
-    def run() -> None:
-        with forced(name, candidate):
-            call()
-
-    return run
+    return forced(name, candidate)(call)
 
 
 def warm(options: Any, device: torch.device) -> None:
     """Compile this process's share of the candidates by running them once."""
     index, count = options.warm
-    for tunable, candidate, ops in pairs()[index::count]:
+    pairs = [(t, c, ops) for t, ops in tunables() if len(t.candidates) > 1 for c in t.candidates]
+    for tunable, candidate, ops in pairs[index::count]:
         for op in ops:
             with contextlib.suppress(Exception):  # the measurement itself will name it
                 forcing(tunable.name, candidate, Bench(op, options, options.batch, device).both)()
@@ -152,16 +136,21 @@ def measure(
     return {"chosen": chosen, "fastest": fastest, "gain": gain, "candidates": entries}
 
 
-def run(options: Any, device: torch.device) -> int:
+def run(options: Any) -> int:
     """Everything within the limit; the exit code."""
+    problem = dispatch.triton_problem("cuda")
+    if problem is None and not torch.cuda.is_available():
+        problem = "no CUDA GPU is visible here, and Triton kernels run on nothing else"
+    if problem is not None:
+        raise bench.Failed(problem)
+    device = torch.device("cuda")
+    if options.warm:
+        warm(options, device)
+        return 0
     deadline = time.monotonic() + options.limit
-    record: dict[str, Any] = {
-        "hardware": bench.hardware(device),
-        "versions": bench.versions(),
-        "commit": bench.git_commit(),
-        "config": {key: getattr(options, key) for key in ("case", "batch", "dtype", "steps")},
-        "tunables": {},
-    }
+    record = bench.new_record(device)
+    record["config"] = {key: getattr(options, key) for key in ("case", "batch", "dtype", "steps")}
+    record["tunables"] = {}
     warm_all(options, deadline)
     rows, longest = [], 0.0
     benches: dict[str, Bench] = {}
@@ -177,18 +166,18 @@ def run(options: Any, device: torch.device) -> int:
         for op in ops:
             if op not in benches:
                 benches[op] = Bench(op, options, options.batch, device)
-        found = measure(tunable, benches, options.steps, device)
-        record["tunables"][tunable.name] = found
+        result = measure(tunable, benches, options.steps, device)
+        record["tunables"][tunable.name] = result
         if options.json:
             bench.write_json(options.json, record)
-        gain = "-" if found["gain"] is None else f"{found['gain']:.3f}"
-        rows.append([tunable.name, found["chosen"], found["fastest"] or "none ran", gain])
+        gain = bench.number(result["gain"], 3)
+        rows.append([tunable.name, result["chosen"], result["fastest"] or "none ran", gain])
         longest = max(longest, time.monotonic() - start)
     print(bench.table(["kernel", "chosen", "fastest", "chosen / fastest"], rows))
-    for name, found in record["tunables"].items():
-        if "skipped" in found:
-            print(f"{name}: {found['skipped']}")
-        for config, entry in found.get("candidates", {}).items():
+    for name, result in record["tunables"].items():
+        if "skipped" in result:
+            print(f"{name}: {result['skipped']}")
+        for config, entry in result.get("candidates", {}).items():
             if "problem" in entry:
                 print(f"{name} {config}: {entry['problem']}")
     if options.json:
@@ -198,20 +187,7 @@ def run(options: Any, device: torch.device) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 measured; 1 nothing to measure on; 2 wrong use."""
-    options = make_parser().parse_args(arguments)
-    problem = bench.check_writable(options.json)
-    if problem:
-        return bench.fail(problem, 2)
-    problem = dispatch.triton_problem("cuda")
-    if problem is None and not torch.cuda.is_available():
-        problem = "no CUDA GPU is visible here, and Triton kernels run on nothing else"
-    if problem is not None:
-        return bench.fail(problem, 1)
-    device = torch.device("cuda")
-    if options.warm:
-        warm(options, device)
-        return 0
-    return run(options, device)
+    return bench.run_script(make_parser(), run, arguments)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
+from tats_fast.data.pyav import open_options
+
 SHORT_SIDE = 128
 MAX_SECONDS = 6
 GOP = 12
@@ -39,7 +41,7 @@ def encode(source: Path, target: Path) -> int:
     """Write ``target`` as H.264 mp4 without sound; returns the number of frames."""
     import av
 
-    with av.open(str(source), metadata_errors="ignore") as reader, av.open(str(target), "w") as out:
+    with av.open(str(source), **open_options()) as reader, av.open(str(target), "w") as out:
         video = reader.streams.video[0]
         rate = Fraction(video.average_rate).limit_denominator(1001)
         scale = SHORT_SIDE / min(video.width, video.height)

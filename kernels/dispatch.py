@@ -12,14 +12,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from torch.compiler import assume_constant_result
 
 LEVELS = ("reference", "torch", "triton")
 ENVIRONMENT = "TATS_KERNELS"
+P, R = ParamSpec("P"), TypeVar("R")
 
 TRITON_MODULES = (
     "decoder_assemble",
@@ -29,7 +31,7 @@ TRITON_MODULES = (
     "trajectory_attention",
     "trajectory_temporal",
 )
-"""Files of ``fused/``, each holding one op's Triton kernels."""
+"""Files of ``fused/`` that register an op at level ``triton``."""
 
 _registry: dict[str, dict[str, Callable[..., Any]]] = {}
 _override: list[str] = []
@@ -48,11 +50,22 @@ def register(op: str, level: str) -> Callable[[Callable[..., Any]], Callable[...
     return add
 
 
+def dispatched(reference: Callable[P, R]) -> Callable[P, R]:
+    """The op of that name and signature, run at the level that suits its first tensor's device."""
+    op = reference.__name__
+
+    @wraps(reference)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        return resolve(op, args[0].device.type)(*args, **kwargs)
+
+    return run
+
+
 def requested_level() -> str:
-    """What the innermost ``use``, else the environment asks for; read per call, not at import.
+    """The level that the innermost ``use`` or else the environment asks for, read at every call.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
     """
     choice = _override[-1] if _override else os.environ.get(ENVIRONMENT, "auto")
     if choice not in ("auto", *LEVELS):
@@ -66,10 +79,10 @@ def resolve(op: str, device_type: str) -> Callable[..., Any]:
 
 
 def resolved_level(op: str, device_type: str) -> str:
-    """Which level ``resolve`` takes.
+    """The level that ``resolve`` takes.
 
     Raises:
-        ValueError: Triton was asked for by name and cannot run, with the reason.
+        ValueError: Triton was asked for by name and cannot run.
     """
     choice = requested_level()
     if choice == "triton" and (problem := triton_problem(device_type)) is not None:
@@ -85,7 +98,7 @@ def resolved_level(op: str, device_type: str) -> str:
 
 @assume_constant_result  # for a compiled model; the level itself is traced, and so guarded
 def triton_problem(device_type: str) -> str | None:
-    """Why Triton kernels cannot run on tensors of ``device_type``; None when they can."""
+    """Why Triton kernels cannot run on tensors of ``device_type``; None where they can."""
     if find_spec("triton") is None:
         return "Triton is not installed; pip install triton, or use TATS_KERNELS=torch"
     if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1" and not _assumed_gpu:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from tats_fast.interchange import build_classifier, build_encoder, read_weights, run_config
+from tats_fast.config.reading import build_model_config
+from tats_fast.interchange import build_classifier, build_encoder, read_weights
 from tats_fast.models import MaskedAutoencoder
 from tats_fast.models.classifier import VideoClassifier
 from tats_fast.models.encoder import VideoEncoder
@@ -67,6 +68,6 @@ def create_model(
     Raises:
         tats_fast.config.ConfigError: unknown field or impossible value; one line.
     """
-    model = run_config({"preset": preset, **overrides}).model
+    model = build_model_config({"preset": preset, **overrides})
     device = torch.device(device)
     return MaskedAutoencoder(model, device.type).to(device)

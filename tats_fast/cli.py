@@ -5,30 +5,24 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from tats_fast.commands import (
-    doctor,
-    evaluate,
-    export,
-    extract,
-    finetune,
-    importer,
-    prepare,
-    pretrain,
-    probe,
-    verify,
-    visualize,
-)
-from tats_fast.commands.running import add_local_rank
-from tats_fast.config import ConfigError
+from tats_fast.commands.datasets import PREPARE, VERIFY
+from tats_fast.commands.exchange import EXPORT, IMPORT
+from tats_fast.commands.inspection import DOCTOR, VISUALIZE
+from tats_fast.commands.recognition import EVALUATE, EXTRACT, PROBE
+from tats_fast.commands.training import FINETUNE, PRETRAIN
+from tats_fast.config import ConfigError, Failure
+from tats_fast.config.options import add_arguments
 from tats_fast.version import __version__
 
 LOGGER = logging.getLogger("tats_fast")
 COMMANDS = (
-    *(pretrain, finetune, probe, evaluate, extract, visualize),
-    *(prepare, verify, export, importer, doctor),
+    *(PRETRAIN, FINETUNE, PROBE, EVALUATE, EXTRACT, VISUALIZE),
+    *(PREPARE, VERIFY, EXPORT, IMPORT, DOCTOR),
 )
 
 
@@ -40,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
+    flags = getattr(options, "flags", {})
     overrides = getattr(options, "overrides", None)
     for text in rest:
         # argparse gives up on key=value after an option; take those, refuse the rest.
@@ -50,18 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     LOGGER.setLevel(logging.INFO)
     try:
         return options.run(options)
-    except ConfigError as error:
-        return _fail(str(error), 2)
+    except (ConfigError, Failure) as error:
+        return _fail(with_flags(str(error), flags), 2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:  # whoever read our output has left, as in `tats-fast doctor | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
-        code = _known_failure(error)
-        if code is None:
-            raise
-        return _fail(str(error), code)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -71,22 +61,37 @@ def make_parser() -> argparse.ArgumentParser:
         description="Masked video pretraining with a trajectory-aware, PPO-trained token sampler.",
     )
     parser.add_argument("--version", action="version", version=f"tats-fast {__version__}")
-    add_local_rank(parser)
+    add_local_rank(parser, None)
     commands = parser.add_subparsers(dest="command", required=True)
     for command in COMMANDS:
-        command.add(commands)
+        subparser = commands.add_parser(command.name, help=command.help)
+        for options in command.options:
+            add_arguments(subparser, options)
+        add_local_rank(subparser, argparse.SUPPRESS)
+        if command.override is not None:
+            text = f"for example {command.override}"
+            subparser.add_argument("overrides", nargs="*", metavar="key=value", help=text)
+        subparser.set_defaults(run=command.run)
     return parser
 
 
-def _known_failure(error: Exception) -> int | None:
-    """Exit code of a failure whose message is meant for the user; None = a defect, show it all."""
-    from tats_fast.data.bad_files import TooManyBadFiles
-    from tats_fast.data.video import DecodeError
+def add_local_rank(parser: argparse.ArgumentParser, default: Any) -> None:
+    """``--local_rank``, which the deepspeed launcher puts behind the script or module it starts: on
+    the program or on its command, of which the one given counts."""
+    text = argparse.SUPPRESS
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=default, help=text)
 
-    known: tuple[type[Exception], ...] = (DecodeError, TooManyBadFiles)
-    if "tats_fast.engine.loop" in sys.modules:
-        known += (sys.modules["tats_fast.engine.loop"].NonFiniteLoss,)
-    return 1 if isinstance(error, known) else None
+
+def with_flags(message: str, flags: Mapping[str, str]) -> str:
+    """A library's message in the words of a command line.
+
+    ``batch_size=0: must be at least 1`` -> ``--batch-size=0: must be at least 1``
+
+    Args:
+        flags: what the command line calls an option, by its name in the library.
+    """
+    names = r"^\w+(?=[=:])|(?<=\s)\w+(?==)"
+    return re.sub(names, lambda name: flags.get(name[0], name[0]), message)
 
 
 def _fail(message: str, code: int) -> int:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import platform
-from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from tats_fast import kernels
 from tats_fast.data.dali import dali_problem
 from tats_fast.data.loader import resolved_backend
+from tats_fast.data.video import decode_window
 from tats_fast.models.attention import BACKENDS, choose_backend, packs, unavailable
 from tats_fast.version import __version__
+
+_FRAME = Path(__file__).parent / "data" / "doctor_frame.mp4"
 
 
 def report_lines() -> list[str]:
@@ -21,7 +24,7 @@ def report_lines() -> list[str]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     attention = choose_backend("auto", device)
     unequal = "packed" if packs(attention, device) else "padded to one length"
-    lines = [
+    return [
         f"tats-fast {__version__}, Python {platform.python_version()}, torch {torch.__version__}",
         "",
         "devices",
@@ -36,7 +39,7 @@ def report_lines() -> list[str]:
         *_kernels(device),
         "",
         "decoding",
-        _package("av", "PyAV", "pip install av"),
+        _pyav(),
         _line("DALI", dali_problem()),
         f"  data.backend=auto takes {resolved_backend('auto', device)}",
         "",
@@ -45,9 +48,27 @@ def report_lines() -> list[str]:
         "",
         "logs and pages",
         _package("tensorboard", "TensorBoard", "pip install tensorboard"),
+        _package("matplotlib", "matplotlib (pictures)", "pip install matplotlib"),
         _package("pillow", "Pillow (pictures)", "pip install pillow"),
     ]
-    return lines
+
+
+def _pyav() -> str:
+    problem = decoding_problem()
+    return _package("av", "PyAV", "pip install av") if problem is None else _line("PyAV", problem)
+
+
+def decoding_problem() -> str | None:
+    """Why PyAV cannot be used here, or None: it is tried on a frame that comes with the package."""
+    try:
+        frame = decode_window(str(_FRAME), num_frames=1, stride=1, size=32)[0]
+    except ModuleNotFoundError:
+        return "not installed; pip install av"
+    except Exception as error:  # such as a TypeError, where a release knows other options
+        return f"decoding a frame failed: {' '.join(f'{type(error).__name__}: {error}'.split())}"
+    # Its left half is black, its right half white.
+    dark, bright = frame[:, :16].max(), frame[:, 16:].min()
+    return None if dark < 64 and bright > 192 else "decoding a frame gave a wrong picture"
 
 
 def _devices() -> list[str]:
@@ -68,8 +89,8 @@ def _devices() -> list[str]:
 def _kernels(device: str) -> list[str]:
     try:
         level = kernels.requested_level()
-        chosen = [f"  {op}: {kernels.resolved_level(op, device)}" for op in kernels.ops()]
-        return [f"  TATS_KERNELS={level} takes", *(f"  {line}" for line in chosen)]
+        chosen = [f"    {op}: {kernels.resolved_level(op, device)}" for op in kernels.ops()]
+        return [f"  TATS_KERNELS={level} takes", *chosen]
     except ValueError as error:
         return [f"  none: {error}"]
 
@@ -77,13 +98,10 @@ def _kernels(device: str) -> list[str]:
 def _distributed() -> list[str]:
     import torch.distributed as dist
 
-    available: dict[str, Callable[[], bool]] = {
-        "gloo": dist.is_gloo_available,
-        "nccl": dist.is_nccl_available,
-    }
+    checks = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available}
     lines = [
         _line(name, None if dist.is_available() and check() else "not in this build of torch")
-        for name, check in available.items()
+        for name, check in checks.items()
     ]
     return [*lines, _package("deepspeed", "DeepSpeed", "pip install 'tats-fast[deepspeed]'")]
 

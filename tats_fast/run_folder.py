@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     )
 
 
-def find_checkpoint(path: str | Path, key: str = "--checkpoint") -> Path:
+def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
     """The checkpoint folder meant by ``path``: itself, or a run folder's newest.
 
     Raises:
@@ -31,13 +32,13 @@ def find_checkpoint(path: str | Path, key: str = "--checkpoint") -> Path:
     folder = Path(path)
     if (folder / MODEL_FILE).is_file():
         return folder
-    found = list_checkpoints(folder)
-    if not found:
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
         raise ConfigError(
             f"{key}={path}: neither a checkpoint folder (it would hold {MODEL_FILE}) nor a run "
             "folder with one"
         )
-    return found[-1]
+    return checkpoints[-1]
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict:
@@ -49,7 +50,12 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
-        raise ConfigError(f"checkpoint file {path}: not there") from None
+        raise ConfigError(f"checkpoint file {path}: missing") from None
+    except pickle.UnpicklingError:
+        raise ConfigError(
+            f"checkpoint file {path}: refused: it holds something else than tensors and plain "
+            "values, and reading such a file can run code hidden in it"
+        ) from None
     except Exception as error:  # torch.load raises a different type for each kind of damage
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise ConfigError(f"checkpoint file {path}: cannot be read ({reason})") from None

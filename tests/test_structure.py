@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
 # Each part may import these others of the package, and nothing else of it.
 MODELS = {"config", "kernels", "models"}
 ALLOWED = {
@@ -58,6 +60,42 @@ def test_imports_go_one_way(package):
                 assert parts[1] in ALLOWED[package], f"{path.name} imports {module}"
 
 
+def test_the_map_says_what_is_enforced():
+    """CONTRIBUTING.md's table: every folder, and what it may import."""
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("## Map")[1].split("\n\n")[1]
+    rows = [line.strip("|").split("|") for line in table.splitlines()[2:]]
+    allowed = {}
+    for names, _, imports in rows:
+        for name in re.findall(r"`tats_fast/(\w+)", names):
+            allowed[name] = set(imports.replace("nothing", "").replace(",", " ").split())
+    commands = allowed.pop("commands")
+    assert commands == {"all", "of", "the", "above"}
+    assert allowed == {name: modules - {name} for name, modules in ALLOWED.items()}
+    folders = {path.parent.name for path in (ROOT / "tats_fast").glob("*/__init__.py")}
+    assert folders - {"commands"} <= set(ALLOWED)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *sorted(PAGES)])
+def test_files_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text()
+    named = re.findall(r"`((?:tats_fast|kernels|benchmarks|tests|configs|demo)/[\w/]+\.\w+)`", text)
+    missing = {name for name in named if not (ROOT / name).exists()}
+    assert missing <= {"kernels/fused/my_op.py"}  # of "Add an op"
+
+
+@pytest.mark.parametrize("folder", ["kernels", "tats_fast"])
+def test_every_folder_says_what_belongs_there_and_what_does_not(folder):
+    for path in (ROOT / folder).rglob("__init__.py"):
+        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert docstring.count("\n\n") >= 1, path
+
+
+def test_no_file_is_too_long_to_read():
+    for folder in ("tats_fast", "kernels", "benchmarks", "tests", "demo"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 400, path
+
+
 def test_kernels_import_nothing_of_the_package():
     for path in (ROOT / "kernels").rglob("*.py"):
         assert not [m for m, _ in imports(path) if m.split(".")[0] == "tats_fast"], path
@@ -96,6 +134,26 @@ import torch
 assert not torch.cuda.is_initialized()
 for name in ('deepspeed', 'flash_attn', 'av', 'matplotlib', 'rich', 'tensorboard', 'PIL'):
     assert name not in sys.modules, name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("engine.loop", ("models", "masking", "rl", "interchange", "pretrain", "finetune")),
+        ("finetune.trainer", ("masking", "rl", "pretrain", "report")),
+        ("pretrain.trainer", ("finetune",)),
+        ("recognition.evaluate", ("engine", "masking", "rl", "report")),
+        ("data.video", ("models", "engine")),
+    ],
+)
+def test_a_part_loads_only_what_it_needs(module, absent):
+    """What the import test allows, seen in a process: nothing comes in by way of a third module."""
+    code = f"""
+import sys, tats_fast.{module}
+loaded = {{name.split(".")[1] for name in sys.modules if name.startswith("tats_fast.")}}
+assert not loaded & set({absent!r}), loaded
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
 

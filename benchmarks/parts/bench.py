@@ -1,16 +1,18 @@
-"""What the benchmarks share: the machine's description, timing, tables, and the command line."""
+"""What the benchmarks share: the command line, the record's first entries, timing, and tables."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,41 +20,78 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-def make_importable() -> None:
-    """Let a checkout run that is not installed: find ``tats_fast``, and ``kernels/`` inside it."""
-    if find_spec("tats_fast") is None:
-        sys.path.append(str(ROOT))
-    if find_spec("tats_fast.kernels") is None:
-        import tats_fast
-
-        tats_fast.__path__.append(str(ROOT))
-
-
-# At import, because the scripts import from the package right after this module.
-make_importable()
+from parts import ROOT
+from tats_fast.config import ConfigError
+from tats_fast.version import __version__
 
 VERSIONED = ("triton", "numpy", "einops", "flash-attn", "flash-attn-4", "av")
 
 
+class Failed(Exception):
+    """A benchmark that cannot give a result, or whose result is wrong; one line."""
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are one line, exit code 2."""
+    """argparse that describes a script by the first line of its docstring, and complains in one
+    line with exit code 2."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description.splitlines()[0])
 
     def error(self, message: str) -> NoReturn:
-        """Print ``message`` and leave."""
-        self.exit(2, f"error: {message}\n")
+        """Print ``message`` and exit."""
+        self.exit(2, f"error: {message.removeprefix('argument ')}\n")
 
 
-def positive_int(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
-    return _at_least(text, 1)
+def run_script(parser: Parser, run: Callable[[Any], int], argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments, see that ``--json`` and ``--plot`` can be written, and call ``run``.
+
+    Returns:
+        what ``run`` returns; after one line on stderr 1 for ``Failed`` and 2 for ``ConfigError``.
+    """
+    options = parser.parse_intermixed_args(argv)
+    try:
+        check_writable("--json", getattr(options, "json", None))
+        check_chart("--plot", getattr(options, "plot", None))
+        return run(options)
+    except (ConfigError, Failed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
 
 
-def natural_int(text: str) -> int:
-    """An argparse type: a whole number of at least 0."""
-    return _at_least(text, 0)
+def check_writable(option: str, path: str | None) -> None:
+    """Raise ``ConfigError`` if no result could be written, before minutes of measuring."""
+    if path is None:
+        return
+    target = Path(path)
+    if target.is_dir():
+        raise ConfigError(f"{option} {path}: is a folder")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise ConfigError(f"{option} {path}: cannot be written")
+
+
+def check_chart(option: str, path: str | None) -> None:
+    """Raise ``ConfigError`` if no chart could be drawn and written to ``path``."""
+    if path is not None and not installed("matplotlib"):
+        raise ConfigError(f"{option}: matplotlib is not installed; pip install matplotlib")
+    if path is not None and not path.endswith(".png"):
+        raise ConfigError(f"{option} {path}: must end in .png")
+    check_writable(option, path)
+
+
+def whole_number(low: int) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least ``low``."""
+
+    def convert(text: str) -> int:
+        if int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {low}")
+        return int(text)
+
+    convert.__name__ = "whole number"  # argparse names it where int() fails
+    return convert
+
+
+positive_int, natural_int = whole_number(1), whole_number(0)
 
 
 def positive_float(text: str) -> float:
@@ -63,25 +102,42 @@ def positive_float(text: str) -> float:
     return value
 
 
-def _at_least(text: str, low: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if value < low:
-        raise argparse.ArgumentTypeError(f"{text} must be at least {low}")
-    return value
+def names_of(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """An argparse type: names separated by commas, returned in the order of ``known``."""
+
+    def convert(text: str) -> tuple[str, ...]:
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name} is not one of {', '.join(known)}")
+        return tuple(name for name in known if name in names)
+
+    return convert
 
 
-def fail(message: str, code: int) -> int:
-    """Print one line to stderr and return the exit code."""
-    print(f"error: {message}", file=sys.stderr)
-    return code
+def new_record(device: torch.device, *packages: str) -> dict[str, Any]:
+    """A record's first entries: where it was measured, and with what.
+
+    Args:
+        device: what is measured.
+        packages: distributions whose versions matter to this benchmark alone.
+    """
+    # HEAD, with ``-dirty`` where tracked files differ from it; None outside a repository.
+    commit = output_of("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return {"hardware": hardware(device), "versions": versions(*packages), "commit": commit}
+
+
+def provenance(record: dict[str, Any], *packages: str) -> list[str]:
+    """Two lines of text about ``new_record``, with the versions of ``packages``."""
+    used = record["versions"]
+    named = [f"{name} {used[name] or 'not installed'}" for name in packages]
+    source = f"tats-fast {used['tats_fast']} at {record['commit'] or 'unknown commit'}"
+    return [hardware_line(record["hardware"]), ", ".join([source, *named])]
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What the numbers were measured on; memory in GiB, load as the system's 1-minute average."""
-    found: dict[str, Any] = {
+    """The machine; memory in GiB, load as the system's 1-minute average."""
+    facts: dict[str, Any] = {
         "device": device.type,
         "cpu": _cpu_name(),
         "cpu_cores": os.cpu_count(),
@@ -91,61 +147,68 @@ def hardware(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
-        found |= {"gpu": gpu.name, "gpu_memory_gb": round(gpu.total_memory / 2**30, 1)}
-        found |= {"gpu_capability": f"sm_{gpu.major}{gpu.minor}"}
-    return found
+        facts |= {"gpu": gpu.name, "gpu_memory_gb": round(gpu.total_memory / 2**30, 1)}
+        facts |= {"gpu_capability": f"sm_{gpu.major}{gpu.minor}"}
+    return facts
 
 
-def hardware_line(found: dict[str, Any]) -> str:
-    """``hardware`` for people."""
+def hardware_line(facts: dict[str, Any]) -> str:
+    """``hardware`` as one line of text."""
     cpu = (
-        f"{found['cpu']}, {found['cpu_cores']} cores, {found['torch_threads']} torch threads, "
-        f"{found['cpu_capability']}, load {found['load_1min']}"
+        f"{facts['cpu']}, {facts['cpu_cores']} cores, {facts['torch_threads']} torch threads, "
+        f"{facts['cpu_capability']}, load {facts['load_1min']}"
     )
-    return f"{found['gpu']} ({found['gpu_memory_gb']} GiB); {cpu}" if "gpu" in found else cpu
+    return f"{facts['gpu']} ({facts['gpu_memory_gb']} GiB); {cpu}" if "gpu" in facts else cpu
 
 
 def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        if model := re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.M):
+            return model[1].strip()
     return platform.processor() or platform.machine()
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of what decides speed; None = not installed."""
-    from tats_fast.version import __version__
-
-    found: dict[str, str | None] = {
+def versions(*packages: str) -> dict[str, str | None]:
+    """Versions of what decides speed, ``packages`` included; None = not installed."""
+    numbers: dict[str, str | None] = {
         "tats_fast": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
     }
-    for name in VERSIONED:
+    for name in (*VERSIONED, *packages):
         try:
-            found[name] = importlib.metadata.version(name)
+            numbers[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            numbers[name] = None
+    return numbers
 
 
-def git_commit() -> str | None:
-    """HEAD, with ``-dirty`` where tracked files differ from it; None outside a repository."""
-    commands = (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+def installed(module: str) -> bool:
+    """Whether ``module`` can be imported, without importing it."""
     try:
-        head, changes = (
-            subprocess.run(
-                ["git", *command], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
-            ).stdout.strip()
-            for command in commands
-        )
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
+
+
+def output_of(*command: str) -> str | None:
+    """What a program prints; None where it is not installed, fails or takes half a minute."""
+    settings = {"cwd": ROOT, "timeout": 30, "check": True}
+    try:
+        return subprocess.run(command, capture_output=True, text=True, **settings).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return head + ("-dirty" if changes else "")
+
+
+def end_by(deadline: float, processes: Sequence[subprocess.Popen]) -> None:
+    """Wait for processes until ``deadline`` on ``time.monotonic``, and kill those still at work."""
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        process.kill()  # does nothing to one that has ended
+        process.wait()
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -180,14 +243,9 @@ def interleaved_ms(
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Aligned columns: the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        first, *rest = (cell for cell in row)
-        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        return "  ".join([first.ljust(widths[0]), *cells]).rstrip()
-
-    return "\n".join([line(header), *(line(row) for row in rows)])
+    first, *others = ([len(text) for text in column] for column in zip(header, *rows, strict=True))
+    form = "  ".join([f"{{:<{max(first)}}}", *(f"{{:>{max(lengths)}}}" for lengths in others)])
+    return "\n".join(form.format(*row).rstrip() for row in (header, *rows))
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -197,11 +255,11 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A table's cell; ``-`` for what was not measured."""
+    """A table's cell with ``digits`` decimals; ``-`` for what was not measured."""
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
-def write_json(path: str, record: dict[str, Any]) -> None:
+def write_json(path: str | Path, record: dict[str, Any]) -> None:
     """Write a record.
 
     Raises:
@@ -218,17 +276,5 @@ def first_line(error: BaseException) -> str:
 def reason(report: str) -> str:
     """The line of a pytest report that says what was wrong, at most 200 characters."""
     lines = report.strip().splitlines() or [""]
-    found = next((line.removeprefix("E").strip() for line in lines if line.startswith("E ")), None)
-    return (found or lines[-1])[:200]
-
-
-def check_writable(path: str | None, option: str = "--json") -> str | None:
-    """Why a result could not be written to ``path``, asked before minutes of measuring."""
-    if path is None:
-        return None
-    target = Path(path)
-    if target.is_dir():
-        return f"{option} {path}: is a folder"
-    if not os.access(target if target.exists() else target.parent, os.W_OK):
-        return f"{option} {path}: cannot be written"
-    return None
+    errors = (line.removeprefix("E").strip() for line in lines if line.startswith("E "))
+    return (next(errors, None) or lines[-1])[:200]

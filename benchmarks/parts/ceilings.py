@@ -9,14 +9,8 @@ import torch
 
 from parts.bench import synchronize
 from parts.costs import Ceilings
+from tats_fast.engine.peak import PEAK_TFLOPS, chip_name
 
-# Dense matrix rates, TFLOP/s, from NVIDIA's data sheets (SXM parts, without sparsity); MFU is
-# relative to these. "fp32" is without TF32.
-PEAK_TFLOPS = {
-    "H200": {"bf16": 989.0, "fp16": 989.0, "fp32": 67.0},
-    "H100": {"bf16": 989.0, "fp16": 989.0, "fp32": 67.0},
-    "A100": {"bf16": 312.0, "fp16": 312.0, "fp32": 19.5},
-}
 MEASURED_TFLOPS = {"H200": {"bf16": 790.0, "fp16": 790.0}}
 """An 8192 x 8192 x 8192 product of random numbers."""
 BANDWIDTH = {
@@ -26,20 +20,7 @@ BANDWIDTH = {
 }
 SECONDS = 1.5
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-def peak_tflops(device: torch.device, precision: str) -> float | None:
-    """The data sheet's dense matrix rate of this GPU at "bf16" or "fp32"; None = not known."""
-    chip = chip_name(device)
-    return None if chip is None else PEAK_TFLOPS[chip][precision]
-
-
-def chip_name(device: torch.device) -> str | None:
-    """The tables' name of the chip, such as H200; None for anything that they do not know."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((chip for chip in PEAK_TFLOPS if chip in name), None)
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
 def tabled(chip: str, precision: str) -> Ceilings:
@@ -59,9 +40,7 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 def better(one: Ceilings, other: Ceilings) -> Ceilings:
     """The higher of each: what others run on a shared machine only ever lowers a measurement."""
-    return Ceilings(
-        max(one.bandwidth, other.bandwidth), max(one.rate, other.rate), one.source
-    )  # fmt: skip
+    return Ceilings(max(one.bandwidth, other.bandwidth), max(one.rate, other.rate), one.source)
 
 
 def measure(device: torch.device, dtype: torch.dtype, seconds: float = SECONDS) -> Ceilings:

@@ -17,8 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kernel_resources import Shape
-
+from tats_fast.kernels.example_inputs import MAKERS, Shape
 from tats_fast.models import flops
 
 PARAMETER = 4
@@ -86,8 +85,7 @@ def _one(forward: Cost, backward: Cost) -> Costs:
 
 def _sizes(shape: Shape) -> tuple[int, int, int, int]:
     """Rows B*N, width C, bytes e, tokens N."""
-    tokens = shape.frames * shape.places
-    return shape.batch * tokens, shape.heads * shape.dim, shape.dtype.itemsize, tokens
+    return shape.batch * shape.tokens, shape.width, shape.dtype.itemsize, shape.tokens
 
 
 def trajectory_attention(shape: Shape) -> Costs:
@@ -139,7 +137,7 @@ def decoder_assemble(shape: Shape) -> Costs:
 
 def masked_mse(shape: Shape) -> Costs:
     """Backward reads prediction and pixels again: 3 bytes a number where the difference has 4."""
-    masked = shape.batch * (shape.frames * shape.places - shape.visible)
+    masked = shape.batch * (shape.tokens - shape.visible)
     prediction = masked * shape.patch_dim * shape.dtype.itemsize
     pixels, index, error = masked * shape.patch_dim, masked * INDEX, masked * PARAMETER
     read = prediction + pixels + index
@@ -161,13 +159,7 @@ def policy_sample(shape: Shape) -> Costs:
     return _one(Cost(base.forward[0].bytes + extra), base.backward[0])
 
 
-_COSTS = {
-    op.__name__: op
-    for op in (
-        *(trajectory_attention, trajectory_temporal, token_gather, decoder_assemble, masked_mse),
-        *(policy_logprob, policy_sample),
-    )
-}
+_COSTS = {op: globals()[op] for op in MAKERS}
 
 
 def linear(rows: int, inner: int, outer: int, e: int, residual: bool = False) -> Costs:

@@ -4,10 +4,10 @@ Maths: out[b, l] = (visible[b, l] if l < n_b else mask_token) + positions[order[
 fp32 and rounded once; n_b visible tokens of clip b, in a packed batch rows offsets[b] to
 offsets[b + 1]. Backward: d_visible[b, l] = g[b, l] for l < n_b, d_mask_token = the sum of all
 other g[b, l].
-Legend: B clips, L tokens of a clip's sequence, T visible rows in all, C width.
-i_ index, o_ offset, b_ block, m_ mask.
-Bytes (e of a number of visible): forward reads T*C*e + 8*B*L and writes B*L*C*e; positions, read
-from L2, 4*B*L*C more. Backward reads B*L*C*e and writes T*C*e + B*L*C/32.
+
+Names: i_ index, o_ offsets, p_ pointers, b_ block of values, m_ mask, BLOCK_ length of a block; of
+b clip, l place in its sequence, r rows of a tile, n token, c channel. Sizes: B clips, N tokens,
+L of a clip's sequence, T visible rows in all, C width.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def _decoder_assemble_fwd_kernel(
     o_l = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_l, m_c = o_l < length, o_c < width
-    o_clip, visible_here = _clip_rows(offsets, i_b, count, stride_vb, stride_vn, PACKED)
-    m_visible = o_l < visible_here
-    i_n = tl.load(order + i_b * stride_ob + o_l * stride_ol, mask=m_l, other=0)  # [BLOCK_R]
+    o_clip, visible_count = _clip_rows(offsets, i_b, count, stride_vb, stride_vn, PACKED)
+    m_visible = o_l < visible_count
+    b_n = tl.load(order + i_b * stride_ob + o_l * stride_ol, mask=m_l, other=0)  # [BLOCK_R]
     b_position = tl.load(
-        positions + i_n[:, None] * stride_p + o_c[None, :], mask=m_l[:, None] & m_c[None, :]
+        positions + b_n[:, None] * stride_p + o_c[None, :], mask=m_l[:, None] & m_c[None, :]
     )  # [BLOCK_R, BLOCK_C]
     b_row = tl.load(
         visible + o_clip + o_l[:, None].to(tl.int64) * stride_vn + o_c[None, :],
@@ -88,12 +88,12 @@ def _decoder_assemble_bwd_kernel(
     i_b = tl.program_id(2).to(tl.int64)
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < width
-    o_clip, visible_here = _clip_rows(offsets, i_b, count, stride_vb, width, PACKED)
+    o_clip, visible_count = _clip_rows(offsets, i_b, count, stride_vb, width, PACKED)
     b_sum = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for step in range(ROWS // BLOCK_R):
         o_l = tl.program_id(0) * ROWS + step * BLOCK_R + tl.arange(0, BLOCK_R)
         m_tile = (o_l < length)[:, None] & m_c[None, :]
-        m_visible = (o_l < visible_here)[:, None]
+        m_visible = (o_l < visible_count)[:, None]
         o_row = o_l[:, None].to(tl.int64)
         b_grad = tl.load(
             grad + i_b * stride_gb + o_row * stride_gl + o_c[None, :], mask=m_tile, other=0.0
@@ -130,11 +130,9 @@ def decoder_assemble_fwd(
     return out
 
 
-@decoder_assemble_fwd.register_fake
-def _(
-    visible: Tensor, mask_token: Tensor, positions: Tensor, order: Tensor, offsets: Tensor | None
-) -> Tensor:
-    return visible.new_empty(*order.shape, visible.shape[-1])
+decoder_assemble_fwd.register_fake(
+    lambda visible, _, __, order, offsets: visible.new_empty(*order.shape, visible.shape[-1])
+)
 
 
 @torch.library.custom_op("tats_fast::decoder_assemble_backward", mutates_args=())

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -137,15 +138,12 @@ def power_of_2(value: int, least: int = 1) -> int:
     return max(least, triton.next_power_of_2(value))
 
 
-def cast_for_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Cast as autocast would for a matrix product: custom ops see raw dtypes."""
-    device = next(t for t in tensors if t is not None).device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(None if t is None else t.to(dtype) for t in tensors)
-
-
 def with_unit_stride(x: Tensor) -> Tensor:
     """``x``, copied only if its last dimension has gaps: kernels take all other strides."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@triton.jit
+def load_block(p_block, m_block, MASKED: tl.constexpr):
+    """Values at the pointers; if MASKED, zeros where the mask is not set."""
+    return tl.load(p_block, mask=m_block, other=0.0) if MASKED else tl.load(p_block)

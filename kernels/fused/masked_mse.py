@@ -6,11 +6,11 @@ eps is 1e-6 for pixels in [0, 1], 255 times that for uint8. Backward, with m = x
 saved: d_pred = 2/D * g * (pred - r (x - m)).
 Subtracting x_0 first keeps the deviation of a patch of one colour at an exact zero, whatever the
 sum's order and the division's rounding; over eps their noise would be a target.
-Legend: B clips, N tokens, M masked ones of a clip (a packed batch is one clip of M = T), T in all.
-i_ index, o_ offset, p_ pointer, b_ block, m_ mask.
-Bytes: forward reads T*D pixels and T*D predictions as stored, writes 28*T; backward reads the
-same again and writes T*D of prediction's dtype. No target is in memory, nor are unmasked patches
-read.
+No target is in memory, nor are unmasked patches read.
+
+Names: i_ index, o_ offsets, p_ pointers, b_ block of values, m_ mask, BLOCK_ length of a block; of
+b clip, m masked token of a clip, t of all, p pixel of a patch, d number of a patch, c channel.
+Sizes: B clips, N tokens, M masked ones of a clip (a packed batch is one clip of M = T), T in all.
 """
 
 from __future__ import annotations
@@ -122,6 +122,11 @@ def _launch_per_token(kernel: Any, index: Tensor, dim: int, *args: Any) -> None:
     launch(kernel, index.shape[::-1], config, *args, PIXELS=dim // 3, BLOCK_P=block)
 
 
+def _outputs(prediction: Tensor, patches: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    error = prediction.new_empty(index.shape, dtype=torch.float32)
+    return error, error.new_empty(*index.shape, 3, 2)
+
+
 @torch.library.custom_op("tats_fast::masked_mse", mutates_args=())
 def masked_mse_fwd(prediction: Tensor, patches: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """prediction (B, M, D), patches (B, N, D), index (B, M) int64, or all masked tokens as one clip
@@ -130,20 +135,13 @@ def masked_mse_fwd(prediction: Tensor, patches: Tensor, index: Tensor) -> tuple[
     assert dim % 3 == 0 and prediction.shape == (*index.shape, dim)
     prediction = with_unit_stride(prediction)
     rows = with_unit_stride(patches.reshape(-1, dim))
-    error = prediction.new_empty(index.shape, dtype=torch.float32)
-    statistics = error.new_empty(*index.shape, 3, 2)
+    error, statistics = _outputs(prediction, patches, index)
     _launch_per_token(
         _masked_mse_fwd_kernel, index, dim,
         prediction, rows, index, error, statistics,
         patches.shape[1], *prediction.stride()[:2], rows.stride(0), *index.stride(),
     )  # fmt: skip
     return error, statistics
-
-
-@masked_mse_fwd.register_fake
-def _(prediction: Tensor, patches: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    error = prediction.new_empty(index.shape, dtype=torch.float32)
-    return error, error.new_empty(*index.shape, 3, 2)
 
 
 @torch.library.custom_op("tats_fast::masked_mse_backward", mutates_args=())
@@ -163,11 +161,7 @@ def masked_mse_bwd(
     return grad_prediction
 
 
-@masked_mse_bwd.register_fake
-def _(
-    grad: Tensor, prediction: Tensor, patches: Tensor, index: Tensor, statistics: Tensor
-) -> Tensor:
-    return prediction.new_empty(prediction.shape)
+masked_mse_bwd.register_fake(lambda _, prediction, *__: prediction.new_empty(prediction.shape))
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -179,6 +173,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
     return masked_mse_bwd(grad, *ctx.saved_tensors), None, None
 
 
+masked_mse_fwd.register_fake(_outputs)
 masked_mse_fwd.register_autograd(_backward, setup_context=_setup)
 
 

@@ -9,9 +9,9 @@ small s.
 Draw: keys log p - log(-log u) in descending order, lower index first among equals. A key's bits as
 an integer that falls as the key rises, over the token's index, is one 64-bit number; sorting those
 is exact and gives a permutation even of keys that are not numbers.
-Legend: B clips, N tokens. i_ index, o_ offset, b_ block, m_ mask.
-Bytes (e a number of logits' dtype): logprob B*N*(e + 4), a draw 12 more a token (uniform, order),
-backward B*N*(2 e + 4).
+
+Names: i_ index, o_ offsets, p_ pointers, b_ block of values, m_ mask, BLOCK_ length of a block; of
+b clip, n token. Sizes: B clips, N tokens.
 """
 
 from __future__ import annotations
@@ -126,58 +126,37 @@ def _logprob_config(device: torch.device, block: int) -> Config:
     return replace(config, num_warps=min(32, config.num_warps * max(1, block // 2048)))
 
 
-def _forward(
+def _outputs(logits: Tensor, uniform: Tensor | None, _: float) -> tuple[Tensor, Tensor, Tensor]:
+    log_p = logits.new_empty(logits.shape, dtype=torch.float32)
+    places = 0 if uniform is None else logits.shape[1]
+    order = log_p.new_empty(logits.shape[0], places, dtype=torch.int64)
+    return log_p, log_p.new_empty(logits.shape[0]), order
+
+
+@torch.library.custom_op("tats_fast::policy", mutates_args=())
+def policy_fwd(
     logits: Tensor, uniform: Tensor | None, floor: float
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """logits (B, N), and uniform (B, N) for a draw -> log p (B, N) and entropy (B,) in fp32, order
+    (B, N) int64, or (B, 0) without a draw."""
     batch, tokens = logits.shape
     block = power_of_2(tokens, 32)
     draws = uniform is not None
     logits = with_unit_stride(logits)
     uniform = with_unit_stride(uniform) if draws else None
-    log_p = logits.new_empty(batch, tokens, dtype=torch.float32)
-    entropy = log_p.new_empty(batch)
-    order = log_p.new_empty(batch, tokens, dtype=torch.int64) if draws else None
+    log_p, entropy, order = _outputs(logits, uniform, floor)
     config = SAMPLE.config(logits.device) if draws else _logprob_config(logits.device, block)
     launch(
         _policy_fwd_kernel, (batch,), config,
-        logits, uniform, log_p, entropy, order, tokens, logits.stride(0),
+        logits, uniform, log_p, entropy, order if draws else None, tokens, logits.stride(0),
         uniform.stride(0) if draws else 0, float(1 - floor), floor / tokens,
         BLOCK_N=block, LOG_N=block.bit_length() - 1, FLOORED=floor != 0, DRAW=draws,
     )  # fmt: skip
     return log_p, entropy, order
 
 
-@torch.library.custom_op("tats_fast::policy_logprob", mutates_args=())
-def policy_logprob_fwd(logits: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """logits (B, N) -> log p (B, N), entropy (B,), both fp32."""
-    return _forward(logits, None, floor)[:2]
-
-
-@policy_logprob_fwd.register_fake
-def _(logits: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    log_p = logits.new_empty(logits.shape, dtype=torch.float32)
-    return log_p, log_p.new_empty(logits.shape[0])
-
-
-@torch.library.custom_op("tats_fast::policy_sample", mutates_args=())
-def policy_sample_fwd(
-    logits: Tensor, uniform: Tensor, floor: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """logits, uniform (B, N) -> log p (B, N) and entropy (B,) in fp32, order (B, N) int64."""
-    return _forward(logits, uniform, floor)
-
-
-@policy_sample_fwd.register_fake
-def _(logits: Tensor, uniform: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
-    log_p = logits.new_empty(logits.shape, dtype=torch.float32)
-    order = log_p.new_empty(logits.shape, dtype=torch.int64)
-    return log_p, log_p.new_empty(logits.shape[0]), order
-
-
-@torch.library.custom_op("tats_fast::policy_logprob_backward", mutates_args=())
-def policy_logprob_bwd(
-    logits: Tensor, grad_log_p: Tensor, grad_entropy: Tensor, floor: float
-) -> Tensor:
+@torch.library.custom_op("tats_fast::policy_backward", mutates_args=())
+def policy_bwd(logits: Tensor, grad_log_p: Tensor, grad_entropy: Tensor, floor: float) -> Tensor:
     """Gradients (B, N) and (B,) -> gradient of the logits (B, N)."""
     batch, tokens = logits.shape
     logits, grad_log_p = with_unit_stride(logits), with_unit_stride(grad_log_p)
@@ -192,24 +171,22 @@ def policy_logprob_bwd(
     return grad_logits
 
 
-@policy_logprob_bwd.register_fake
-def _(logits: Tensor, grad_log_p: Tensor, grad_entropy: Tensor, floor: float) -> Tensor:
-    return logits.new_empty(logits.shape)
+policy_fwd.register_fake(_outputs)
+policy_bwd.register_fake(lambda logits, *_: logits.new_empty(logits.shape))
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(inputs[0])
-    ctx.floor = inputs[-1]
+    logits, _, ctx.floor = inputs
+    ctx.save_for_backward(logits)
 
 
-def _backward(ctx: Any, grad_log_p: Tensor, grad_entropy: Tensor, *_: Any) -> tuple:
-    (logits,) = ctx.saved_tensors
-    grad_logits = policy_logprob_bwd(logits, grad_log_p, grad_entropy, ctx.floor)
-    return grad_logits, *(None for _ in _), None
+def _backward(
+    ctx: Any, grad_log_p: Tensor, grad_entropy: Tensor, _: None
+) -> tuple[Tensor, None, None]:
+    return policy_bwd(*ctx.saved_tensors, grad_log_p, grad_entropy, ctx.floor), None, None
 
 
-policy_logprob_fwd.register_autograd(_backward, setup_context=_setup)
-policy_sample_fwd.register_autograd(_backward, setup_context=_setup)
+policy_fwd.register_autograd(_backward, setup_context=_setup)
 
 
 @register("policy_logprob", "triton")
@@ -217,7 +194,7 @@ def policy_logprob(logits: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """``reference.policy_logprob``."""
     if not supported(logits):
         return reference.policy_logprob(logits, floor)
-    return policy_logprob_fwd(logits, float(floor))
+    return policy_fwd(logits, None, float(floor))[:2]
 
 
 @register("policy_sample", "triton")
@@ -225,4 +202,4 @@ def policy_sample(logits: Tensor, uniform: Tensor, floor: float) -> tuple[Tensor
     """``reference.policy_sample``."""
     if not supported(logits) or uniform.dtype != torch.float32 or logits.shape[-1] > MAX_SORTED:
         return reference.policy_sample(logits, uniform, floor)
-    return policy_sample_fwd(logits, uniform, float(floor))
+    return policy_fwd(logits, uniform, float(floor))

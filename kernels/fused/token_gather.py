@@ -1,8 +1,9 @@
 """Visible-token gather with its position add, one pass; the gradient is an exact scatter.
 
 Maths: out[t] = x[index[t]] + positions[index[t] mod N], rows of the batch counted b*N + i.
-Legend: B clips, N tokens, T gathered rows in all, C width. i_ index, o_ offset, b_ block, m_ mask.
-Bytes: forward reads and writes T*C numbers; backward writes B*N*C (zeros included) and moves T*C.
+
+Names: i_ index, o_ offsets, p_ pointers, b_ block of values, m_ mask, BLOCK_ length of a block; of
+b clip, n token, t gathered row, c channel. Sizes: B clips, N tokens, T gathered rows, C width.
 """
 
 from __future__ import annotations
@@ -68,11 +69,6 @@ def token_gather_fwd(x: Tensor, index: Tensor, positions: Tensor | None) -> Tens
     return out
 
 
-@token_gather_fwd.register_fake
-def _(x: Tensor, index: Tensor, positions: Tensor | None) -> Tensor:
-    return x.new_empty(index.shape[0], x.shape[-1])
-
-
 @torch.library.custom_op("tats_fast::token_gather_backward", mutates_args=())
 def token_gather_bwd(grad: Tensor, index: Tensor, batch: int, tokens: int) -> Tensor:
     """grad (T, C), index (T,) -> (B, N, C), zero where no row was gathered."""
@@ -86,11 +82,6 @@ def token_gather_bwd(grad: Tensor, index: Tensor, batch: int, tokens: int) -> Te
     return grad_x
 
 
-@token_gather_bwd.register_fake
-def _(grad: Tensor, index: Tensor, batch: int, tokens: int) -> Tensor:
-    return grad.new_empty(batch, tokens, grad.shape[-1])
-
-
 def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, index, _ = inputs
     ctx.save_for_backward(index)
@@ -102,6 +93,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return token_gather_bwd(grad, index, *ctx.shape), None, None
 
 
+token_gather_fwd.register_fake(lambda x, index, _: x.new_empty(index.shape[0], x.shape[-1]))
+token_gather_bwd.register_fake(lambda grad, _, *shape: grad.new_empty(*shape, grad.shape[-1]))
 token_gather_fwd.register_autograd(_backward, setup_context=_setup)
 
 

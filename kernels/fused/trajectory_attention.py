@@ -6,17 +6,12 @@ Maths, for query i and key frame f, with c = d^-1/2 log2(e) and f(i) = i // P:
   backward  do[i,f] = dy[i,f] + [f = f(i)] down[i],  delta[i,f] = <do[i,f], y[i,f]>,
             ds = p (<do[i,f], v_fs> - delta[i,f]),  dq_i = d^-1/2 sum_fs ds k_fs,
             dk_fs = d^-1/2 sum_i ds q_i,  dv_fs = sum_i p do[i,f]
-Patrick et al. 2021, section 3; saved are L, y and the input.
+Patrick et al. 2021, section 3; saved are L, y and the input. Products are of the input's dtype,
+sums fp32.
 
-Legend: B clips, F frames of P keys ("places"), N = F*P tokens, h heads of d channels, C = h*d.
-i_ index, o_ offset, b_ block, p_ pointer, m_ mask; BLOCK_M queries, BLOCK_N keys, BLOCK_D channels.
-A frame is TILES * BLOCK_N keys and a tail in a block of its own: 196 = 3 * 64 + 4, where 12 idle
-columns of 16 cost 6 % and 60 of 64 would cost 23 %. Products are of the input's dtype, sums fp32.
-
-FLOPs per clip: forward 4 N^2 C, backward 14 N^2 C (s and <do, v> twice, for dq and for dk with dv:
-no atomics, so gradients are the same bits every time).
-Bytes per clip in 16 bit: forward 8 NC + 2 NFC + 4 NFh, backward 24 NC + 6 NFC + 20 NFh; through L2
-4 N^2 C / BLOCK_M for the forward and for dq, and 4 NC per tile of keys for dk with dv.
+Names: i_ index, o_ offsets, p_ pointers, b_ block of values, m_ mask, BLOCK_ length of a block;
+of b clip, h head, f frame, m query, n key of a tile, s place of a key in its frame, d channel, t
+tile. Sizes: B clips, F frames of P places, N = F*P tokens, h heads of d channels, C = h*d.
 """
 
 from __future__ import annotations
@@ -28,32 +23,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..composed import trajectory_attention_torch
+from ..composed import cast_for_autocast, trajectory_attention_torch
 from ..dispatch import register
-from .launch import Config, Tunable, cast_for_autocast, launch, supported, with_unit_stride
-from .trajectory_attention_backward import (  # noqa: F401  (tunables are looked up here)
-    KEYS,
+from .launch import Tunable, launch, load_block, supported, with_unit_stride
+from .trajectory_attention_backward import trajectory_attention_bwd
+from .trajectory_attention_tiles import (
     LOG2E,
     PADDING,
-    QUERIES,
     batch_and_head,
     config_for,
     key_tiles,
-    load_rows,
     rows_of,
     store_rows,
-    trajectory_attention_bwd,
+    tile,
 )
 
 # 128 registers and 80 KiB on sm_90: two programs, four warpgroups per multiprocessor, so that one
 # exponentiates while another multiplies; 128 queries halve what 64 would read through L2.
 FORWARD = Tunable(
     "trajectory_attention_fwd",
-    (
-        Config({"BLOCK_M": 128, "BLOCK_N": 64}, num_warps=8, num_stages=3),
-        Config({"BLOCK_M": 64, "BLOCK_N": 64}, num_warps=4, num_stages=3),
-        Config({"BLOCK_M": 64, "BLOCK_N": 64}, num_warps=4, num_stages=2),
-    ),
+    (tile(128, 64, 8, 3), tile(64, 64, 4, 3), tile(64, 64, 4, 2)),
     {80: 0, 89: 2, 90: 0, 100: 0, 0: 2},
 )
 
@@ -102,12 +91,12 @@ def _trajectory_attention_fwd_kernel(
     y += i_b * tokens * frames * width + i_h * DIM
     own += i_b * tokens * width + i_h * DIM
     lse += (i_b * heads + i_h) * frames * rows
-    b_q = load_rows(rows_of(qkv, o_row, stride_n, o_d), m_d, PADDED)
+    b_q = load_block(rows_of(qkv, o_row, stride_n, o_d), m_d, PADDED)
     p_k = rows_of(qkv + stride_3, tl.minimum(o_n, places - 1), stride_n, o_d)
     p_y = rows_of(y, o_row, frames * width, o_d)
     if BLOCK_TAIL > 0:
-        o_t = TILES * BLOCK_N + tl.arange(0, BLOCK_TAIL)
-        p_t = rows_of(qkv + stride_3, tl.minimum(o_t, places - 1), stride_n, o_d)
+        o_tail = TILES * BLOCK_N + tl.arange(0, BLOCK_TAIL)
+        p_k_tail = rows_of(qkv + stride_3, tl.minimum(o_tail, places - 1), stride_n, o_d)
     b_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_M], tl.float32)
     b_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -115,12 +104,12 @@ def _trajectory_attention_fwd_kernel(
         i_f, i_s = i_t // TILES, i_t % TILES
         last = i_s == TILES - 1
         p_tile = p_k + (i_f * places + i_s * BLOCK_N) * stride_n
-        b_k = load_rows(p_tile, m_d, PADDED)
-        b_v = load_rows(p_tile + stride_3, m_d, PADDED)
+        b_k = load_block(p_tile, m_d, PADDED)
+        b_v = load_block(p_tile + stride_3, m_d, PADDED)
         if BLOCK_TAIL > 0:  # asked for now, there when the branch below wants them
-            p_tail = p_t + i_f * places * stride_n
-            b_k_tail = load_rows(p_tail, m_d & last, True)
-            b_v_tail = load_rows(p_tail + stride_3, m_d & last, True)
+            p_tail = p_k_tail + i_f * places * stride_n
+            b_k_tail = load_block(p_tail, m_d & last, True)
+            b_v_tail = load_block(p_tail + stride_3, m_d & last, True)
         # A select, where a branch or a reset at the end of the frame would stop the tensor cores
         # from running ahead (ptxas then waits after every wgmma).
         b_max = tl.where(i_s == 0, float("-inf"), b_max)
@@ -133,7 +122,7 @@ def _trajectory_attention_fwd_kernel(
             b_end, b_total, b_out = b_max, b_sum, b_acc
             if BLOCK_TAIL > 0:
                 b_end, b_total, b_out = _attend(
-                    b_q, b_k_tail, b_v_tail, b_end, b_total, b_out, scale * LOG2E, o_t, places,
+                    b_q, b_k_tail, b_v_tail, b_end, b_total, b_out, scale * LOG2E, o_tail, places,
                     True, PRECISION,
                 )  # fmt: skip
             b_y = (b_out * (1.0 / b_total)[:, None]).to(y.dtype.element_ty)
@@ -144,36 +133,30 @@ def _trajectory_attention_fwd_kernel(
             tl.store(lse + i_f * rows + o_m, b_end + tl.log2(b_total), mask=m_m)
 
 
+def _outputs(qkv: Tensor, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+    batch, tokens, _, heads, dim = qkv.shape
+    y = qkv.new_empty(batch, tokens, frames, heads * dim)
+    rows = (tokens + PADDING - 1) // PADDING * PADDING
+    lse = qkv.new_full((batch, heads, frames, rows), float("inf"), dtype=torch.float32)
+    return y, qkv.new_empty(batch, tokens, heads * dim), lse
+
+
 @torch.library.custom_op("tats_fast::trajectory_attention", mutates_args=())
 def trajectory_attention_fwd(qkv: Tensor, frames: int) -> tuple[Tensor, Tensor, Tensor]:
     """qkv (B, N, 3, h, d) -> y (B, N, F, C), own (B, N, C), lse (B, h, F, N padded)."""
     batch, tokens, _, heads, dim = qkv.shape
     qkv = with_unit_stride(qkv)
-    y = qkv.new_empty(batch, tokens, frames, heads * dim)
-    own = qkv.new_empty(batch, tokens, heads * dim)
-    rows = triton.cdiv(tokens, PADDING) * PADDING
-    lse = qkv.new_full((batch, heads, frames, rows), float("inf"), dtype=torch.float32)
+    y, own, lse = _outputs(qkv, frames)
     config = config_for(FORWARD, qkv)
     sizes = key_tiles(config, qkv, frames)
     launch(
         _trajectory_attention_fwd_kernel,
         (triton.cdiv(tokens, config.sizes["BLOCK_M"]), batch * heads), config,
         qkv, y, own, lse,
-        tokens, tokens // frames, frames, heads, rows, dim**-0.5, *qkv.stride()[:4],
+        tokens, tokens // frames, frames, heads, lse.shape[-1], dim**-0.5, *qkv.stride()[:4],
         RAGGED=tokens // frames < sizes["BLOCK_N"], **sizes,
     )  # fmt: skip
     return y, own, lse
-
-
-@trajectory_attention_fwd.register_fake
-def _(qkv: Tensor, frames: int) -> tuple[Tensor, Tensor, Tensor]:
-    batch, tokens, _, heads, dim = qkv.shape
-    rows = (tokens + PADDING - 1) // PADDING * PADDING
-    return (
-        qkv.new_empty(batch, tokens, frames, heads * dim),
-        qkv.new_empty(batch, tokens, heads * dim),
-        qkv.new_empty((batch, heads, frames, rows), dtype=torch.float32),
-    )
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -196,6 +179,7 @@ def _backward(
     return trajectory_attention_bwd(grad_y, grad_own, qkv, y, lse), None
 
 
+trajectory_attention_fwd.register_fake(_outputs)
 trajectory_attention_fwd.register_autograd(_backward, setup_context=_setup)
 
 

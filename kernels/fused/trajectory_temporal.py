@@ -1,25 +1,20 @@
 """Temporal stage of trajectory attention with absorbed projections, forward and backward.
 
-Maths, per token and head h, with W_k and W_v as (h, d, C); x, w and W stand for either side:
+Maths, per token and head h, with W_k and W_v as (h, d, C); x, p and W stand for either side:
   scores    s_f = <W_h^T x_h, y_f>      forward (x = q2, W_k): a = softmax_f s;
                                         backward (x = g, W_v): dl_f = a_f (s_f - sum_f a_f s_f)
-  project   W_h sum_f w_f y_f + b_h     out (w = a, W_v, b_v), and dq2 (w = dl, W_k, no bias)
+  project   W_h sum_f p_f y_f + b_h     out (p = a, W_v, b_v), and dq2 (p = dl, W_k, no bias)
   tokens    dy_f = sum_h a_f W_v,h^T g_h + dl_f W_k,h^T q2_h
   weights   dW_v,h = sum_i g_h (sum_f a_f y_f)^T,  dW_k,h = sum_i q2_h (sum_f dl_f y_f)^T
 The first two are here, the others in ``trajectory_temporal_backward``. What holds N*h*C numbers,
 q^ = W_k^T q2, z = sum_f a_f y_f and their gradients, lives in tiles on the chip only.
 
-Legend: T = B*N tokens, h heads of d channels, C = h*d, F frames; g gradient of the output, dl of
-the logits. i_ index, o_ offset, p_ pointer, b_ block, m_ mask; shapes of blocks by BLOCK_ letters.
+Names: i_ index, o_ offsets, p_ pointers, b_ block of values, m_ mask, BLOCK_ length of a block; of
+m token, h head, f frame, c channel of y, d of a head. Sizes: T = B*N tokens, h heads of d channels,
+C = h*d, F frames. g is the gradient of the output, dl that of the logits, ^ and z as above.
 
-Products over frames are one small matrix product per token, (heads x C)(C x F) here and (heads x
-F)(F x C) there: with 8 heads and 8 frames half a tensor core's tile. So PACK tokens share one
-product: its rows are (token, head), its columns (token, frame), and blocks off the diagonal are
-zero or dropped.
-
-FLOPs: forward 4 T C (C + h F), backward three times that. Bytes from memory: y is read twice
-forward and three times backward, dy is written once. What bounds all four is the traffic from L2,
-where y is read again for each group of heads, W for each tile of tokens (docs/kernels.md).
+What bounds all four kernels is the traffic from L2, where y is read again for each group of heads
+and W for each tile of tokens (docs/kernels.md).
 """
 
 from __future__ import annotations
@@ -31,38 +26,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..composed import trajectory_temporal_torch
+from ..composed import cast_for_autocast, trajectory_temporal_torch
 from ..dispatch import register
 from .launch import (
     Tunable,
-    cast_for_autocast,
     launch,
+    load_block,
     power_of_2,
     supported,
     with_unit_stride,
 )
-from .trajectory_temporal_backward import (  # noqa: F401  (tunables are looked up here)
-    GRAD_TOKENS,
-    GRAD_WEIGHTS,
-    config,
-    fitted,
-    grad_tokens,
-    grad_weights,
-    heads_first,
-    pack,
-    packed,
-    shape_constants,
-)
+from .trajectory_temporal_backward import grad_tokens, grad_weights
+from .trajectory_temporal_tiles import fitted, heads_first, pack, packed, shape_constants, tile
 
 # Tiles of 64 tokens: every program reads its heads' part of W, 1.2 MB in all at ViT-B.
 SCORES = Tunable(
     "trajectory_temporal_scores",
-    (config(64, 32, 8, 3), config(64, 16, 8, 3), config(32, 16, 8, 3)),
+    (tile(64, 32, 8, 3), tile(64, 16, 8, 3), tile(32, 16, 8, 3)),
     {80: 1, 89: 2, 90: 0, 100: 0, 0: 2},
 )
 PROJECT = Tunable(
     "trajectory_temporal_project",
-    (config(64, 32, 8, 3), config(64, 16, 8, 3)),
+    (tile(64, 32, 8, 3), tile(64, 16, 8, 3)),
     {80: 1, 89: 1, 90: 0, 100: 0, 0: 1},
 )
 SLOTS = 8
@@ -72,7 +57,7 @@ LARGEST_DIM, MOST_FRAMES = 128, 32
 
 @triton.jit
 def _scores_kernel(
-    x, w, y, given, out, out_t,
+    x, w, y, a, out, out_t,
     total, stride_x, stride_xh, stride_w,
     HEADS: tl.constexpr, DIM: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -81,23 +66,23 @@ def _scores_kernel(
 ):  # fmt: skip
     """A program holds x of BLOCK_M tokens and GROUP heads and runs along the channels of W and y.
 
-    out (T, h, F) is a, or dl from ``given`` = a; then out_t (2, h, F, T) is both in fp32, with the
+    out (T, h, F) is a, or dl, from a; then out_t (2, h, F, T) is both in fp32, with the
     tokens along memory as ``_grad_tokens_kernel`` reads them.
     """
     groups = tl.cdiv(HEADS, GROUP)
     i_h = (tl.program_id(0) % groups) * GROUP  # neighbours share the tile of y, in L2
     i_m = (tl.program_id(0) // groups).to(tl.int64) * BLOCK_M
-    left = (total - 1 - i_m).to(tl.int32)  # tokens past the last repeat it and are not stored
+    last = (total - 1 - i_m).to(tl.int32)  # tokens past the last repeat it and are not stored
     o_m, o_h, o_f = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_F)
     o_c, o_d = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D)
     m_h = (o_h < GROUP) & (i_h + o_h < HEADS)
     m_d = o_d < DIM
-    o_x = tl.minimum(o_m, left)[None, :, None] * stride_x + o_d[None, None, :]
+    o_x = tl.minimum(o_m, last)[None, :, None] * stride_x + o_d[None, None, :]
     p_x = x + i_m * stride_x + (i_h + o_h)[:, None, None] * stride_xh + o_x
     b_x = tl.load(p_x, mask=m_h[:, None, None] & m_d[None, None, :], other=0.0)  # [H, M, D]
     o_w = ((i_h + o_h)[:, None, None] * DIM + o_d[None, :, None]) * stride_w + o_c[None, None, :]
     o_frame = tl.arange(0, PACK * BLOCK_F)[None, :, None] % BLOCK_F
-    o_y = packed(left, BLOCK_M, PACK, BLOCK_F)[:, :, None] * (FRAMES * WIDTH)
+    o_y = packed(last, BLOCK_M, PACK, BLOCK_F)[:, :, None] * (FRAMES * WIDTH)
     p_y = y + i_m * (FRAMES * WIDTH) + o_y + o_frame * WIDTH + o_c[None, None, :]
     b_s = tl.zeros([BLOCK_M // PACK, PACK * BLOCK_H, PACK * BLOCK_F], tl.float32)
     for i_c in tl.range(0, WIDTH, BLOCK_C):
@@ -109,10 +94,8 @@ def _scores_kernel(
             m_w = m_w & (i_c + o_c < WIDTH)[None, None, :]
             m_y = m_y & (i_c + o_c < WIDTH)[None, None, :]
         b_w = tl.load(w + i_c + o_w, mask=m_w, other=0.0)  # [H, D, C]
-        if BLOCK_F != FRAMES or WIDTH % BLOCK_C != 0:
-            b_y = tl.load(p_y + i_c, mask=m_y, other=0.0)
-        else:
-            b_y = tl.load(p_y + i_c)  # [M/P, P*F, C]
+        MASKED: tl.constexpr = BLOCK_F != FRAMES or WIDTH % BLOCK_C != 0
+        b_y = load_block(p_y + i_c, m_y, MASKED)  # [M/P, P*F, C]
         b_hat = tl.dot(b_x, b_w, input_precision=PRECISION).to(b_y.dtype)  # [H, M, C]
         b_hat = tl.reshape(tl.permute(b_hat, (1, 0, 2)), [BLOCK_M // PACK, PACK * BLOCK_H, BLOCK_C])
         b_s = tl.dot(b_hat, tl.permute(b_y, (0, 2, 1)), b_s, input_precision=PRECISION)
@@ -122,11 +105,11 @@ def _scores_kernel(
     m_own = o_t[None, :, None, None, None] == o_t[None, None, None, :, None]
     b_s = tl.reshape(tl.sum(tl.where(m_own, b_s, 0.0), axis=3), [BLOCK_M, BLOCK_H, BLOCK_F])
     m_f = (o_f < FRAMES)[None, None, :]
-    m_out = (o_m <= left)[:, None, None] & m_h[None, :, None] & m_f
+    m_out = (o_m <= last)[:, None, None] & m_h[None, :, None] & m_f
     o_hf = (i_h + o_h)[None, :, None] * FRAMES + o_f[None, None, :]
     o_out = i_m * (HEADS * FRAMES) + (o_m[:, None, None] * (HEADS * FRAMES) + o_hf)
     if BACKWARD:
-        b_a = tl.load(given + o_out, mask=m_out, other=0.0).to(tl.float32)  # [M, H, F]
+        b_a = tl.load(a + o_out, mask=m_out, other=0.0).to(tl.float32)  # [M, H, F]
         b_s = b_a * (b_s - tl.sum(b_a * b_s, axis=2)[:, :, None])
         p_t = out_t + i_m + (o_hf * total + o_m[:, None, None])
         tl.store(p_t, b_a, mask=m_out)
@@ -147,26 +130,26 @@ def _project_kernel(
     BLOCK_H: tl.constexpr, BLOCK_F: tl.constexpr, PACK: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out (T, h, d) of BLOCK_M tokens and GROUP heads from frame weights p (T, h, F)."""
+    """out (T, h, d) of BLOCK_M tokens and GROUP heads from weights of the frames, p (T, h, F)."""
     groups = tl.cdiv(HEADS, GROUP)
     i_h = (tl.program_id(0) % groups) * GROUP
     i_m = (tl.program_id(0) // groups).to(tl.int64) * BLOCK_M
-    left = (total - 1 - i_m).to(tl.int32)
+    last = (total - 1 - i_m).to(tl.int32)
     o_m, o_h = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_H)
     o_c, o_d = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D)
     m_h = (o_h < GROUP) & (i_h + o_h < HEADS)
     m_d = o_d < DIM
-    # Weights as block-diagonal matrices, rows (token, head) by columns (token, frame).
+    # p as block-diagonal matrices, rows (token, head) by columns (token, frame).
     o_row, o_column = tl.arange(0, PACK * BLOCK_H), tl.arange(0, PACK * BLOCK_F)
     o_head, o_frame = o_row % BLOCK_H, o_column % BLOCK_F
     m_p = (o_row // BLOCK_H)[:, None] == (o_column // BLOCK_F)[None, :]
     m_p = m_p & ((o_head < GROUP) & (i_h + o_head < HEADS))[:, None] & (o_frame < FRAMES)[None, :]
     o_p = (i_h + o_head)[None, :, None] * FRAMES + o_frame[None, None, :]
-    o_p += packed(left, BLOCK_M, PACK, BLOCK_H)[:, :, None] * (HEADS * FRAMES)
+    o_p += packed(last, BLOCK_M, PACK, BLOCK_H)[:, :, None] * (HEADS * FRAMES)
     b_p = tl.load(p + i_m * (HEADS * FRAMES) + o_p, mask=m_p[None], other=0.0)  # [M/P, P*H, P*F]
     o_w = ((i_h + o_h)[:, None, None] * DIM + o_d[None, None, :]) * stride_w + o_c[None, :, None]
     o_frame = o_frame[None, :, None]
-    o_y = packed(left, BLOCK_M, PACK, BLOCK_F)[:, :, None] * (FRAMES * WIDTH)
+    o_y = packed(last, BLOCK_M, PACK, BLOCK_F)[:, :, None] * (FRAMES * WIDTH)
     p_y = y + i_m * (FRAMES * WIDTH) + o_y + o_frame * WIDTH + o_c[None, None, :]
     b_out = tl.zeros([BLOCK_H, BLOCK_M, BLOCK_D], tl.float32)
     for i_c in tl.range(0, WIDTH, BLOCK_C):
@@ -178,14 +161,12 @@ def _project_kernel(
             m_w = m_w & (i_c + o_c < WIDTH)[None, :, None]
             m_y = m_y & (i_c + o_c < WIDTH)[None, None, :]
         b_w = tl.load(w + i_c + o_w, mask=m_w, other=0.0)  # [H, C, D]
-        if BLOCK_F != FRAMES or WIDTH % BLOCK_C != 0:
-            b_y = tl.load(p_y + i_c, mask=m_y, other=0.0)
-        else:
-            b_y = tl.load(p_y + i_c)  # [M/P, P*F, C]
+        MASKED: tl.constexpr = BLOCK_F != FRAMES or WIDTH % BLOCK_C != 0
+        b_y = load_block(p_y + i_c, m_y, MASKED)  # [M/P, P*F, C]
         b_z = tl.dot(b_p, b_y, input_precision=PRECISION).to(b_y.dtype)
         b_z = heads_first(b_z, BLOCK_M, BLOCK_H, BLOCK_C)
         b_out = tl.dot(b_z, b_w, b_out, input_precision=PRECISION)
-    m_out = (o_m <= left)[None, :, None] & m_h[:, None, None] & m_d[None, None, :]
+    m_out = (o_m <= last)[None, :, None] & m_h[:, None, None] & m_d[None, None, :]
     o_out = (i_h + o_h)[:, None, None] * DIM + o_d[None, None, :]
     if HAS_BIAS:
         b_bias = tl.load(bias + o_out, mask=m_h[:, None, None] & m_d[None, None, :], other=0.0)
@@ -195,7 +176,7 @@ def _project_kernel(
 
 
 def _scores(x: Tensor, weight: Tensor, y: Tensor, a: Tensor | None) -> tuple[Tensor, Tensor]:
-    """x (T, h, d), weight (h*d, C), y (T, F, C) -> a (T, h, F); given a: dl and (2, h, F, T)."""
+    """x (T, h, d), weight (h*d, C), y (T, F, C) -> a (T, h, F); with a: dl and (2, h, F, T)."""
     total, heads, dim = x.shape
     frames = y.shape[1]
     constants = shape_constants(heads, dim, frames, y.dtype)
@@ -206,12 +187,12 @@ def _scores(x: Tensor, weight: Tensor, y: Tensor, a: Tensor | None) -> tuple[Ten
         sums = rows * slots * (pack(slots, frames) * block_f + channels)
         return (stages - 1) * loaded + slots * rows * (inner + channels), sums
 
-    sizes, slots = fitted(SCORES, y, SLOTS, need)
+    config, slots = fitted(SCORES, y, SLOTS, need)
     groups = triton.cdiv(heads, slots)
     out = y.new_empty(total, heads, frames)
     out_t = out if a is None else y.new_empty(2, heads, frames, total, dtype=torch.float32)
     launch(
-        _scores_kernel, (groups * triton.cdiv(total, sizes.sizes["BLOCK_M"]),), sizes,
+        _scores_kernel, (groups * triton.cdiv(total, config.sizes["BLOCK_M"]),), config,
         x, weight, y, out if a is None else a, out, out_t, total, *x.stride()[:2], weight.stride(0),
         GROUP=triton.cdiv(heads, groups), BLOCK_H=slots, BLOCK_F=block_f,
         PACK=pack(slots, frames), BACKWARD=a is not None, **constants,
@@ -228,14 +209,14 @@ def _project(p: Tensor, weight: Tensor, y: Tensor, bias: Tensor | None) -> Tenso
 
     def need(rows: int, channels: int, slots: int, stages: int) -> tuple[int, int]:
         loaded = (slots * inner + rows * block_f) * channels
-        kept = slots * rows * (pack(slots, frames) * block_f + channels)
-        return (stages - 1) * loaded + kept, slots * rows * inner
+        resident = slots * rows * (pack(slots, frames) * block_f + channels)
+        return (stages - 1) * loaded + resident, slots * rows * inner
 
-    sizes, slots = fitted(PROJECT, y, SLOTS, need)
+    config, slots = fitted(PROJECT, y, SLOTS, need)
     groups = triton.cdiv(heads, slots)
     out = y.new_empty(total, heads, dim)
     launch(
-        _project_kernel, (groups * triton.cdiv(total, sizes.sizes["BLOCK_M"]),), sizes,
+        _project_kernel, (groups * triton.cdiv(total, config.sizes["BLOCK_M"]),), config,
         p, weight, y, out if bias is None else bias, out, total, weight.stride(0),
         GROUP=triton.cdiv(heads, groups), BLOCK_H=slots, BLOCK_F=block_f,
         PACK=pack(slots, frames), HAS_BIAS=bias is not None, **constants,
@@ -260,9 +241,7 @@ def trajectory_temporal_fwd(
 
 
 @trajectory_temporal_fwd.register_fake
-def _(
-    q2: Tensor, y: Tensor, weight_k: Tensor, weight_v: Tensor, bias_v: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _(q2: Tensor, y: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
     batch, tokens, heads, dim = q2.shape
     a = y.new_empty(batch * tokens, heads, y.shape[2])
     return y.new_empty(batch, tokens, heads * dim), a
@@ -277,18 +256,16 @@ def trajectory_temporal_bwd(
     g = grad.contiguous().view_as(rows)
     tokens = y.contiguous().flatten(0, 1)
     weight_k, weight_v = with_unit_stride(weight_k), with_unit_stride(weight_v)
-    logits, p_t = _scores(g, weight_v, tokens, a)
-    dq2 = _project(logits, weight_k, tokens, None)
-    dy = grad_tokens(rows, g, p_t, tokens, weight_k, weight_v)
-    dw_k, dw_v = grad_weights(rows, g, a, logits, tokens)
+    dl, a_dl = _scores(g, weight_v, tokens, a)
+    dq2 = _project(dl, weight_k, tokens, None)
+    dy = grad_tokens(rows, g, a_dl, tokens, weight_k, weight_v)
+    dw_k, dw_v = grad_weights(rows, g, a, dl, tokens)
     return dq2.view(q2.shape), dy.view(y.shape), dw_k, dw_v
 
 
 @trajectory_temporal_bwd.register_fake
-def _(
-    grad: Tensor, q2: Tensor, y: Tensor, a: Tensor, weight_k: Tensor, weight_v: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return tuple(x.new_empty(x.shape) for x in (q2, y, weight_k, weight_v))
+def _(grad: Tensor, q2: Tensor, y: Tensor, a: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in (q2, y, *weights))
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -1,40 +1,31 @@
-"""Temporal stage: the gradients that only a backward pass has, and what all four kernels share.
+"""Temporal stage of trajectory attention: the gradients that only a backward pass has.
 
-Maths, names and layouts are those of ``trajectory_temporal``. Here:
-  dy_f = sum_h a_f dz_h + dl_f q^_h  with dz_h = W_v,h^T g_h and q^_h = W_k,h^T q2_h recomputed;
-  dW_v,h = sum_i g_h z_h^T with z_h = sum_f a_f y_f, and dW_k,h the same with q2 and dl.
+  tokens    dy_f = sum_h a_f dz_h + dl_f q^_h  with dz_h = W_v,h^T g_h and q^_h = W_k,h^T q2_h again
+  weights   dW_v,h = sum_i g_h z_h^T  with z_h = sum_f a_f y_f, and dW_k,h the same with q2 and dl
 
-Bytes through L2 at tiles of M tokens and K channels, numbers of e bytes:
-  tokens    e T C (2 C / K + 2 C / M + F) + 8 T h F C / K (a and dl, fp32)
-  weights   e T C (F h / 4 + 2 C / K + 2 F / d C / K), and 16 S C^2 for S partial sums
+Names: i_ index, o_ offsets, p_ pointers, b_ block of values, m_ mask, BLOCK_ length of a block;
+letters and sizes are those of ``trajectory_temporal``.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import ARCHITECTURES, Config, Tunable, architecture, dot_precision, launch, power_of_2
-
-
-def config(rows: int, channels: int, warps: int, stages: int) -> Config:
-    """Tiles of ``rows`` tokens and ``channels`` channels, for F = 8, d = 64 and 16 bit."""
-    return Config({"BLOCK_M": rows, "BLOCK_C": channels}, num_warps=warps, num_stages=stages)
-
+from .launch import Tunable, launch, load_block, power_of_2
+from .trajectory_temporal_tiles import fitted, heads_first, pack, packed, shape_constants, tile
 
 # Accumulators fill half of the registers (128 of a thread's), so one program per multiprocessor.
 GRAD_TOKENS = Tunable(
     "trajectory_temporal_grad_tokens",
-    (config(64, 64, 8, 3), config(64, 32, 4, 3)),
+    (tile(64, 64, 8, 3), tile(64, 32, 4, 3)),
     {80: 1, 89: 1, 90: 0, 100: 0, 0: 1},
 )
 GRAD_WEIGHTS = Tunable(
     "trajectory_temporal_grad_weights",
-    (config(16, 64, 8, 4), config(16, 64, 8, 3), config(16, 32, 8, 3)),
+    (tile(16, 64, 8, 4), tile(16, 64, 8, 3), tile(16, 32, 8, 3)),
     {80: 0, 89: 1, 90: 0, 100: 0, 0: 1},
 )
 SIDES = 8
@@ -43,69 +34,9 @@ PROGRAMS = 396
 """Of ``grad_weights``, about: three full waves of an H200's 132 multiprocessors."""
 
 
-def fitted(
-    tunable: Tunable,
-    like: Tensor,
-    slots: int,
-    need: Callable[[int, int, int, int], tuple[int, int]],
-) -> tuple[Config, int]:
-    """The chip's configuration and ``slots``, halved until they fit other shapes than ViT-B's.
-
-    Args:
-        like: a tensor on the device, of the dtype of the blocks.
-        need: of (tokens, channels, slots, stages), the numbers in shared memory and the fp32
-            numbers in registers.
-    """
-    chosen = tunable.config(like.device)
-    rows, channels = chosen.sizes["BLOCK_M"], chosen.sizes["BLOCK_C"]
-    warps, stages = chosen.num_warps, chosen.num_stages
-    limit = 1024 * ARCHITECTURES.get(architecture(like.device), min(ARCHITECTURES.values()))
-    while True:
-        shared, registers = need(rows, channels, slots, stages)
-        if shared * like.element_size() <= limit and registers <= 128 * 32 * warps:
-            break
-        if channels > 16:
-            channels //= 2
-        elif rows > 16:
-            rows //= 2
-        elif stages > 2:
-            stages -= 1
-        elif slots > 2:
-            slots //= 2
-        else:
-            break
-    return config(rows, channels, warps, stages), slots
-
-
-def pack(slots: int, frames: int) -> int:
-    """Tokens whose (slots x F) blocks make up a tile of a tensor core, 16 x 16 or larger."""
-    return max(1, 16 // slots, 16 // power_of_2(frames))
-
-
-def shape_constants(heads: int, dim: int, frames: int, dtype: torch.dtype) -> dict[str, int | str]:
-    """Compile-time arguments of all four kernels."""
-    return {
-        "HEADS": heads, "DIM": dim, "FRAMES": frames, "WIDTH": heads * dim,
-        "BLOCK_D": power_of_2(dim, 16), "PRECISION": dot_precision(dtype),
-    }  # fmt: skip
-
-
-@triton.jit
-def packed(left, BLOCK_M: tl.constexpr, PACK: tl.constexpr, SIZE: tl.constexpr):
-    """Token, at most ``left``, of each of the PACK*SIZE rows of each pack: [M/P, P*SIZE]."""
-    o_first = tl.arange(0, BLOCK_M // PACK) * PACK
-    return tl.minimum(o_first[:, None] + (tl.arange(0, PACK * SIZE) // SIZE)[None], left)
-
-
-@triton.jit
-def heads_first(b_z, BLOCK_M: tl.constexpr, SIZE: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Rows (token, head) of every pack to one matrix per head: [M/P, P*H, C] -> [H, M, C]."""
-    return tl.permute(tl.reshape(b_z, [BLOCK_M, SIZE, BLOCK_C]), (1, 0, 2))
-
-
 @triton.jit
 def _grad_tokens_kernel(
-    q2, g, w_k, w_v, p_t, dy,
+    q2, g, w_k, w_v, a_dl, dy,
     total, stride_k, stride_v,
     HEADS: tl.constexpr, DIM: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
@@ -117,34 +48,29 @@ def _grad_tokens_kernel(
     chunks = tl.cdiv(WIDTH, BLOCK_C)
     i_c = (tl.program_id(0) % chunks) * BLOCK_C  # neighbours share q2 and g
     i_m = (tl.program_id(0) // chunks).to(tl.int64) * BLOCK_M
-    left = (total - 1 - i_m).to(tl.int32)
+    last = (total - 1 - i_m).to(tl.int32)
     o_m, o_d, o_c = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D), i_c + tl.arange(0, BLOCK_C)
-    o_row = tl.minimum(o_m, left)
+    o_row = tl.minimum(o_m, last)
     o_x = i_m * (HEADS * DIM) + (o_row[:, None] * (HEADS * DIM) + o_d[None, :])
-    p_t += i_m + o_row
+    MASKED: tl.constexpr = BLOCK_D != DIM or WIDTH % BLOCK_C != 0
+    p_a = a_dl + i_m + o_row
     b_dy = ()
     for _ in tl.static_range(FRAMES):
         b_dy += (tl.zeros([BLOCK_M, BLOCK_C], tl.float32),)
     for i_h in tl.range(0, HEADS):
         o_k = (i_h * DIM + o_d)[:, None] * stride_k + o_c[None, :]
         o_v = (i_h * DIM + o_d)[:, None] * stride_v + o_c[None, :]
-        if BLOCK_D != DIM or WIDTH % BLOCK_C != 0:
-            m_w = (o_d < DIM)[:, None] & (o_c < WIDTH)[None, :]
-            m_x = (o_m <= left)[:, None] & (o_d < DIM)[None, :]
-            b_q = tl.load(q2 + i_h * DIM + o_x, mask=m_x, other=0.0)
-            b_g = tl.load(g + i_h * DIM + o_x, mask=m_x, other=0.0)
-            b_k = tl.load(w_k + o_k, mask=m_w, other=0.0)
-            b_v = tl.load(w_v + o_v, mask=m_w, other=0.0)
-        else:
-            b_q = tl.load(q2 + i_h * DIM + o_x)  # [M, D]
-            b_g = tl.load(g + i_h * DIM + o_x)
-            b_k = tl.load(w_k + o_k)  # [D, C]
-            b_v = tl.load(w_v + o_v)
+        m_w = (o_d < DIM)[:, None] & (o_c < WIDTH)[None, :]
+        m_x = (o_m <= last)[:, None] & (o_d < DIM)[None, :]
+        b_q = load_block(q2 + i_h * DIM + o_x, m_x, MASKED)  # [M, D]
+        b_g = load_block(g + i_h * DIM + o_x, m_x, MASKED)
+        b_k = load_block(w_k + o_k, m_w, MASKED)  # [D, C]
+        b_v = load_block(w_v + o_v, m_w, MASKED)
         b_a, b_l = (), ()  # loaded before the products that they are waited for with
         for f in tl.static_range(FRAMES):
             o_hf = (i_h * FRAMES + f) * total
-            b_a += (tl.load(p_t + o_hf),)
-            b_l += (tl.load(p_t + (o_hf + HEADS * FRAMES * total)),)
+            b_a += (tl.load(p_a + o_hf),)
+            b_l += (tl.load(p_a + (o_hf + HEADS * FRAMES * total)),)
         b_hat = tl.dot(b_q, b_k, input_precision=PRECISION)
         b_dz = tl.dot(b_g, b_v, input_precision=PRECISION)
         b_sum = ()
@@ -153,7 +79,7 @@ def _grad_tokens_kernel(
             b_sum += (b_new,)
         b_dy = b_sum
     dy += i_m * (FRAMES * WIDTH)
-    m_out = (o_m <= left)[:, None] & (o_c < WIDTH)[None, :]
+    m_out = (o_m <= last)[:, None] & (o_c < WIDTH)[None, :]
     for f in tl.static_range(FRAMES):
         o_out = (o_m[:, None] * FRAMES + f) * WIDTH + o_c[None, :]
         tl.store(dy + o_out, b_dy[f].to(dy.dtype.element_ty), mask=m_out)
@@ -195,16 +121,14 @@ def _grad_weights_kernel(
     b_out = tl.zeros([BLOCK_H, BLOCK_D, BLOCK_C], tl.float32)
     for i in tl.range(i_s * tiles, tl.minimum((i_s + 1) * tiles, tl.cdiv(total, BLOCK_M))):
         i_m = tl.cast(i, tl.int64) * BLOCK_M
-        left = (total - 1 - i_m).to(tl.int32)
-        m_left = m_p & (o_first <= left)  # zero weights for tokens past the last
-        b_p = tl.load(p_p + i_m * (HEADS * FRAMES), mask=m_left, other=0.0)  # [M/P, P*H, P*F]
-        o_token = packed(left, BLOCK_M, PACK, BLOCK_F)[:, :, None] * (FRAMES * WIDTH)
-        o_last = tl.minimum(o_m, left)[None, None, :] * (HEADS * DIM)
+        last = (total - 1 - i_m).to(tl.int32)
+        m_live = m_p & (o_first <= last)  # zero weights for tokens past the last
+        b_p = tl.load(p_p + i_m * (HEADS * FRAMES), mask=m_live, other=0.0)  # [M/P, P*H, P*F]
+        o_token = packed(last, BLOCK_M, PACK, BLOCK_F)[:, :, None] * (FRAMES * WIDTH)
+        o_last = tl.minimum(o_m, last)[None, None, :] * (HEADS * DIM)
         b_x = tl.load(p_x + i_m * (HEADS * DIM) + o_last, mask=m_h & m_d, other=0.0)  # [H, D, M]
-        if BLOCK_F != FRAMES or WIDTH % BLOCK_C != 0:
-            b_y = tl.load(y + i_m * (FRAMES * WIDTH) + (o_token + o_y), mask=m_y, other=0.0)
-        else:
-            b_y = tl.load(y + i_m * (FRAMES * WIDTH) + (o_token + o_y))  # [M/P, P*F, C]
+        p_y = y + i_m * (FRAMES * WIDTH) + (o_token + o_y)
+        b_y = load_block(p_y, m_y, BLOCK_F != FRAMES or WIDTH % BLOCK_C != 0)  # [M/P, P*F, C]
         b_z = tl.dot(b_p, b_y, input_precision=PRECISION).to(b_y.dtype)
         b_z = heads_first(b_z, BLOCK_M, BLOCK_H, BLOCK_C)
         b_out = tl.dot(b_x, b_z, b_out, input_precision=PRECISION)
@@ -214,9 +138,9 @@ def _grad_weights_kernel(
 
 
 def grad_tokens(
-    q2: Tensor, g: Tensor, p_t: Tensor, y: Tensor, weight_k: Tensor, weight_v: Tensor
+    q2: Tensor, g: Tensor, a_dl: Tensor, y: Tensor, weight_k: Tensor, weight_v: Tensor
 ) -> Tensor:
-    """q2 and g (T, h, d) contiguous, p_t (2, h, F, T) fp32, y (T, F, C) -> dy like y."""
+    """q2 and g (T, h, d) contiguous, a_dl (2, h, F, T) fp32, y (T, F, C) -> dy like y."""
     total, heads, dim = q2.shape
     frames, width = y.shape[1:]
     inner = power_of_2(dim, 16)
@@ -224,14 +148,14 @@ def grad_tokens(
     def need(rows: int, channels: int, slots: int, stages: int) -> tuple[int, int]:
         return stages * 2 * inner * (rows + channels), rows * channels * frames
 
-    sizes, _ = fitted(GRAD_TOKENS, y, 1, need)
+    config, _ = fitted(GRAD_TOKENS, y, 1, need)
     grid = (
-        triton.cdiv(width, sizes.sizes["BLOCK_C"]) * triton.cdiv(total, sizes.sizes["BLOCK_M"]),
+        triton.cdiv(width, config.sizes["BLOCK_C"]) * triton.cdiv(total, config.sizes["BLOCK_M"]),
     )
     dy = torch.empty_like(y)
     launch(
-        _grad_tokens_kernel, grid, sizes,
-        q2, g, weight_k, weight_v, p_t, dy, total, weight_k.stride(0), weight_v.stride(0),
+        _grad_tokens_kernel, grid, config,
+        q2, g, weight_k, weight_v, a_dl, dy, total, weight_k.stride(0), weight_v.stride(0),
         **shape_constants(heads, dim, frames, y.dtype),
     )  # fmt: skip
     return dy
@@ -251,16 +175,16 @@ def grad_weights(q2: Tensor, g: Tensor, a: Tensor, dl: Tensor, y: Tensor) -> tup
         loaded = slots * rows * inner + rows * block_f * channels + weights
         return (stages - 1) * loaded + slots * rows * channels, slots * inner * channels
 
-    sizes, slots = fitted(GRAD_WEIGHTS, y, SIDES, need)
-    groups = triton.cdiv(heads, slots // 2), triton.cdiv(width, sizes.sizes["BLOCK_C"])
-    tiles = triton.cdiv(total, sizes.sizes["BLOCK_M"])
+    config, slots = fitted(GRAD_WEIGHTS, y, SIDES, need)
+    groups = triton.cdiv(heads, slots // 2), triton.cdiv(width, config.sizes["BLOCK_C"])
+    tiles = triton.cdiv(total, config.sizes["BLOCK_M"])
     # At least 256 tokens per program, or the sums outweigh the products.
     splits = min(triton.cdiv(PROGRAMS, groups[0] * groups[1]), triton.cdiv(total, 256))
     per_split = triton.cdiv(tiles, splits)
     splits = triton.cdiv(tiles, per_split)
     out = y.new_empty(splits, 2, width, width, dtype=torch.float32)
     launch(
-        _grad_weights_kernel, (*groups, splits), sizes, g, q2, a, dl, y, out, total, per_split,
+        _grad_weights_kernel, (*groups, splits), config, g, q2, a, dl, y, out, total, per_split,
         BLOCK_H=slots, BLOCK_F=block_f, PACK=pack(slots, frames),
         **shape_constants(heads, dim, frames, y.dtype),
     )  # fmt: skip

@@ -1,11 +1,15 @@
-"""Typed, strict configuration: dataclasses, presets, YAML files and ``key=value`` overrides."""
+"""Typed, strict configuration: dataclasses, presets, YAML files and ``key=value`` overrides.
 
-from tats_fast.config.checks import ConfigError
+What a setting does belongs to whoever reads it; here are its default, its help and its bounds.
+"""
+
+from tats_fast.config.checks import ConfigError, Failure
 from tats_fast.config.finetune import FinetuneConfig
 from tats_fast.config.reading import (
     load_config,
     load_finetune_config,
     parse_overrides,
+    read_saved,
     save_config,
 )
 from tats_fast.config.schema import (
@@ -17,12 +21,18 @@ from tats_fast.config.schema import (
     SamplerConfig,
     TrainConfig,
 )
-from tats_fast.config.training import DistributedConfig, OptimConfig, VideosConfig
+from tats_fast.config.training import (
+    DistributedConfig,
+    OptimConfig,
+    TrainingConfig,
+    VideosConfig,
+)
 
 __all__ = [
     "ConfigError",
     "DataConfig",
     "DistributedConfig",
+    "Failure",
     "FinetuneConfig",
     "MaskingConfig",
     "ModelConfig",
@@ -31,9 +41,11 @@ __all__ = [
     "RunConfig",
     "SamplerConfig",
     "TrainConfig",
+    "TrainingConfig",
     "VideosConfig",
     "load_config",
     "load_finetune_config",
     "parse_overrides",
+    "read_saved",
     "save_config",
 ]

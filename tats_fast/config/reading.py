@@ -15,7 +15,10 @@ import yaml
 from tats_fast.config.checks import ConfigError
 from tats_fast.config.finetune import FinetuneConfig
 from tats_fast.config.presets import PRESETS
-from tats_fast.config.schema import RunConfig
+from tats_fast.config.schema import ModelConfig, RunConfig
+from tats_fast.config.training import TrainingConfig
+
+Config = typing.TypeVar("Config", bound=TrainingConfig)
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,7 +38,7 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_
 
 
 def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> RunConfig:
-    """Build a run's configuration.
+    """The configuration of a pretraining run.
 
     Args:
         path: a YAML file; its top-level keys are ``RunConfig``'s fields. None = all defaults.
@@ -51,30 +54,40 @@ def load_finetune_config(
     path: str | Path | None = None, overrides: Iterable[str] = ()
 ) -> FinetuneConfig:
     """The same for a fine-tuning run, whose keys are ``FinetuneConfig``'s fields."""
-    tree = _read_tree(path, overrides)
-    _refuse_keys_of(RunConfig, FinetuneConfig, tree, "pretrain")
-    return _build(FinetuneConfig, tree, prefix="")
+    return build_config(_read_tree(path, overrides), FinetuneConfig)
 
 
-def build_config(tree: Mapping[str, Any]) -> RunConfig:
-    """A ``RunConfig`` from nested plain values; the preset fills what the model section omits."""
+def build_config(tree: Mapping[str, Any], cls: type[Config] = RunConfig) -> Config:
+    """A ``cls`` from nested plain values; in pretraining the preset fills what the model section
+    omits."""
     tree = dict(tree)
-    model = tree.get("model") or {}
-    if isinstance(model, dict):
-        preset = model.get("preset", "vit_base")
-        tree["model"] = {**PRESETS.get(str(preset), {}), **model}
-    _refuse_keys_of(FinetuneConfig, RunConfig, tree, "finetune")
-    return _build(RunConfig, tree, prefix="")
-
-
-def _refuse_keys_of(other: type, cls: type, tree: Mapping[str, Any], command: str) -> None:
-    """A configuration of the ``other`` command gets a better word than an unknown key."""
-    for key in tree:
-        if key in typing.get_type_hints(other) and key not in typing.get_type_hints(cls):
+    if cls is RunConfig and isinstance(tree.get("model") or {}, dict):
+        tree["model"] = _with_preset(tree.get("model") or {})
+    for other in (RunConfig, FinetuneConfig):
+        for key in tree.keys() & _fields(other).keys() - _fields(cls).keys():
             raise ConfigError(
-                f"{key}={_short(tree[key])}: a key of tats-fast {command} alone; use that command "
-                "or remove the key"
+                f"{key}={_short(tree[key])}: a key of tats-fast {other.command} alone; use that "
+                "command or remove the key"
             )
+    return _build(cls, tree, prefix="")
+
+
+def build_model_config(tree: Mapping[str, Any]) -> ModelConfig:
+    """A ``ModelConfig`` from the plain values of a ``model`` section."""
+    return _build(ModelConfig, _with_preset(tree), prefix="model.")
+
+
+def _with_preset(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {**PRESETS.get(str(model.get("preset", "vit_base")), {}), **model}
+
+
+def read_saved(path: Path, cls: type[Config]) -> Config:
+    """The configuration of kind ``cls`` that ``save_config`` wrote.
+
+    Raises:
+        ConfigError: not readable, or of another kind; one line.
+    """
+    return build_config(_read_yaml(path), cls)
 
 
 def _read_tree(path: str | Path | None, overrides: Iterable[str]) -> dict[str, Any]:
@@ -98,7 +111,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return parsed
 
 
-def to_dict(config: RunConfig | FinetuneConfig) -> dict[str, Any]:
+def to_dict(config: TrainingConfig) -> dict[str, Any]:
     """Nested plain values (tuples as lists) that ``build_config`` turns into an equal config."""
 
     def plain(value: Any) -> Any:
@@ -109,7 +122,7 @@ def to_dict(config: RunConfig | FinetuneConfig) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
-def save_config(config: RunConfig | FinetuneConfig, path: Path) -> None:
+def save_config(config: TrainingConfig, path: Path) -> None:
     """Write the resolved configuration as YAML; loading ``path`` gives it back."""
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
@@ -144,8 +157,14 @@ def _set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
     node[leaf] = value
 
 
-def _build(cls: type, tree: Any, prefix: str) -> Any:
+def _fields(cls: type) -> dict[str, Any]:
+    """Type of every field by name."""
     hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _build(cls: type, tree: Any, prefix: str) -> Any:
+    hints = _fields(cls)
     if tree is None:
         tree = {}
     if not isinstance(tree, Mapping):

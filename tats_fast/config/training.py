@@ -1,19 +1,22 @@
-"""Sections that every kind of training has: where videos come from, optimizer, loop, processes."""
+"""What every kind of training has: the run, its videos, optimizer, loop and processes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from tats_fast.config.checks import nearest_multiple, require, require_fraction, require_positive
+from tats_fast.config.checks import nearest_multiple, require
+from tats_fast.config.options import Options, option
 
 Preset = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
 Attention = Literal["auto", "flash", "flash4", "flash2", "sdpa", "eager"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideosConfig:
+class VideosConfig(Options):
     """Which videos a run reads, and how they are decoded."""
+
+    section: ClassVar[str] = "data."
 
     train: str | None = None
     """List file (path[, label] per line) or folder of videos. Required to train."""
@@ -26,116 +29,95 @@ class VideosConfig:
     backend: Literal["auto", "dali", "pyav"] = "auto"
     """``dali`` decodes on the device what DALI can and the rest with PyAV, ``pyav`` all on the CPU;
     ``auto`` is dali on a GPU where it is installed."""
-    workers: int = 2
+    workers: int = option(2, at_least=0)
     """Decoding processes per rank; 0 decodes in the training process."""
-    timeout_s: float = 60.0
+    timeout_s: float = option(60.0, above=0)
     """Seconds after which a file is given up as undecodable; a process that does not even notice is
     replaced after twice as long."""
     quarantine: str | None = None
     """File of ``path<TAB>reason`` lines (``tats-fast verify``, or a run's bad_files.txt) whose
     videos are left out of ``train`` and ``eval``."""
-    max_bad_fraction: float = 0.25
+    max_bad_fraction: float = option(0.25, at_least=0, at_most=1)
     """Training stops once more than this share of the listed videos could not be decoded."""
-
-    def __post_init__(self) -> None:
-        require_positive("data", self, "timeout_s")
-        require(self.workers >= 0, "data.workers", self.workers, "must be 0 or more")
-        require_fraction("data", self, "max_bad_fraction")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(Options):
     """AdamW and its schedule. The three rates are for a global batch of 256 and scale with it."""
 
-    base_lr: float = 1.5e-4
+    section: ClassVar[str] = "optim."
+
+    base_lr: float = option(1.5e-4, above=0)
     """Peak learning rate per 256 clips."""
-    min_lr: float = 1e-5
+    min_lr: float = option(1e-5, at_least=0)
     """Last learning rate per 256 clips."""
-    warmup_lr: float = 1e-6
+    warmup_lr: float = option(1e-6, at_least=0)
     """First learning rate per 256 clips."""
-    warmup_frac: float = 0.05
+    warmup_frac: float = option(0.05, at_least=0, at_most=1)
     """Share of training spent on the linear warm-up (VideoMAE: 40 of 800 epochs)."""
-    weight_decay: float = 0.05
+    weight_decay: float = option(0.05, at_least=0)
     """Decoupled weight decay; none on biases, norms, positions and the mask token."""
-    betas: tuple[float, ...] = (0.9, 0.95)
+    betas: tuple[float, ...] = option((0.9, 0.95), at_least=0, below=1)
     """AdamW's two momenta."""
-    grad_clip: float = 0.0
+    grad_clip: float = option(0.0, at_least=0)
     """Largest global gradient norm, each for autoencoder and sampler; 0 = off."""
 
     def __post_init__(self) -> None:
-        require_positive("optim", self, "base_lr")
-        require_fraction("optim", self, "warmup_frac")
-        for name in ("min_lr", "warmup_lr", "weight_decay", "grad_clip"):
-            require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "must be >= 0")
-        require(
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            "optim.betas",
-            list(self.betas),
-            "must be two numbers in [0, 1), for example [0.9, 0.95]",
-        )
+        super().__post_init__()
+        betas = list(self.betas)
+        require(len(betas) == 2, "optim.betas", betas, "must be two numbers, such as [0.9, 0.95]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopConfig:
+class LoopConfig(Options):
     """What a training loop is told, whatever it trains."""
 
-    batch_size: int = 256
+    section: ClassVar[str] = "train."
+
+    batch_size: int = option(256, at_least=1)
     """Global batch per optimizer step, over all ranks and accumulation."""
-    accumulation: int = 1
+    accumulation: int = option(1, at_least=1)
     """Micro-batches per optimizer step."""
-    epochs: int = 800
+    epochs: int = option(800, at_least=1)
     """Passes over the list; ignored when ``steps`` is given."""
-    steps: int | None = None
+    steps: int | None = option(None, at_least=1)
     """Optimizer steps; none = from ``epochs``."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``auto`` is bf16 autocast on CUDA and fp32 on the CPU. Parameters stay fp32."""
-    log_every: int = 10
+    log_every: int = option(10, at_least=1)
     """Steps between two logged lines (one host sync each)."""
-    checkpoint_every: int = 500
+    checkpoint_every: int = option(500, at_least=1)
     """Steps between two checkpoints; the last step always writes one."""
-    keep_checkpoints: int = 3
+    keep_checkpoints: int = option(3, at_least=1)
     """Newest checkpoints kept."""
     compile: bool = False
     """Run every transformer block through torch.compile; the first steps take a minute longer."""
     recompute: bool = False
     """Keep only the blocks' inputs and run their forward again in the backward pass: less memory
     for about a third more compute."""
-    max_skipped: int = 10
+    max_skipped: int = option(10, at_least=1)
     """Steps in a row whose loss may be non-finite before the run stops."""
     resume: str = "auto"
     """``auto`` continues the run's newest checkpoint, ``none`` starts afresh (in an empty run
     folder), anything else is a checkpoint folder to continue from."""
 
-    def __post_init__(self) -> None:
-        require_positive(
-            "train",
-            self,
-            *("batch_size", "accumulation", "epochs", "log_every", "checkpoint_every"),
-            *("keep_checkpoints", "max_skipped"),
-        )
-        if self.steps is not None:
-            require_positive("train", self, "steps")
-
 
 @dataclass(frozen=True, kw_only=True)
-class DistributedConfig:
+class DistributedConfig(Options):
     """Several processes."""
+
+    section: ClassVar[str] = "distributed."
 
     engine: Literal["auto", "ddp", "deepspeed"] = "auto"
     """``auto`` is DeepSpeed under the ``deepspeed`` launcher and DDP under any other."""
-    zero_stage: int = 1
+    zero_stage: int = option(1, at_least=0, at_most=2)
     """DeepSpeed ZeRO stage 1 or 2; 0 means plain DDP (bf16 under DeepSpeed's stage 0 is wrong)."""
     deepspeed_config: str | None = None
     """JSON file of further DeepSpeed settings (buckets, offload); keys the trainer owns are
     refused."""
 
     def __post_init__(self) -> None:
-        require(
-            self.zero_stage in (0, 1, 2),
-            "distributed.zero_stage",
-            self.zero_stage,
-            "must be 0, 1 or 2",
-        )
+        super().__post_init__()
         require(
             not (self.engine == "deepspeed" and self.zero_stage == 0),
             "distributed.zero_stage",
@@ -144,28 +126,62 @@ class DistributedConfig:
         )
 
 
-def check_run_name(name: str, seed: int) -> None:
-    """Require a name that makes one folder, and a seed that generators take."""
-    require(
-        bool(name) and name not in (".", "..") and "/" not in name,
-        "name",
-        repr(name),
-        "must be a plain folder name, for example tats_ssv2",
-    )
-    require(seed >= 0, "seed", seed, "must be 0 or more")
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """A run of any kind of training. Resolved and saved as ``runs/<name>/config.yaml``."""
+
+    command: ClassVar[str]
+    """Subcommand of ``tats-fast`` that takes this configuration."""
+
+    name: str
+    """Name of the run's folder."""
+    output_dir: str = "runs"
+    """Folder that holds the run's folder."""
+    seed: int = 0
+    """Seed of weights, clips, masks and augmentation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto`` is cuda where there is one."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.name) and self.name not in (".", "..") and "/" not in self.name,
+            "name",
+            repr(self.name),
+            "must be a plain folder name, for example tats_ssv2",
+        )
+        require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
+        self.check_world_size(1)
+
+    def check_world_size(self, world_size: int) -> None:
+        """Raise ``ConfigError`` unless the batch splits evenly over ranks and micro-batches."""
+        raise NotImplementedError
+
+    @property
+    def windows_per_step(self) -> int:
+        """Decoded windows per optimizer step, over all ranks."""
+        raise NotImplementedError
+
+    @property
+    def clips_per_step(self) -> int:
+        """Clips per optimizer step, over all ranks."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """Values by key that no checkpoint may change for the run that resumes it."""
+        raise NotImplementedError
 
 
 def check_batch(batch: int, **factors: int) -> None:
     """Require a batch that splits evenly; ``factors`` are what it is split by, by name ("__" for
     the dot of a key)."""
     names = [(name.replace("__", "."), count) for name, count in factors.items() if count > 1]
-    unit = 1
+    product = 1
     for _, count in names:
-        unit *= count
+        product *= count
     words = [f"{name}={n}" if "." in name else f"{name.replace('_', ' ')} {n}" for name, n in names]
     require(
-        batch % unit == 0,
+        batch % product == 0,
         "train.batch_size",
         batch,
-        f"must be divisible by {' x '.join(words)}, for example {nearest_multiple(batch, unit)}",
+        f"must be divisible by {' x '.join(words)}, for example {nearest_multiple(batch, product)}",
     )

@@ -4,56 +4,53 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tats_fast.config import ConfigError
+from tats_fast.config import ConfigError, Failure
 from tats_fast.data.lists import Video
 
 LOGGER = logging.getLogger("tats_fast")
 
 
-class TooManyBadFiles(RuntimeError):
+class TooManyBadFiles(Failure):
     """More of the listed videos are undecodable than ``data.max_bad_fraction`` allows."""
 
 
-class BadFiles:
-    """The undecodable files of a run, each logged and written once.
+@dataclass
+class BadFileRecord:
+    """The undecodable files of a run, each logged and written once."""
 
-    path: file of ``path<TAB>reason`` lines; what it already holds counts (a resumed run). None
-        keeps the record in memory.
-    writes: False on ranks that must not write; they read the file and count all the same, so that
-        every rank reaches the limit at the same clip.
-    num_videos: length of the list.
-    max_fraction: ``data.max_bad_fraction``.
-    """
+    path: Path | None
+    """File of ``path<TAB>reason`` lines, whose lines from before count; None = only in memory."""
+    num_videos: int
+    """Length of the list."""
+    max_fraction: float
+    """``data.max_bad_fraction``."""
+    writes: bool = True
+    """False on ranks that must not write; they read the file and count all the same, so that every
+    rank reaches the limit at the same clip."""
+    skipped: int = 0
+    """Clips replaced in this process, repeats included."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Reason of each bad file, by path as written in the record."""
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str] | None,
-        num_videos: int,
-        max_fraction: float,
-        writes: bool = True,
-    ) -> None:
-        self.writes = writes
-        self.path = None if path is None else Path(path)
-        self.num_videos = num_videos
-        self.max_fraction = max_fraction
-        self.skipped = 0
-        """Clips replaced in this process, repeats included."""
-        self.reasons: dict[str, str] = {}
-        """Reason of each bad file, by path as written in the record."""
+    def __post_init__(self) -> None:
         if self.path is not None and self.path.exists():
             self.reasons = read_bad_files(self.path)
 
     def record(self, bad: Iterable[tuple[str, str]]) -> None:
-        """Note skipped clips as (path, reason); raises ``TooManyBadFiles`` past the limit."""
-        new = {}
+        """Note skipped clips as (path, reason).
+
+        Raises:
+            TooManyBadFiles: the limit is exceeded.
+        """
+        new: dict[str, str] = {}
         for path, reason in bad:
             self.skipped += 1
-            name = one_field(path)
-            if name not in self.reasons and name not in new:
-                new[name] = one_field(reason)
+            if one_field(path) not in self.reasons:
+                new.setdefault(one_field(path), one_field(reason))
         if not new:
             return
         self.reasons.update(new)
@@ -62,7 +59,7 @@ class BadFiles:
         if self.path is not None and self.writes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8", errors="surrogateescape") as file:
-                file.writelines(f"{name}\t{reason}\n" for name, reason in new.items())
+                file.writelines(f"{line}\n" for line in bad_lines(new))
         if len(self.reasons) > self.max_fraction * self.num_videos:
             see = "" if self.path is None else f" (see {self.path})"
             raise TooManyBadFiles(
@@ -82,10 +79,8 @@ def read_bad_files(path: str | os.PathLike[str]) -> dict[str, str]:
     return {name: reason for name, _, reason in fields if name and not name.startswith("# ")}
 
 
-def drop_quarantined(
-    videos: Sequence[Video], path: str | os.PathLike[str] | None, key: str = "data.quarantine"
-) -> list[Video]:
-    """The videos that the file ``path`` does not name, in their order; none drops none.
+def drop_quarantined(videos: Sequence[Video], path: str | os.PathLike[str] | None) -> list[Video]:
+    """The videos not named in the quarantine file ``path``; without a file, all of them.
 
     Raises ``ConfigError`` where the file cannot be read, or names every video.
     """
@@ -94,12 +89,19 @@ def drop_quarantined(
     try:
         bad = read_bad_files(os.path.expanduser(path))
     except OSError as error:
-        raise ConfigError(f"{key}={path}: {error.strerror}; give a bad.txt of verify") from error
+        raise ConfigError(
+            f"data.quarantine={path}: {error.strerror}; give the bad.txt of tats-fast verify"
+        ) from error
     named = {os.path.abspath(name) for name in bad}
-    kept = [v for v in videos if os.path.abspath(one_field(v.path)) not in named]
-    if not kept:
-        raise ConfigError(f"{key}={path}: names all of the {len(videos)} listed videos")
-    return kept
+    usable = [v for v in videos if os.path.abspath(one_field(v.path)) not in named]
+    if not usable:
+        raise ConfigError(f"data.quarantine={path}: names all of the {len(videos)} listed videos")
+    return usable
+
+
+def bad_lines(reasons: Mapping[str, str]) -> list[str]:
+    """Lines of ``path<TAB>reason``, as ``read_bad_files`` takes them."""
+    return [f"{one_field(path)}\t{one_field(reason)}" for path, reason in reasons.items()]
 
 
 def one_field(text: str) -> str:

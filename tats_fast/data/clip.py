@@ -49,7 +49,7 @@ class ClipDraw:
     @classmethod
     def of(cls, seed: int, epoch: int, index: int, attempt: int = 0, repeat: int = 0) -> ClipDraw:
         """The draw of video ``index`` in ``epoch``; ``attempt`` counts substitutions, ``repeat``
-        the crops of one decoded window (whose ``window`` and ``substitute`` are those of 0)."""
+        the crops of one decoded window, all in the ``window`` and ``substitute`` of repeat 0."""
         words = [seed, epoch, index, attempt]
         if repeat:
             words += [_REPEAT, repeat]

@@ -61,7 +61,14 @@ def training_crop(config: ClipConfig, draw: ClipDraw) -> Crop:
 class ClipCutter:
     """Cuts the crops of one window as a pure function of (seed, key, attempt) and of the files.
 
-    buffers: rows of (K, T, S, S, 3) uint8 in memory that forked processes share with their parent.
+    ``rows`` are buffers of (K, T, S, S, 3) uint8 that forked processes share with their parent.
+
+    Args:
+        rows: how many buffers.
+        formats: what another decoder takes, if there is one.
+
+    Raises:
+        ValueError: the list is empty.
     """
 
     def __init__(
@@ -74,10 +81,6 @@ class ClipCutter:
         rows: int,
         formats: Formats | None = None,
     ) -> None:
-        """formats: what another decoder takes, if there is one.
-
-        Raises ``ValueError`` on an empty list.
-        """
         if not videos:
             raise ValueError("expected at least 1 video, got 0")
         self.paths = [video.path for video in videos]
@@ -91,7 +94,7 @@ class ClipCutter:
         self.rows = np.frombuffer(self._memory, np.uint8).reshape(shape)
 
     def index(self, task: Task) -> int:
-        """The video of a task in the list; for attempt >= 1 the stand-in, any of the list."""
+        """Place in the list of a task's video; for attempt >= 1 of its stand-in."""
         index = task.key.index
         if task.attempt > 0:
             draw = ClipDraw.of(self.seed, task.key.epoch, index, task.attempt)
@@ -103,7 +106,7 @@ class ClipCutter:
         return self.paths[self.index(task)]
 
     def __call__(self, task: Task) -> Encoded | str | None:
-        """None: decoded into its row. A plan: for the other decoder. A text: why it failed."""
+        """Cut a task. None: done, in its row. A plan: for another decoder. Text: why it failed."""
         repeats = range(self.config.repeats)
         draws = [ClipDraw.of(self.seed, *task.key, task.attempt, repeat) for repeat in repeats]
         path, window = self.path(task), draws[0].window

@@ -7,10 +7,10 @@ pipeline does not promise; a batch that fails is halved until the culprit is alo
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -40,11 +40,9 @@ GPU_FORMATS = Formats(
 
 def dali_problem() -> str | None:
     """Why DALI cannot be used here, or None."""
-    if importlib.util.find_spec("nvidia") is None or (
-        importlib.util.find_spec("nvidia.dali") is None
-    ):
+    if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
         return "DALI is not installed; pip install nvidia-dali-cuda130 (or -cuda120)"
-    if importlib.util.find_spec("nvidia.dali.experimental.dynamic") is None:
+    if find_spec("nvidia.dali.experimental.dynamic") is None:
         return "this release of DALI has no dynamic mode; pip install 'nvidia-dali-cuda130>=2.4'"
     return None
 
@@ -77,25 +75,21 @@ class DaliDecoder:
                 return list(self._decode_together(clips))
         except (RuntimeError, OSError, ValueError) as error:
             if len(clips) == 1:
-                self._say_once(clips[0].path, error)
+                if not self._said:
+                    self._said = True
+                    LOGGER.warning(
+                        "DALI could not decode %s (%s); PyAV decodes such clips, further ones "
+                        "without a message: see host_decoded_frac",
+                        clips[0].path,
+                        " ".join(str(error).split())[:300],
+                    )
                 return [None]
         half = len(clips) // 2
         return self.decode(clips[:half]) + self.decode(clips[half:])
 
-    def _say_once(self, path: str, error: Exception) -> None:
-        if not self._said:
-            self._said = True
-            reason = " ".join(str(error).split())[:300]
-            LOGGER.warning(
-                "DALI could not decode %s (%s); such clips go to PyAV from here on without a word, "
-                "see host_decoded_frac",
-                path,
-                reason,
-            )
-
     @contextmanager
     def queue(self) -> Iterator[None]:
-        """Makes torch work on the device queue up behind ``decode``'s."""
+        """Let later torch work on the device wait for ``decode``'s."""
         if self._stream is None:
             yield
         else:

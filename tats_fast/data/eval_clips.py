@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from tats_fast.data.lists import Video
-from tats_fast.data.video import DecodeError, decode_window
-
-BadFile = tuple[str, str]
-"""Path and reason."""
+from tats_fast.data.video import BadFiles, DecodeError, decode_window
 
 
 @dataclass(frozen=True)
 class EvalClips:
-    """Fixed clips of an evaluation.
-
-    clips: (M, T, S, S, 3) uint8 RGB. indices: the M clips' positions in the list of videos.
-    bad: (path, reason) of each unreadable file, whose clips are missing here.
-    """
+    """The fixed clips of an evaluation that could be read."""
 
     clips: torch.Tensor
+    """(M, T, S, S, 3) uint8 RGB."""
     indices: list[int]
-    bad: list[BadFile]
+    """The M clips' positions in the list of videos."""
+    bad: BadFiles
+    """Unreadable files, whose clips are missing here."""
 
 
 def eval_plan(num_videos: int, num_clips: int) -> list[tuple[int, float]]:
@@ -49,30 +45,20 @@ def load_eval_clips(
     num_frames: int,
     stride: int,
     image_size: int,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    threads: int = 1,
 ) -> EvalClips:
-    """Decode this rank's share of ``eval_plan``: centre crops, no randomness, no stand-ins.
+    """Decode ``eval_plan`` with centre crops.
 
     An unreadable file is reported and its clips left out, so a score never rests on other videos
-    than the list names. ``threads`` decode side by side. M may be 0.
+    than the list names. M may be 0.
     """
-
-    def decode(entry: tuple[int, float]) -> tuple[int, torch.Tensor] | DecodeError:
-        index, window = entry
+    clips, indices, bad = [], [], {}
+    for index, window in eval_plan(len(videos), num_clips):
+        path = videos[index].path
         try:
-            frames = decode_window(videos[index].path, num_frames, stride, image_size, window)
+            clips.append(decode_window(path, num_frames, stride, image_size, window))
+            indices.append(index)
         except DecodeError as error:
-            return error
-        return index, torch.from_numpy(frames)
-
-    plan = eval_plan(len(videos), num_clips)[rank::world_size]
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        results = list(pool.map(decode, plan))
-    good = [result for result in results if not isinstance(result, DecodeError)]
-    bad = {error.path: error.reason for error in results if isinstance(error, DecodeError)}
-    empty = torch.empty((0, num_frames, image_size, image_size, 3), dtype=torch.uint8)
-    clips = torch.stack([clip for _, clip in good]) if good else empty
-    return EvalClips(clips, [index for index, _ in good], list(bad.items()))
+            bad[path] = error.reason
+    shape = (len(clips), num_frames, image_size, image_size, 3)
+    stacked = torch.from_numpy(np.array(clips, np.uint8).reshape(shape))
+    return EvalClips(stacked, indices, list(bad.items()))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ def shown(text: str) -> str:
     return os.fsencode(text).decode("utf-8", "replace")
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Failures to write ``path`` become a ``ConfigError`` of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` at once: a reader sees the old file or the whole new one.
 
@@ -25,12 +35,18 @@ def write_bytes(path: Path, content: bytes) -> None:
         ConfigError: that is not possible; one line.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines of text; names that are not UTF-8 keep their bytes."""
+    write_bytes(path, "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape"))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

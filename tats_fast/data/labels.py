@@ -16,12 +16,14 @@ from tats_fast.data.lists import Video
 def label_numbers(
     train: Sequence[Video],
     evaluated: Sequence[Video],
-    keys: tuple[str, str] = ("--train", "--eval"),
+    keys: tuple[str, str] = ("train", "eval"),
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Labels as numbers 0..K-1, int64, of both lists, and the K class names by number.
 
-    Classes are those of the training list in sorted order, integers by value. ``keys`` are what
-    messages call the lists.
+    Classes are those of the training list in sorted order, integers by value.
+
+    Args:
+        keys: what messages call the lists.
 
     Raises:
         ConfigError: a video without label, a class that only ``evaluated`` has, or one class only.
@@ -29,13 +31,7 @@ def label_numbers(
     for key, videos in zip(keys, (train, evaluated), strict=True):
         if not videos:
             raise ConfigError(f"{key}: lists no video")
-        for video in videos:
-            if video.label is None:
-                name = shown(video.path)
-                raise ConfigError(
-                    f"{key}: {name} has no label; write a list of path and label, as "
-                    "tats-fast prepare does"
-                )
+        _require_labels(videos, key)
     classes = {video.label for video in train}
     # "12" among words is a word: a list is of integers only if all its labels are.
     if not all(isinstance(label, int) for label in classes):
@@ -47,11 +43,11 @@ def label_numbers(
     for video in evaluated:
         if video.label not in numbers:
             raise ConfigError(f"{keys[1]}: the label {video.label} does not occur in {keys[0]}")
-    known, true = (torch.tensor([numbers[v.label] for v in x]) for x in (train, evaluated))
-    return known, true, list(map(str, numbers))
+    labels, true = (torch.tensor([numbers[v.label] for v in x]) for x in (train, evaluated))
+    return labels, true, list(map(str, numbers))
 
 
-def class_ids(videos: Sequence[Video], classes: Sequence[str], key: str = "--list") -> Tensor:
+def class_ids(videos: Sequence[Video], classes: Sequence[str], key: str = "list") -> Tensor:
     """Labels of ``videos`` as positions in ``classes``: (M,) int64.
 
     A list whose labels are all integers holds class ids, unless the classes are integers too, which
@@ -63,12 +59,7 @@ def class_ids(videos: Sequence[Video], classes: Sequence[str], key: str = "--lis
     Raises:
         ConfigError: a video without label, or a label that is no class; one line.
     """
-    for video in videos:
-        if video.label is None:
-            raise ConfigError(
-                f"{key}: {shown(video.path)} has no label; write a list of path and label, as "
-                "tats-fast prepare does"
-            )
+    _require_labels(videos, key)
     ids: dict[int | str, int]
     integers = all(isinstance(video.label, int) for video in videos)
     if not integers:
@@ -77,14 +68,21 @@ def class_ids(videos: Sequence[Video], classes: Sequence[str], key: str = "--lis
         ids = {int(name): number for number, name in enumerate(classes)}
     else:
         ids = {number: number for number in range(len(classes))}
-    found = []
-    for video in videos:
-        label = video.label if integers else str(video.label)
+    labels = [video.label if integers else str(video.label) for video in videos]
+    for video, label in zip(videos, labels, strict=True):
         if label not in ids:
-            some = ", ".join(shown(str(known)) for known in [*ids][:3])
+            some = ", ".join(shown(str(name)) for name in [*ids][:3])
             raise ConfigError(
-                f"{key}: the label {shown(str(label))} of {shown(video.path)} is none of the "
+                f"{key}: the label {shown(str(label))} of {shown(video.path)} is not one of the "
                 f"checkpoint's {len(classes)} classes ({some}{', ...' * (len(ids) > 3)})"
             )
-        found.append(ids[label])
-    return torch.tensor(found, dtype=torch.int64)
+    return torch.tensor([ids[label] for label in labels], dtype=torch.int64)
+
+
+def _require_labels(videos: Sequence[Video], key: str) -> None:
+    for video in videos:
+        if video.label is None:
+            raise ConfigError(
+                f"{key}: {shown(video.path)} has no label; write a list of path and label, as "
+                "tats-fast prepare does"
+            )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tats_fast.config import ConfigError
@@ -40,22 +39,25 @@ def read_videos(
     root: str | os.PathLike[str] | None = None,
     key: str = "data.train",
 ) -> list[Video]:
-    """Read the videos that ``spec`` names.
+    """Read a list of videos.
 
-    spec: a list file, or a folder that is searched recursively (sorted by path, no labels).
-    root: folder that a list's relative paths start from; none = the list file's own folder.
-    key: configuration key named in errors.
+    Args:
+        spec: a list file, or a folder that is searched recursively (sorted by path, no labels).
+        root: folder that a list's relative paths start from; none = the list file's own folder.
+        key: what messages call ``spec``.
 
-    Raises ``ConfigError`` (one line) for a missing, empty or binary list, a folder without videos,
-    a missing root, or a list of which none of the first paths exists.
+    Raises:
+        ConfigError: a missing, empty or binary list, a folder without videos, a missing root, or a
+            list of which none of the first paths exists; one line.
     """
     spec = os.path.expanduser(os.fspath(spec))
     if root is not None:
         root = os.path.expanduser(os.fspath(root))
         if not os.path.isdir(root):
-            raise ConfigError(f"data.root={root}: no such folder; give the folder of the videos")
+            key = _root_key(key)
+            raise ConfigError(f"{key}={root}: no such folder; give the folder of the videos")
     if os.path.isdir(spec):
-        videos = [Video(path) for path in _walk(spec)]
+        videos = [Video(os.path.join(spec, path)) for path in scan_videos(spec, key)[0]]
         if not videos:
             raise ConfigError(
                 f"{key}={spec}: no video in this folder or below; "
@@ -73,19 +75,50 @@ def read_videos(
     return videos
 
 
-def _walk(folder: str) -> list[str]:
-    """All videos below ``folder``, sorted; links are followed, each real folder once."""
-    found, seen = [], set()
-    for here, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:  # a link back up the tree would never end
-            folders.clear()
+def scan_videos(root: str, key: str, skip: str | None = None) -> tuple[list[str], list[str]]:
+    """Videos below a folder, and folders there that cannot be read; relative to it, sorted.
+
+    Hidden names are left out: macOS leaves "._clip.mp4" beside every copied clip.mp4. Each folder
+    is read once and no file is asked for anything: 240,000 files take about a second on a local
+    disk. Links to folders are followed, each real folder once.
+
+    Args:
+        root: the folder.
+        key: what messages call it.
+        skip: a folder below it to leave out.
+
+    Raises:
+        ConfigError: the folder itself cannot be read.
+    """
+    videos: list[str] = []
+    closed: list[str] = []
+    waiting, seen = [""], set()
+    # The root itself is never skipped: one may read the copies of an earlier call.
+    skipped = {os.path.realpath(skip)} - {os.path.realpath(root)} if skip is not None else set()
+    while waiting:
+        here = waiting.pop()
+        folder = os.path.join(root, here)
+        real = os.path.realpath(folder)
+        if real in seen or real in skipped:  # a link back up the tree would never end
             continue
         seen.add(real)
-        # Hidden names are no videos: macOS leaves "._clip.mp4" beside every copied clip.mp4.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.join(here, n) for n in names if _is_video(n) and not n.startswith(".")]
-    return sorted(found)
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    path = os.path.join(here, entry.name)
+                    if entry.name.startswith("."):
+                        continue
+                    if _is_video(entry.name) and not entry.is_dir(follow_symlinks=False):
+                        videos.append(path)
+                    elif entry.is_dir():
+                        waiting.append(path)
+        except OSError as error:
+            if not here:
+                raise ConfigError(
+                    f"{key}={root}: {error.strerror}; give a readable folder of videos"
+                ) from error
+            closed.append(here)  # such as lost+found
+    return sorted(videos), sorted(closed)
 
 
 def _read_lines(path: str, key: str) -> list[str]:
@@ -122,9 +155,7 @@ def _parse(lines: list[str], base: str) -> list[Row]:
         rows = _parse_separated(lines, separator)
         if rows is not None:
             return rows
-    return [
-        _split_white_space(line, lambda p: os.path.exists(os.path.join(base, p))) for line in lines
-    ]
+    return [_split_white_space(line, base) for line in lines]
 
 
 def _parse_separated(lines: list[str], separator: str) -> list[Row] | None:
@@ -145,7 +176,7 @@ def _parse_separated(lines: list[str], separator: str) -> list[Row] | None:
     return rows
 
 
-def _split_white_space(line: str, exists: Callable[[str], bool]) -> Row:
+def _split_white_space(line: str, base: str) -> Row:
     """Split ``path [label]`` at white space although the path itself may hold some.
 
     ``my clip.mp4 3`` -> ("my clip.mp4", 3);  ``my clip.mp4`` -> ("my clip.mp4", None)
@@ -155,8 +186,9 @@ def _split_white_space(line: str, exists: Callable[[str], bool]) -> Row:
         return line, None
     cut = _path_fields([word.group() for word in words])
     # Without a known ending only an integer is a label, and an existing file wins over it.
-    known = _is_video(words[cut - 1].group())
-    if not known and (not _is_integer(words[-1].group()) or exists(line)):
+    if not _is_video(words[cut - 1].group()) and (
+        not _is_integer(words[-1].group()) or os.path.exists(os.path.join(base, line))
+    ):
         return line, None
     return line[: words[cut - 1].end()], _label([word.group() for word in words[cut:]], " ")
 
@@ -196,5 +228,10 @@ def _require_some_exist(videos: list[Video], spec: str, key: str) -> None:
     if not any(os.path.exists(video.path) for video in probed):
         raise ConfigError(
             f"{key}={spec}: none of {len(probed)} listed paths exists, for example "
-            f"{probed[0].path}; set data.root to the folder that the paths start from"
+            f"{probed[0].path}; set {_root_key(key)}=FOLDER, where the paths start"
         )
+
+
+def _root_key(key: str) -> str:
+    """What messages call the root of a list that they call ``key``."""
+    return "data.root" if "." in key else "root"

@@ -10,10 +10,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,11 +20,12 @@ from tats_fast.config import ConfigError
 from tats_fast.data.cutter import ClipConfig, ClipCutter, Encoded, Task
 from tats_fast.data.lists import Video
 from tats_fast.data.order import ClipKey, StreamBatches
-from tats_fast.data.video import DecodeError
+from tats_fast.data.video import BadFiles, DecodeError
 from tats_fast.data.workers.pool import Lost, Workers
 
-BadFile = tuple[str, str]
-"""Path and reason."""
+if TYPE_CHECKING:
+    from tats_fast.data.dali import DaliDecoder
+
 MAX_ATTEMPTS = 10
 """Videos tried for one window before the run stops."""
 # Finished batches that wait for the trainer.
@@ -36,26 +36,24 @@ _POLL = 0.5
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """A batch of training clips.
-
-    clips: (G*K, T, S, S, 3) uint8 RGB, K crops of each of G decoded windows in a row; page-locked
-    on the CPU if there is a GPU, or on the device that decoded them.
-    keys: the G windows' names, also where another video stood in.
-    videos: the G windows' videos, as positions in the list, where another stood in that one.
-    bad: (path, reason) of every file that failed on the way to these clips.
-    on_host: windows that went to PyAV although another decoder was asked for.
-    """
+    """Training clips: K crops of each of G decoded windows."""
 
     clips: torch.Tensor
+    """(G*K, T, S, S, 3) uint8 RGB, the crops of a window in a row; page-locked on the CPU if there
+    is a GPU, or on the device that decoded them."""
     keys: list[ClipKey]
+    """Names of the G windows, also where another video stood in."""
     videos: list[int]
-    bad: list[BadFile]
+    """Positions in the list of the G windows' videos, or of those that stood in."""
+    bad: BadFiles
+    """Every file that failed on the way to these clips."""
     on_host: int = 0
+    """Windows that went to PyAV although another decoder was asked for."""
     ready: torch.cuda.Event | None = None
     """Set where the clips are still being written on the device."""
 
     def wait(self) -> ClipBatch:
-        """The batch itself, once work queued from here on sees its clips."""
+        """This batch, after later work on the device was made to wait for its clips."""
         if self.ready is not None:
             stream = torch.cuda.current_stream(self.clips.device)
             stream.wait_event(self.ready)
@@ -63,56 +61,43 @@ class ClipBatch:
         return self
 
 
-class Decoder(Protocol):
-    """Decodes planned clips elsewhere than in the workers."""
-
-    device: torch.device
-
-    def decode(self, clips: list[Encoded]) -> list[torch.Tensor | None]:
-        """Per clip (K, T, S, S, 3) uint8 on ``device``, or None where it could not."""
-
-    def queue(self) -> AbstractContextManager[None]:
-        """Makes torch work on ``device`` queue up behind ``decode``'s."""
-
-    def finished(self) -> torch.cuda.Event | None:
-        """An event behind all work queued so far, or None if there is nothing to wait for."""
-
-
 @dataclass
 class _Open:
-    """A batch on its way: what has become of each of its windows."""
+    """A batch in progress, and the state of each of its windows."""
 
     keys: list[ClipKey]
     first_row: int
     pending: int = 0
     videos: dict[int, int] = field(default_factory=dict)
     """By row; the last one tried."""
-    planned: dict[int, tuple[Task, Encoded]] = field(default_factory=dict)
+    planned: list[tuple[Task, Encoded]] = field(default_factory=list)
     decoded: dict[int, torch.Tensor] = field(default_factory=dict)
-    bad: list[tuple[int, int, BadFile]] = field(default_factory=list)
+    """By row; the clips of the other decoder."""
+    bad: list[tuple[int, int, tuple[str, str]]] = field(default_factory=list)
 
 
 class ClipLoader:
-    """Batches of ``ClipBatch`` for the lists of keys in ``batches``; to be iterated once.
+    """One ``ClipBatch`` for each list of keys in ``batches``; to be iterated once.
 
     The clips depend neither on ``workers`` nor on what fails when, except for files that kill or
     outlast their process. Iterating raises ``DecodeError`` once ``MAX_ATTEMPTS`` videos in a row
     failed for one window.
+
+    Args:
+        cutter: has rows for several batches (``rows_needed``).
+        workers: decoding processes; 0 decodes in this process.
+        decoder: takes what the cutter plans for it.
     """
 
     def __init__(
         self,
         cutter: ClipCutter,
-        batches: Iterable[list[ClipKey]],
-        windows: int,
+        batches: StreamBatches,
         workers: int,
-        decoder: Decoder | None = None,
+        decoder: DaliDecoder | None = None,
     ) -> None:
-        """windows: G, keys per batch; ``cutter`` has rows for several batches (``rows_needed``).
-        workers: decoding processes; 0 decodes in this process."""
         self.cutter = cutter
         self.batches = batches
-        self.windows = windows
         self.decoder = decoder
         self.workers = workers
         self.replaced_workers = 0
@@ -164,9 +149,9 @@ class ClipLoader:
 
     def _in_order(self, pool: Workers | _Inline) -> Iterator[ClipBatch]:
         source = iter(self.batches)
-        free = deque(range(0, len(self.cutter.rows), self.windows))
+        free = deque(range(0, len(self.cutter.rows), self.batches.micro_batch))
         waiting: deque[_Open] = deque()
-        tickets: dict[int, tuple[_Open, Task]] = {}
+        tickets: dict[int | Task, tuple[_Open, Task]] = {}
         died: set[tuple[ClipKey, int]] = set()  # tasks whose process died once
 
         def submit(batch: _Open, task: Task) -> None:
@@ -180,7 +165,7 @@ class ClipLoader:
         def settle(batch: _Open, task: Task, outcome: Encoded | Lost | str | None) -> None:
             path = self.cutter.path(task)
             if isinstance(outcome, Encoded):
-                batch.planned[task.row] = task, outcome
+                batch.planned.append((task, outcome))
             elif outcome is not None:
                 reason = outcome
                 if isinstance(outcome, Lost):
@@ -221,17 +206,14 @@ class ClipLoader:
             yield done
 
     def _decode(self, batch: _Open) -> list[Task]:
-        """Let the other decoder take what is planned for it; returns what it could not decode."""
+        """Decode what is planned for the other decoder; returns what it could not decode."""
         assert self.decoder is not None
-        planned, batch.planned = batch.planned, {}
-        clips = self.decoder.decode([clip for _, clip in planned.values()])
-        failed = []
-        for (row, (task, _)), clip in zip(planned.items(), clips, strict=True):
-            if clip is None:
-                failed.append(task)
-            else:
-                batch.decoded[row] = clip
-        return failed
+        planned, batch.planned = batch.planned, []
+        tasks = [task for task, _ in planned]
+        clips = self.decoder.decode([plan for _, plan in planned])
+        decoded = {task.row: clip for task, clip in zip(tasks, clips, strict=True)}
+        batch.decoded |= {row: clip for row, clip in decoded.items() if clip is not None}
+        return [task for task in tasks if decoded[task.row] is None]
 
     def _finish(self, batch: _Open) -> ClipBatch:
         """Put the windows together in memory of their own, so that the rows are free again."""
@@ -259,23 +241,20 @@ class _Inline:
 
     def __init__(self, cutter: ClipCutter) -> None:
         self._cutter = cutter
-        self._queue: deque[tuple[int, Task]] = deque()
-        self._tickets = 0
+        self._queue: deque[Task] = deque()
 
     def __enter__(self) -> _Inline:
         return self
 
-    def __exit__(self, *_error: object) -> None:
-        self._queue.clear()
+    def __exit__(self, *_error: object) -> None: ...
 
-    def submit(self, task: Task) -> int:
-        self._tickets += 1
-        self._queue.append((self._tickets, task))
-        return self._tickets
+    def submit(self, task: Task) -> Task:
+        self._queue.append(task)
+        return task
 
-    def collect(self, _wait: float) -> list[tuple[int, Encoded | str | None]]:
-        ticket, task = self._queue.popleft()
-        return [(ticket, self._cutter(task))]
+    def collect(self, _wait: float) -> list[tuple[Task, Encoded | str | None]]:
+        task = self._queue.popleft()
+        return [(task, self._cutter(task))]
 
 
 def rows_needed(windows: int, workers: int) -> int:
@@ -294,7 +273,8 @@ def make_loader(
 ) -> ClipLoader:
     """The loader of ``data.backend`` for one rank's batches of windows.
 
-    Raises ``ConfigError`` where the backend is asked for and cannot run here.
+    Raises:
+        ConfigError: the chosen backend cannot run here.
     """
     device = torch.device(device)
     decoder = None
@@ -311,19 +291,20 @@ def make_loader(
         rows_needed(batches.micro_batch, config.workers),
         None if decoder is None else decoder.formats,
     )
-    return ClipLoader(cutter, batches, batches.micro_batch, config.workers, decoder)
+    return ClipLoader(cutter, batches, config.workers, decoder)
 
 
 def resolved_backend(backend: str, device_type: str) -> str:
     """``dali`` or ``pyav``: what ``data.backend`` means on a device.
 
-    Raises ``ConfigError`` where DALI is asked for and missing.
+    Raises:
+        ConfigError: DALI is chosen and missing.
     """
     from tats_fast.data.dali import dali_problem
 
+    problem = None if backend == "pyav" else dali_problem()
     if backend == "auto":
-        return "dali" if device_type == "cuda" and dali_problem() is None else "pyav"
-    problem = dali_problem() if backend == "dali" else None
+        return "dali" if device_type == "cuda" and problem is None else "pyav"
     if problem is not None:
         raise ConfigError(f"data.backend=dali: {problem}")
     return backend

@@ -94,10 +94,3 @@ class StreamBatches:
             for micro in range(first, first + self.rank_batch, self.micro_batch):
                 yield [self.stream[sample] for sample in range(micro, micro + self.micro_batch)]
             start += self.global_batch
-
-    def __len__(self) -> int:
-        """Micro-batches of this rank; ``TypeError`` for an endless stream."""
-        if self.stop_sample is None:
-            raise TypeError("an endless stream of batches has no length")
-        batches = max(0, self.stop_sample - self.start_sample) // self.global_batch
-        return batches * (self.rank_batch // self.micro_batch)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tats_fast.data.clip import Crop, placed
+from tats_fast.data.pyav import scaling_options
 
 if TYPE_CHECKING:
     import av
@@ -44,10 +46,8 @@ class FrameScaler:
         if max(scaled_width, scaled_height) > _MAX_SCALED_SIDE:
             self._write_cropped_first(frame, turn, box, out)
             return
-        if turn.swap:
-            image = self._rgb(frame, scaled_height, scaled_width)
-        else:
-            image = self._rgb(frame, scaled_width, scaled_height)
+        scaled = (scaled_height, scaled_width) if turn.swap else (scaled_width, scaled_height)
+        image = self._rgb(frame, *scaled)
         out[...] = turn.apply(image)[top : top + size, left : left + size]
 
     def _write_cropped_first(
@@ -61,24 +61,20 @@ class FrameScaler:
         out[...] = self._rgb(av.VideoFrame.from_ndarray(part), self.size, self.size)
 
     def _rgb(self, frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
-        """(height, width, 3) uint8. One thread: the loader's workers are the parallelism."""
+        """(height, width, 3) uint8."""
+        size = {"width": width, "height": height, "format": "rgb24"}
         return self._reformatter.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="rgb24",
-            interpolation=_SCALING,
-            threads=1,
+            frame, **size, interpolation=_SCALING, **scaling_options()
         ).to_ndarray()
 
 
+@dataclass(frozen=True)
 class Orientation:
     """The quarter turns and mirrors of a frame's display matrix."""
 
-    def __init__(self, swap: bool, flip_rows: bool, flip_columns: bool) -> None:
-        self.swap = swap
-        self.flip_rows = flip_rows
-        self.flip_columns = flip_columns
+    swap: bool
+    flip_rows: bool
+    flip_columns: bool
 
     @classmethod
     def of(cls, frame: av.VideoFrame) -> Orientation:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tats_fast.data.clip import window_start
-from tats_fast.data.video import ATTEMPTS, DecodeError, Timing, open_video
+from tats_fast.data.video import DecodeError, Timing, fit_window, open_video
 
 if TYPE_CHECKING:
     import av
@@ -44,17 +44,16 @@ Choice = Callable[[Timing, list[float]], list[int]]
 
 
 def plan_clip(path: str, choose: Choice, formats: Formats) -> FramePlan | None:
-    """The frames that ``choose`` takes, or None where they cannot be told.
+    """The frames that ``choose`` takes, or None where packets do not show which they are.
 
-    Reads the file through once without decoding; a file met for the first time has one frame
-    decoded. A file that cannot be read has no plan: ``decode_crops`` says why, and may get on.
+    Reads the whole file once without decoding it, except for one frame of a file met for the first
+    time. A file that cannot be read has no plan: ``decode_crops`` says why, or succeeds.
     """
     try:
         if not _plain(path, formats):
             return None
-        with open_video(path) as (container, stream):
-            timing = Timing.of(path, container, stream)
-            times = _frame_times(container, stream)
+        with open_video(path) as (_, stream):
+            timing, times = Timing.of(path, stream), _frame_times(stream)
             width, height = stream.codec_context.width, stream.codec_context.height
     except DecodeError:
         return None
@@ -72,16 +71,17 @@ def choose_frames(
     decide, a short video repeats its last frame. 5 frames, stride 2, T=4 -> [0, 2, 4, 4].
     """
     span, total = (num_frames - 1) * stride + 1, len(times)
-    frames = timing.frames
-    for attempt in range(ATTEMPTS + 1):
-        start = window_start(frames, span, window) if attempt < ATTEMPTS else 0
+    first = 0
+
+    def look(length: int | None) -> tuple[int, int]:
+        nonlocal first
+        start = window_start(timing.frames if length is None else length, span, window)
         target = timing.origin + (start - 0.5) / timing.rate
         first = 0 if start == 0 else bisect_left(times, target)
-        found = min(span, total - first)
-        if found == span or start == 0:
-            break
-        frames = start + found if found else min(total, start)
-    return [min(first + i * stride, first + found - 1) for i in range(num_frames)]
+        return start, min(span, total - first)
+
+    length = fit_window(span, look, lambda: total)
+    return [min(first + i * stride, first + length - 1) for i in range(num_frames)]
 
 
 @lru_cache(maxsize=1 << 16)
@@ -103,12 +103,10 @@ def _plain(path: str, formats: Formats) -> bool:
         )
 
 
-def _frame_times(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> list[float] | None:
-    """When each frame is shown, in s, or None where packets do not tell frames one by one."""
+def _frame_times(stream: av.VideoStream) -> list[float] | None:
+    """Presentation times in s, ascending, or None where packets do not show each frame's."""
     ticks = []
-    for packet in container.demux(stream):
+    for packet in stream.container.demux(stream):
         if packet.size == 0:
             continue
         if packet.pts is None or packet.is_corrupt or packet.is_discard:
@@ -116,5 +114,5 @@ def _frame_times(
         ticks.append(packet.pts)
     if len(set(ticks)) < max(1, len(ticks)):
         return None
-    unit = float(stream.time_base)
-    return [tick * unit for tick in sorted(ticks)]
+    seconds = float(stream.time_base)
+    return [tick * seconds for tick in sorted(ticks)]

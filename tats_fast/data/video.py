@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tats_fast.config import Failure
 from tats_fast.data.clip import Crop, centre_crop, window_start
 from tats_fast.data.pixels import FrameScaler
+from tats_fast.data.pyav import open_options
 
 if TYPE_CHECKING:
     import av
@@ -29,11 +31,15 @@ _SEEK_MARGINS = (0.0, 1.0, 10.0)
 # Frames per second above this are a container's clock (1000 in FLV and MKV), not a frame rate.
 MAX_RATE = 250.0
 # Windows tried before the start of the video is taken.
-ATTEMPTS = 3
+_ATTEMPTS = 3
 
 
-class DecodeError(Exception):
-    """A video that yields no clip: ``path`` and one short ``reason``."""
+BadFiles = list[tuple[str, str]]
+"""(path, reason) of each file that could not be read."""
+
+
+class DecodeError(Failure):
+    """A video that gives no clip: its ``path`` and one short ``reason``."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -62,7 +68,7 @@ def decode_window(
 ) -> np.ndarray:
     """Decode one contiguous window with one crop: (num_frames, size, size, 3) uint8 RGB, upright.
 
-    The arguments and errors are those of ``decode_crops``.
+    Arguments and errors: as ``decode_crops``.
     """
     clips = np.empty((1, num_frames, size, size, 3), np.uint8)
     decode_crops(path, clips, stride, window, [crop])
@@ -79,33 +85,57 @@ def decode_crops(
 ) -> None:
     """Decode one contiguous window once, and cut all ``crops`` of it into ``clips``.
 
-    clips: (len(crops), T, S, S, 3) uint8, filled with RGB, upright; undefined after an error.
-    stride: decoded frames between two of the T frames.
-    window: position of the window over the free room in time, in [0, 1).
-    crops: boxes of the upright frame that are scaled (not keeping their aspect) to the square.
-    timeout: seconds after which decoding is given up between two packets; none = never.
-
     A video shorter than the window repeats its last frame. Decoding starts at the keyframe before
-    the window and stops with it. Raises ``DecodeError`` if the file holds no video, if no frame
-    decodes, if decoding fails inside the window, or if it takes too long.
+    the window and stops with it.
+
+    Args:
+        clips: (len(crops), T, S, S, 3) uint8, filled with RGB, upright; undefined after an error.
+        stride: decoded frames from one of the T frames to the next.
+        window: position of the window over the free room in time, in [0, 1).
+        crops: boxes of the upright frame, each scaled to the square, not keeping its aspect.
+        timeout: seconds after which decoding is given up between two packets; none = never.
+
+    Raises:
+        DecodeError: the file holds no video, no frame decodes, decoding fails inside the window,
+            or it takes too long.
     """
     span = (clips.shape[1] - 1) * stride + 1
     deadline = Deadline(path, timeout)
-    known_frames = None
-    for attempt in range(ATTEMPTS + 1):
-        with open_video(path) as (container, stream):
-            timing = Timing.of(path, container, stream)
-            frames = timing.frames if known_frames is None else known_frames
-            start = window_start(frames, span, window) if attempt < ATTEMPTS else 0
+
+    def decode(length: int | None) -> tuple[int, int]:
+        with open_video(path) as (_, stream):
+            timing = Timing.of(path, stream)
+            start = window_start(timing.frames if length is None else length, span, window)
             scalers = [FrameScaler(clips.shape[2], crop) for crop in crops]
-            decoded = _frames_from(container, stream, timing, start, deadline)
-            found = _fill(clips, decoded, stride, scalers)
-        if found == span or start == 0:
-            break
-        # The video is shorter than its header says: draw again over what there is.
-        known_frames = start + found if found else min(_count_packets(path), start)
-    if found == 0:
+            frames = _frames_from(stream, timing, start, deadline)
+            return start, _fill(clips, frames, stride, scalers)
+
+    if fit_window(span, decode, lambda: count_frames(path)) == 0:
         raise DecodeError(path, "no frame could be decoded")
+
+
+def fit_window(
+    span: int, look: Callable[[int | None], tuple[int, int]], count: Callable[[], int]
+) -> int:
+    """Draw a window of ``span`` frames again until it lies in what there is of a video.
+
+    The header's length proposes; after a few windows that run past the end, the start is taken.
+
+    Args:
+        look: places the window in a video of so many frames, None = as many as its header claims;
+            returns its first frame, and how many of its frames there are.
+        count: frames in the file, asked where a window holds none.
+
+    Returns:
+        How many frames of the last window there are.
+    """
+    known: int | None = None
+    for _ in range(_ATTEMPTS):
+        start, length = look(known)
+        if length == span or start == 0:
+            return length
+        known = start + length if length else min(count(), start)
+    return look(0)[1]
 
 
 class Deadline:
@@ -137,10 +167,10 @@ def _fill(
             for scaler, clip in zip(scalers, clips, strict=True):
                 scaler.write(last, clip[(seen - 1) // stride])
     if 0 < seen < span:
-        kept = (seen - 1) // stride + 1
+        missing = (seen - 1) // stride + 1
         for scaler, clip in zip(scalers, clips, strict=True):
-            scaler.write(last, clip[kept])
-            clip[kept + 1 :] = clip[kept]
+            scaler.write(last, clip[missing])
+            clip[missing + 1 :] = clip[missing]
     return seen
 
 
@@ -158,8 +188,7 @@ def open_video(path: str) -> Iterator[tuple[av.container.InputContainer, av.Vide
     if os.path.getsize(name) == 0:
         raise DecodeError(path, "empty file")
     try:
-        # Real HMDB51 clips carry metadata that is not UTF-8.
-        container = av.open(name, metadata_errors="ignore")
+        container = av.open(name, **open_options())
     except FileNotFoundError as error:  # deleted since we looked
         raise DecodeError(path, "missing") from error
     except av.error.InvalidDataError as error:
@@ -207,41 +236,32 @@ class Timing:
     frames: int
 
     @classmethod
-    def of(
-        cls, path: str, container: av.container.InputContainer, stream: av.VideoStream
-    ) -> Timing:
-        seconds = 0.0
+    def of(cls, path: str, stream: av.VideoStream) -> Timing:
+        seconds = (stream.container.duration or 0) / 1e6
         if stream.duration:
             seconds = float(stream.duration * stream.time_base)
-        elif container.duration:
-            seconds = container.duration / 1e6
-        rate = float(stream.average_rate or 0)
-        frames = stream.frames
+        rate, frames = believable_rate(stream), stream.frames
         if frames <= 0:  # WebM, MPEG and fragmented MP4 do not say
-            if 0 < rate <= MAX_RATE and seconds > 0:
-                frames = round(seconds * rate)
-            else:
-                frames = _count_packets(path)
-        if not 0 < rate <= MAX_RATE:
+            frames = round(seconds * rate) if rate and seconds > 0 else count_frames(path)
+        if rate is None:
             rate = frames / seconds if frames > 0 and seconds > 0 else 25.0
-        origin = 0.0
-        if stream.start_time is not None:
-            origin = float(stream.start_time * stream.time_base)
-        return cls(origin, rate, frames)
+        return cls(float((stream.start_time or 0) * stream.time_base), rate, frames)
 
 
-def _count_packets(path: str) -> int:
-    """Frames the container holds, by reading it through without decoding."""
+def believable_rate(stream: av.VideoStream) -> float | None:
+    """Frames per second as the header claims, unless it has none or a container's clock."""
+    rate = float(stream.average_rate or 0)
+    return rate if 0 < rate <= MAX_RATE else None
+
+
+def count_frames(path: str) -> int:
+    """Frames that a file holds, by reading it through without decoding."""
     with open_video(path) as (container, stream):
         return sum(packet.size > 0 for packet in container.demux(stream))
 
 
 def _frames_from(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    timing: Timing,
-    start: int,
-    deadline: Deadline,
+    stream: av.VideoStream, timing: Timing, start: int, deadline: Deadline
 ) -> Iterator[av.VideoFrame]:
     """Frames in decoder order from number ``start`` on, which is found by time.
 
@@ -251,12 +271,12 @@ def _frames_from(
     import av
 
     if start == 0:
-        yield from decoded_frames(container, stream, deadline)
+        yield from decoded_frames(stream.container.demux(stream), deadline)
         return
     half = 0.5 / timing.rate
     target = timing.origin + start / timing.rate
     try:
-        frames = _seek(container, stream, target, half, deadline)
+        frames = _seek(stream, target, half, deadline)
         first = next((f for f in frames if f.time is None or f.time >= target - half), None)
     except av.error.FFmpegError:
         return
@@ -266,17 +286,13 @@ def _frames_from(
 
 
 def _seek(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    target: float,
-    half: float,
-    deadline: Deadline,
+    stream: av.VideoStream, target: float, half: float, deadline: Deadline
 ) -> Iterator[av.VideoFrame]:
     """Frames from a keyframe on whose first frame is not later than ``target`` s, if there is."""
     frames: Iterator[av.VideoFrame] = iter(())
     for margin in _SEEK_MARGINS:
-        container.seek(round((target - margin) / stream.time_base), stream=stream)
-        frames = decoded_frames(container, stream, deadline, lenient=True)
+        stream.container.seek(round((target - margin) / stream.time_base), stream=stream)
+        frames = decoded_frames(stream.container.demux(stream), deadline, lenient=True)
         first = next(frames, None)
         if first is None:
             continue
@@ -287,21 +303,25 @@ def _seek(
 
 
 def decoded_frames(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    deadline: Deadline,
-    lenient: bool = False,
+    packets: Iterable[av.Packet], deadline: Deadline | None = None, lenient: bool = False
 ) -> Iterator[av.VideoFrame]:
-    """Decoded frames. ``lenient`` ignores errors up to the first one: a seek may land on a frame
-    that cannot stand alone."""
+    """The frames of packets of one stream, up to where a truncated file ends.
+
+    Args:
+        packets: as ``container.demux(stream)`` gives them.
+        deadline: the end of the time that they may take; none = no limit.
+        lenient: ignore errors up to the first frame: a seek may land on one that cannot stand
+            alone.
+    """
     import av
 
-    for packet in container.demux(stream):
-        deadline.check()
+    for packet in packets:
+        if deadline is not None:
+            deadline.check()
         try:
             frames = packet.decode()
         except av.error.FFmpegError:
-            if packet.is_corrupt:  # cut short: the video ends here, as in a truncated file
+            if packet.is_corrupt:  # cut short: the video ends here
                 return
             if not lenient:
                 raise

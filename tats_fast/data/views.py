@@ -7,27 +7,29 @@ per segment (TSN, Wang et al. 2016) for Something-Something.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from tats_fast.data.clip import Box, Crop
 from tats_fast.data.pixels import FrameScaler
-from tats_fast.data.video import Deadline, DecodeError, decoded_frames, open_video
+from tats_fast.data.video import Deadline, DecodeError, count_frames, decoded_frames, open_video
 
 
 def dense_views(total: int, num_frames: int, stride: int, clips: int) -> list[list[int]]:
     """Frame numbers of ``clips`` clips spread evenly over a video of ``total`` frames.
 
-    Every ``stride``-th frame is kept, the last one repeated up to ``num_frames``; clip k starts
-    int(k (kept - num_frames) / (clips - 1)) kept frames in. One clip is the middle one.
+    Every ``stride``-th frame counts, the last one repeated up to ``num_frames``; of these n frames,
+    clip k starts int(k (n - num_frames) / (clips - 1)) in. One clip is the middle one.
     10 frames, stride 2, T=3, 2 clips -> [0, 2, 4], [4, 6, 8].
     """
-    _check(total, num_frames, stride, clips)
-    kept = list(range(0, total, stride))
-    kept += [kept[-1]] * (num_frames - len(kept))
-    room = len(kept) - num_frames
+    require_counts(frame_in_the_video=total, frame_per_clip=num_frames)
+    require_counts(frame_of_stride=stride, clip=clips)
+    frames = list(range(0, total, stride))
+    frames += [frames[-1]] * (num_frames - len(frames))
+    room = len(frames) - num_frames
     starts = [int(k * room / (clips - 1)) for k in range(clips)] if clips > 1 else [room // 2]
-    return [kept[start : start + num_frames] for start in starts]
+    return [frames[start : start + num_frames] for start in starts]
 
 
 def segment_views(total: int, num_frames: int, clips: int) -> list[list[int]]:
@@ -36,10 +38,9 @@ def segment_views(total: int, num_frames: int, clips: int) -> list[list[int]]:
     Clip k takes int((x + k / clips) total / num_frames) of segment x. One clip takes the middles.
     20 frames, T=4, 2 clips -> [0, 5, 10, 15], [2, 7, 12, 17].
     """
-    _check(total, num_frames, 1, clips)
-    length = total / num_frames
+    require_counts(frame_in_the_video=total, frame_per_clip=num_frames, clip=clips)
     shares = [k / clips for k in range(clips)] if clips > 1 else [0.5]
-    return [[int((x + share) * length) for x in range(num_frames)] for share in shares]
+    return [random_segments(total, num_frames, [share] * num_frames) for share in shares]
 
 
 def random_segments(total: int, num_frames: int, places: Sequence[float]) -> list[int]:
@@ -47,7 +48,7 @@ def random_segments(total: int, num_frames: int, places: Sequence[float]) -> lis
 
     places: ``num_frames`` numbers in [0, 1). 20 frames, T=4, all places .5 -> [2, 7, 12, 17].
     """
-    _check(total, num_frames, 1, 1)
+    require_counts(frame_in_the_video=total, frame_per_clip=num_frames)
     length = total / num_frames
     return [int((x + place) * length) for x, place in zip(range(num_frames), places, strict=True)]
 
@@ -57,27 +58,21 @@ def side_crops(crops: int) -> list[Crop]:
 
     One is the middle. 640x360, 3 crops -> x = 0, 140, 280.
     """
-    if crops < 1:
-        raise ValueError(f"expected at least 1 crop, got {crops}")
+    require_counts(crop=crops)
 
-    def crop(number: int) -> Crop:
-        def box(width: int, height: int) -> Box:
-            side, room = min(width, height), abs(width - height)
-            start = room * number // (crops - 1) if crops > 1 else room // 2
-            return (start, 0, side, side) if width >= height else (0, start, side, side)
+    def crop(number: int, width: int, height: int) -> Box:
+        side, room = min(width, height), abs(width - height)
+        start = room * number // (crops - 1) if crops > 1 else room // 2
+        return (start, 0, side, side) if width >= height else (0, start, side, side)
 
-        return box
-
-    return [crop(number) for number in range(crops)]
+    return [partial(crop, number) for number in range(crops)]
 
 
-def _check(total: int, num_frames: int, stride: int, clips: int) -> None:
-    for name, value in (
-        *(("frame in the video", total), ("frame per clip", num_frames)),
-        *(("frame of stride", stride), ("clip", clips)),
-    ):
+def require_counts(**counts: int) -> None:
+    """Raise ``ValueError`` unless each is at least 1; their names make the message."""
+    for name, value in counts.items():
         if value < 1:
-            raise ValueError(f"expected at least 1 {name}, got {value}")
+            raise ValueError(f"expected at least 1 {name.replace('_', ' ')}, got {value}")
 
 
 def decode_views(
@@ -89,14 +84,17 @@ def decode_views(
 ) -> np.ndarray:
     """Decode all clips x crops of a video in one pass: (clips, crops, T, size, size, 3) uint8 RGB.
 
-    choose: from the number of frames to the frame numbers of each clip, as the functions above.
+    The container's packets give the number of frames; if fewer decode, ``choose`` is asked again.
 
-    The container's packets give the number of frames; if fewer decode, ``choose`` is asked again
-    with those that do. Raises ``DecodeError`` as ``decode_crops`` does.
+    Args:
+        choose: from the number of frames to the frame numbers of each clip, as the functions above.
+        crops: as ``decode_crops`` takes them, and so is ``timeout``.
+
+    Raises:
+        DecodeError: as ``decode_crops`` does.
     """
     deadline = Deadline(path, timeout)
-    with open_video(path) as (container, stream):
-        total = sum(packet.size > 0 for packet in container.demux(stream))
+    total = count_frames(path)
     while total > 0:
         clips = choose(total)
         wanted = {number for clip in clips for number in clip}
@@ -104,7 +102,8 @@ def decode_views(
         seen = 0
         with open_video(path) as (container, stream):
             scalers = [FrameScaler(size, crop) for crop in crops]
-            for number, frame in enumerate(decoded_frames(container, stream, deadline)):
+            frames = decoded_frames(container.demux(stream), deadline)
+            for number, frame in enumerate(frames):
                 seen = number + 1
                 if number in wanted:
                     picture = np.empty((len(crops), size, size, 3), np.uint8)

@@ -1,8 +1,8 @@
 """Sliding windows over a whole video, cut in one decoding pass of any length.
 
 Nothing here asks the container how long the video is, as headers lie: windows are cut while frames
-are decoded, and the last one is settled when they end. Every ``step``-th frame is kept, step =
-gcd(stride, hop), which is each that a window can need; a window's worth of them is in memory.
+are decoded, and the last one is settled when they end. Only every ``step``-th frame is used, step =
+gcd(stride, hop), as no window needs another; a window's worth of them is in memory.
 
 Legend: T frames of a window, S side of a frame in pixels.
 """
@@ -19,8 +19,8 @@ import numpy as np
 
 from tats_fast.data.clip import centre_crop
 from tats_fast.data.pixels import FrameScaler
-from tats_fast.data.video import MAX_RATE, Deadline, DecodeError, decoded_frames, open_video
-from tats_fast.data.views import decode_views, segment_views, side_crops
+from tats_fast.data.video import DecodeError, believable_rate, decoded_frames, open_video
+from tats_fast.data.views import decode_views, require_counts, segment_views, side_crops
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,18 @@ def window_starts(total: int, num_frames: int, stride: int, hop: int) -> list[in
 
     A window is ``num_frames`` frames, each ``stride`` after the one before; one starts every
     ``hop`` frames as long as it fits. If more is left at the end than lies between two windows, one
-    more ends with the last kept frame; kept is every gcd(stride, hop)-th. A video shorter than a
+    more ends with the last used frame; every gcd(stride, hop)-th is used. A video shorter than a
     window gives one, from 0.
 
-    T=4, stride 2, hop 8, so frames 0, 2, 4, ... are kept: 16 frames -> [0, 8]; 17 to 18 frames
-    (the last kept one is 16) -> [0, 8, 10]; 5 frames -> [0].
+    T=4, stride 2, hop 8, so frames 0, 2, 4, ... are used: 16 frames -> [0, 8]; 17 to 18 frames
+    (the last used one is 16) -> [0, 8, 10]; 5 frames -> [0].
     """
-    for name, value in (
-        *(("frame in the video", total), ("frame per window", num_frames)),
-        *(("frame of stride", stride), ("frame of hop", hop)),
-    ):
-        if value < 1:
-            raise ValueError(f"expected at least 1 {name}, got {value}")
-    # From here on all is counted in kept frames.
+    require_counts(frame_in_the_video=total, frame_per_window=num_frames)
+    require_counts(frame_of_stride=stride, frame_of_hop=hop)
+    # From here on all is counted in used frames.
     step = math.gcd(stride, hop)
-    kept, ahead = -(-total // step), hop // step
-    span = _span(num_frames, stride, step)
-    last = kept - span
+    ahead, span = hop // step, _span(num_frames, stride, step)
+    last = -(-total // step) - span
     if last <= 0:
         return [0]
     starts = list(range(0, last + 1, ahead))
@@ -80,36 +75,41 @@ def video_windows(
     A video shorter than a window repeats the last frame that falls on the window's stride, as
     ``views.dense_views`` does.
 
-    stride: 0 gives one window with the middle frame of each of ``num_frames`` equal segments, for
-        which the packets are counted first; ``hop`` is then not used.
-    size: S, side of the centre square in pixels.
+    Args:
+        stride: 0 gives one window with the middle frame of each of ``num_frames`` equal segments,
+            for which the packets are counted first; ``hop`` then has no meaning.
+        size: S, side of the centre square in pixels.
 
-    Raises ``DecodeError`` if the file holds no video, if no frame decodes, or if decoding fails,
-    also in the middle. Returns how many frames there were.
+    Returns:
+        How many frames there were.
+
+    Raises:
+        DecodeError: the file holds no video, no frame decodes, or decoding fails, also in the
+            middle.
     """
     if stride == 0:
         return (yield from _segments(path, num_frames, size))
     step = math.gcd(stride, hop)
     span = _span(num_frames, stride, step)
-    kept: deque[np.ndarray] = deque(maxlen=span)  # the last kept frames, (S, S, 3) each
-    given = total = 0
+    recent: deque[np.ndarray] = deque(maxlen=span)  # the last used frames, (S, S, 3) each
+    windows = total = 0
     scaler = FrameScaler(size, centre_crop)
     with open_video(path) as (container, stream):
-        fps = _rate(stream.average_rate)
-        for number, frame in enumerate(decoded_frames(container, stream, Deadline(path, None))):
+        fps = believable_rate(stream)
+        for number, frame in enumerate(decoded_frames(container.demux(stream))):
             total = number + 1
             if number % step:
                 continue
             picture = np.empty((size, size, 3), np.uint8)
             scaler.write(frame, picture)
-            kept.append(picture)
-            if number // step == given * hop // step + span - 1:
-                yield Window(given * hop, _cut(kept, num_frames, stride // step))
-                given += 1
+            recent.append(picture)
+            if number // step == windows * hop // step + span - 1:
+                yield Window(windows * hop, _cut(recent, num_frames, stride // step))
+                windows += 1
     if not total:
         raise DecodeError(path, "no frame could be decoded")
-    for start in window_starts(total, num_frames, stride, hop)[given:]:
-        yield Window(start, _cut(kept, num_frames, stride // step))
+    for start in window_starts(total, num_frames, stride, hop)[windows:]:
+        yield Window(start, _cut(recent, num_frames, stride // step))
     return Length(total, fps)
 
 
@@ -127,13 +127,13 @@ def window_batches(events: Iterable[tuple[Any, Any]], size: int) -> Iterator[lis
 
 
 def _span(num_frames: int, stride: int, step: int) -> int:
-    """Kept frames from a window's first to its last, both counted."""
+    """Used frames from a window's first to its last, both counted."""
     return (num_frames - 1) * stride // step + 1
 
 
-def _cut(kept: deque[np.ndarray], num_frames: int, stride: int) -> np.ndarray:
-    """(T, S, S, 3): every ``stride``-th of the ``kept`` frames, the last such one repeated."""
-    frames = list(kept)[::stride][:num_frames]
+def _cut(recent: deque[np.ndarray], num_frames: int, stride: int) -> np.ndarray:
+    """(T, S, S, 3): every ``stride``-th of the ``recent`` frames, the last such one repeated."""
+    frames = list(recent)[::stride][:num_frames]
     return np.stack(frames + frames[-1:] * (num_frames - len(frames)))
 
 
@@ -147,10 +147,6 @@ def _segments(path: str, num_frames: int, size: int) -> Generator[Window, None, 
 
     views = decode_views(path, choose, side_crops(1), size)
     with open_video(path) as (_, stream):
-        fps = _rate(stream.average_rate)
+        fps = believable_rate(stream)
     yield Window(choose(total)[0][0], views[0, 0])
     return Length(total, fps)
-
-
-def _rate(claimed: float | None) -> float | None:
-    return float(claimed) if claimed is not None and 0 < claimed <= MAX_RATE else None

@@ -1,9 +1,8 @@
 """Checkpoints: complete or absent, never half written; enough in them to continue bit by bit.
 
-A checkpoint is a folder ``checkpoints/step_000500`` with ``model.pt`` (in pretraining autoencoder
-and sampler), ``trainer.pt`` (step, data position, random states, in pretraining the sampler's
-optimizer and the reward's scale), ``config.yaml`` and the optimizer. It is written under another
-name and renamed.
+A checkpoint is a folder ``checkpoints/step_000500`` with ``model.pt``, ``trainer.pt`` (step, data
+position, random states, and what the learner adds), ``config.yaml`` and the optimizer. It is
+written under another name and renamed.
 """
 
 from __future__ import annotations
@@ -16,14 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from tats_fast.config import (
-    ConfigError,
-    FinetuneConfig,
-    RunConfig,
-    load_config,
-    load_finetune_config,
-    save_config,
-)
+from tats_fast.config import ConfigError, TrainingConfig, read_saved, save_config
 from tats_fast.engine.distributed import World
 from tats_fast.engine.runner import Runner
 from tats_fast.run_folder import (
@@ -66,7 +58,7 @@ class Savable(Protocol):
 
 
 def save_checkpoint(
-    run_dir: Path, learner: Savable, config: RunConfig | FinetuneConfig, position: Position
+    run_dir: Path, learner: Savable, config: TrainingConfig, position: Position
 ) -> Path:
     """Write ``run_dir/checkpoints/step_N`` and drop the oldest beyond ``train.keep_checkpoints``.
 
@@ -125,7 +117,7 @@ def checkpoint_to_resume(run_dir: Path, resume: str) -> Path | None:
     return find_checkpoint(resume, key="train.resume")
 
 
-def load_checkpoint(folder: Path, learner: Savable, config: RunConfig | FinetuneConfig) -> Position:
+def load_checkpoint(folder: Path, learner: Savable, config: TrainingConfig) -> Position:
     """Restore ``learner`` in place and return how far the run was. All processes call it.
 
     Raises:
@@ -146,16 +138,14 @@ def load_checkpoint(folder: Path, learner: Savable, config: RunConfig | Finetune
     return Position(**trainer["position"])
 
 
-def _check_same_run(folder: Path, config: RunConfig | FinetuneConfig) -> None:
-    """What a weight or the reward's scale means may not change under it; the rest may."""
-    pretraining = isinstance(config, RunConfig)
-    load = load_config if pretraining else load_finetune_config
+def _check_same_run(folder: Path, config: TrainingConfig) -> None:
+    """What gives the weights their meaning may not change under them; the rest may."""
     try:
-        there = load(folder / CONFIG_FILE).identity()
+        there = read_saved(folder / CONFIG_FILE, type(config)).identity()
     except ConfigError:
-        kind = "pretraining" if pretraining else "fine-tuning"
         raise ConfigError(
-            f"train.resume={folder}: no checkpoint of {kind}; choose another name=..."
+            f"train.resume={folder}: no checkpoint of tats-fast {config.command}; choose another "
+            "name=..."
         ) from None
     for key, here in config.identity().items():
         if here != there[key]:

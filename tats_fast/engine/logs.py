@@ -6,13 +6,13 @@ import json
 import logging
 import math
 import os
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tats_fast.data.workers.progress import Progress
 
 LOGGER = logging.getLogger("tats_fast")
 
@@ -24,7 +24,7 @@ class RunLog:
         folder: the run's folder.
         resumed_step: lines of later steps are dropped: the run is about to produce them again.
         total_steps: for the progress display.
-        shown: metrics that it shows, each with words and a format.
+        columns: metrics of the progress line, each with a label and a format.
     """
 
     def __init__(
@@ -32,18 +32,24 @@ class RunLog:
         folder: Path,
         resumed_step: int,
         total_steps: int,
-        shown: Sequence[tuple[str, str, str]],
+        columns: Sequence[tuple[str, str, str]],
     ) -> None:
         self.folder = folder
         for name in ("metrics.jsonl", "eval.jsonl"):
             drop_lines_after(folder / name, resumed_step)
         self._board = _tensorboard(folder / "tensorboard", resumed_step)
-        self._progress = _Progress(resumed_step, total_steps, shown)
+        self._progress = Progress(total_steps, resumed_step, own_thread=True)
+        self._columns = columns
 
     def metrics(self, row: dict[str, Any]) -> None:
         """Append to metrics.jsonl and TensorBoard, refresh the progress display."""
         self._write("metrics.jsonl", row, prefix="train")
-        self._progress.show(row)
+        notes = [f"{row['clips_per_s']:.1f} clips/s"]
+        for name, label, form in self._columns:
+            value = row.get(name)
+            notes.append(f"{label} -" if value is None else f"{label} {value:{form}}")
+        count = f"step {row['step']}/{self._progress.total}"
+        self._progress.show(row["step"], count, "  ".join(notes))
 
     def evaluation(self, row: dict[str, Any], text: str) -> None:
         """Append to eval.jsonl and TensorBoard, and say it in words."""
@@ -94,15 +100,15 @@ def drop_lines_after(path: Path, step: int) -> None:
     """Keep the lines up to ``step``; a last line cut off by a kill goes too."""
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_text().splitlines():
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+                lines.append(line + "\n")
         except (ValueError, KeyError):
             continue
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
+    temporary.write_text("".join(lines))
     os.replace(temporary, path)
 
 
@@ -118,63 +124,3 @@ def _tensorboard(folder: Path, resumed_step: int) -> Any:
         return None
     # purge_step hides what an interrupted run logged beyond the checkpoint.
     return SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step else None)
-
-
-class _Progress:
-    """A live bar on a terminal, one plain line per logged step elsewhere."""
-
-    def __init__(self, start: int, total: int, shown: Sequence[tuple[str, str, str]]) -> None:
-        self._start, self._total, self._began = start, total, time.monotonic()
-        self._shown = shown
-        self._bar = self._task = None
-        if sys.stdout.isatty():
-            self._bar, self._task = _rich_bar(start, total)
-
-    def show(self, row: dict[str, Any]) -> None:
-        text = self._text(row)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=row["step"], description=text)
-        else:
-            print(
-                f"step {row['step']}/{self._total}  {text}  ETA {self._eta(row['step'])}",
-                flush=True,
-            )
-
-    def message(self, text: str) -> None:
-        (self._bar.console.print if self._bar is not None else print)(text)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _text(self, row: dict[str, Any]) -> str:
-        parts = [f"{row['clips_per_s']:.1f} clips/s"]
-        for name, label, form in self._shown:
-            value = row.get(name)
-            parts.append(f"{label} -" if value is None else f"{label} {value:{form}}")
-        return "  ".join(parts)
-
-    def _eta(self, step: int) -> str:
-        done = max(1, step - self._start)
-        seconds = round((time.monotonic() - self._began) / done * (self._total - step))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-
-
-def _rich_bar(start: int, total: int) -> tuple[Any, Any]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    bar = Progress(
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
-    bar.start()
-    return bar, bar.add_task("starting", total=total, completed=start)

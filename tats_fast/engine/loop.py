@@ -1,7 +1,7 @@
 """The loop around any training: order of clips, resume, signals, logs, skipped steps, checkpoints.
 
-``TrainingLoop`` knows no model and no loss. A subclass says what is trained (``make_learner``),
-what a step is (``train_step``) and what is measured; pretraining is ``engine/trainer.py``.
+It knows no model and no loss. A subclass says what is trained (``make_learner``), what a step is
+(``train_step``) and what is measured; see ``pretrain/trainer.py``.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tats_fast.config import ConfigError, FinetuneConfig, RunConfig, save_config
-from tats_fast.data.bad_files import BadFiles, drop_quarantined
+from tats_fast.config import ConfigError, Failure, TrainingConfig, save_config
+from tats_fast.data.bad_files import BadFileRecord, drop_quarantined
 from tats_fast.data.lists import Video, read_videos
 from tats_fast.data.loader import ClipBatch, ClipLoader, make_loader
 from tats_fast.data.order import ClipKey, StreamBatches
@@ -35,11 +35,13 @@ from tats_fast.engine.checkpoint import (
 from tats_fast.engine.distributed import World
 from tats_fast.engine.logs import RunLog, SilentLog
 from tats_fast.engine.meter import Meter
+from tats_fast.engine.optim import LR_REFERENCE_BATCH
+from tats_fast.engine.precision import wants_bf16
 
 LOGGER = logging.getLogger("tats_fast")
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(Failure):
     """``train.max_skipped`` steps in a row had a loss that is not a number."""
 
 
@@ -77,10 +79,10 @@ class TrainingLoop(ABC):
         ConfigError: missing data, an impossible setting, a checkpoint of another model.
     """
 
-    shown: tuple[tuple[str, str, str], ...]
-    """Metrics on the progress line: name, words, format."""
+    columns: tuple[tuple[str, str, str], ...]
+    """Metrics on the progress line: name, label, format."""
 
-    def __init__(self, config: RunConfig | FinetuneConfig, world: World) -> None:
+    def __init__(self, config: TrainingConfig, world: World) -> None:
         if config.data.train is None:
             raise ConfigError(
                 "data.train=None: give a list file or a folder of videos, "
@@ -98,6 +100,7 @@ class TrainingLoop(ABC):
                 config.train.batch_size,
                 len(self.videos),
             )
+        self.bf16 = wants_bf16(config.train.precision, world.device)
         self.learner = self.make_learner()
         self.position = Position()
         if self.resume_from is not None:
@@ -105,7 +108,7 @@ class TrainingLoop(ABC):
         if world.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_config(config, self.folder / "config.yaml")
-        self.bad_files = BadFiles(
+        self.bad_files = BadFileRecord(
             self.folder / "bad_files.txt",
             len(self.videos),
             config.data.max_bad_fraction,
@@ -116,7 +119,7 @@ class TrainingLoop(ABC):
 
     @abstractmethod
     def make_learner(self) -> Savable:
-        """Models, optimizers and whatever else steps change; reads what the run needs beside its
+        """Models, optimizers and whatever else steps change; reads what the run needs besides its
         videos. ``resume_from`` is loaded into it afterwards."""
 
     @abstractmethod
@@ -124,8 +127,8 @@ class TrainingLoop(ABC):
         """Frames and side in pixels of a clip."""
 
     @abstractmethod
-    def describe(self) -> str:
-        """What silently decides a result, for the start of the run."""
+    def describe(self) -> list[str]:
+        """Lines on what silently decides a result, for the start of the run."""
 
     @abstractmethod
     def train_step(self, batches: list[ClipBatch]) -> dict[str, Tensor]:
@@ -134,7 +137,30 @@ class TrainingLoop(ABC):
 
     @abstractmethod
     def row(self) -> dict[str, Any]:
-        """What a logged line says beside means, speed and files, for the step just done."""
+        """What a logged line says besides means, speed and files, for the step just done."""
+
+    @abstractmethod
+    def flop_per_clip(self) -> float:
+        """Model FLOP that the step just done took per clip, backward pass included."""
+
+    def describe_run(self, videos: str, batch: str) -> list[str]:
+        """The lines that every training starts with.
+
+        Args:
+            videos: what it trains on.
+            batch: what a micro-batch consists of.
+        """
+        config, world, train, optim = self.config, self.world, self.config.train, self.config.optim
+        scale = train.batch_size / LR_REFERENCE_BATCH
+        micro = train.batch_size // (world.size * train.accumulation)
+        return [
+            f"run {self.folder}: {videos}, {self.total_steps} steps, {world.size} process(es) on "
+            f"{world.device.type} ({config.distributed.engine})",
+            f"global batch {train.batch_size} = {world.size} processes x {train.accumulation} "
+            f"micro-batches x {micro} {batch}; learning rate {optim.base_lr * scale:.3g} peak, "
+            f"{optim.min_lr * scale:.3g} at the end (base {optim.base_lr:g} x {train.batch_size}/"
+            f"{LR_REFERENCE_BATCH})",
+        ]
 
     def evaluate(self, log: RunLog | SilentLog) -> None:  # noqa: B027
         """Measure on held-out videos: called before the first step and after each."""
@@ -158,13 +184,13 @@ class TrainingLoop(ABC):
             )
             return self.position
         log = (
-            RunLog(self.folder, self.position.step, self.total_steps, self.shown)
+            RunLog(self.folder, self.position.step, self.total_steps, self.columns)
             if self.world.is_main
             else SilentLog()
         )
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
-            log.message(self.describe())
+            log.message("\n".join(self.describe()))
             if self.position.step == 0:
                 self.evaluate(log)
             with contextlib.closing(self._loader()) as loader:
@@ -186,12 +212,12 @@ class TrainingLoop(ABC):
 
     def due_after_passes(self, every: int) -> bool:
         """The same for every so many passes over the list."""
-        batch, unit = self.config.train.batch_size, every * len(self.videos)
+        batch, period = self.config.train.batch_size, every * len(self.videos)
         samples = self.position.samples
-        return self.finished or samples // unit > (samples - batch) // unit
+        return self.finished or samples // period > (samples - batch) // period
 
     def _loop(self, log: RunLog | SilentLog, loader: ClipLoader) -> None:
-        train, meter = self.config.train, Meter(self.world.device)
+        train, meter = self.config.train, Meter(self.world, self.bf16)
         window: list[_Step] = []
         batches = iter(loader)
         while not self.finished:
@@ -223,15 +249,15 @@ class TrainingLoop(ABC):
         """The videos of ``data.train`` or ``data.eval`` without the quarantined ones."""
         data = self.config.data
         listed = read_videos(getattr(data, split), data.root, key=f"data.{split}")
-        kept = drop_quarantined(listed, data.quarantine)
-        if len(kept) < len(listed) and self.world.is_main:
+        videos = drop_quarantined(listed, data.quarantine)
+        if len(videos) < len(listed) and self.world.is_main:
             LOGGER.info(
                 "data.quarantine leaves out %d of the %d videos of data.%s",
-                len(listed) - len(kept),
+                len(listed) - len(videos),
                 len(listed),
                 split,
             )
-        return kept
+        return videos
 
     def _loader(self) -> ClipLoader:
         config, world = self.config, self.world
@@ -282,7 +308,7 @@ class TrainingLoop(ABC):
             "passes": samples * windows / config.train.batch_size / videos,
             **self.row(),
             **{name: means[name] for name in names if name != "skipped"},
-            **meter.report(len(window), config.clips_per_step),
+            **meter.report(len(window) * config.clips_per_step, self.flop_per_clip()),
             "host_decoded_frac": sum(n for _, n, _ in loaded) / (len(window) * windows),
             "replaced_workers": sum(replaced for _, _, replaced in loaded),
             "skipped_clips": self.position.skipped_clips,
@@ -323,7 +349,7 @@ class TrainingLoop(ABC):
         return synced and self.world.any_of(self._signal is not None)
 
 
-def total_steps(config: RunConfig | FinetuneConfig, num_videos: int) -> int:
+def total_steps(config: TrainingConfig, num_videos: int) -> int:
     """Optimizer steps of the run: ``train.steps``, or ``train.epochs`` passes over the list."""
     if config.train.steps is not None:
         return config.train.steps

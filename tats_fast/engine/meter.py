@@ -1,8 +1,9 @@
-"""Speed, data wait and memory of a training loop."""
+"""Speed, utilisation, data wait and memory of a training loop."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import resource
 import sys
 import time
@@ -10,12 +11,16 @@ from collections.abc import Iterator
 
 import torch
 
+from tats_fast.engine.distributed import World
+from tats_fast.engine.peak import peak_tflops
+
 
 class Meter:
     """Clocks between two reports. Host clocks: a GPU's queue drains at the report's own sync."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, world: World, bf16: bool) -> None:
+        self._world = world
+        self._peak = peak_tflops(world.device, "bf16" if bf16 else "fp32")
         self._reset()
 
     def _reset(self) -> None:
@@ -36,14 +41,25 @@ class Meter:
         yield
         self._paused += time.perf_counter() - start
 
-    def report(self, steps: int, batch_size: int) -> dict[str, float]:
-        """``clips_per_s`` over all processes, ``data_wait_frac``, ``peak_mem_mb`` of this one."""
+    def report(self, clips: int, flop_per_clip: float) -> dict[str, float]:
+        """Metrics since the last report (docs/metrics.md); MFU is NaN where no data sheet tells
+        the device's peak.
+
+        Args:
+            clips: trained on since then, over all processes.
+            flop_per_clip: model FLOP, forward and backward.
+        """
         elapsed = max(1e-9, time.perf_counter() - self._began - self._paused)
+        tflops = clips * flop_per_clip / elapsed / self._world.size / 1e12
         row = {
-            "clips_per_s": steps * batch_size / elapsed,
+            "clips_per_s": clips / elapsed,
             "data_wait_frac": self._waited / elapsed,
-            "peak_mem_mb": peak_memory_mb(self._device),
+            "tflops": tflops,
+            "mfu": math.nan if self._peak is None else tflops / self._peak,
+            "peak_mem_mb": peak_memory_mb(self._world.device),
         }
+        if self._world.device.type == "cuda":
+            row["reserved_mem_mb"] = torch.cuda.max_memory_reserved(self._world.device) / 2**20
         self._reset()
         return row
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tats_fast.config import ConfigError, FinetuneConfig, RunConfig
+from tats_fast.config import ConfigError, TrainingConfig
 from tats_fast.engine.distributed import World
 from tats_fast.engine.optim import set_lr, skip_step_if
 
-Config = RunConfig | FinetuneConfig
+
+class Update(NamedTuple):
+    """What became of an optimizer step, on the device: ``skip`` (0-d, fp32) is 1 where it was left
+    out, for whatever reason; ``grad_norm`` (0-d) of all gradients before clipping."""
+
+    skip: Tensor
+    grad_norm: Tensor
 
 
 class Runner(Protocol):
@@ -33,9 +40,8 @@ class Runner(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Backward of one micro-batch's mean loss; micro-batches are averaged."""
 
-    def step(self, lr: float, skip: Tensor) -> Tensor:
-        """Update, unless ``skip`` (0-d, fp32, on the device) is 1; clears the gradients. Returns
-        whether it skipped, for whatever reason, in the same form."""
+    def step(self, lr: float, skip: Tensor) -> Update:
+        """Update, unless ``skip`` (0-d, fp32, on the device) is 1; clears the gradients."""
 
     def save(self, folder: Path) -> None:
         """Write the optimizer's state (all processes call it)."""
@@ -48,7 +54,11 @@ class TorchRunner:
     """One process, or DDP."""
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, config: Config, world: World
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: TrainingConfig,
+        world: World,
     ) -> None:
         self.module = module
         self.optimizer = optimizer
@@ -70,7 +80,7 @@ class TorchRunner:
     def backward(self, loss: Tensor) -> None:
         (loss / self._micro_batches).backward()
 
-    def step(self, lr: float, skip: Tensor) -> Tensor:
+    def step(self, lr: float, skip: Tensor) -> Update:
         return update(self.optimizer, self.module, lr, self._clip, skip)
 
     def save(self, folder: Path) -> None:
@@ -97,7 +107,7 @@ class DeepSpeedRunner:
         self,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
-        config: Config,
+        config: TrainingConfig,
         world: World,
         bf16: bool,
     ) -> None:
@@ -117,7 +127,7 @@ class DeepSpeedRunner:
         self.forward = self._engine.__call__
 
     @classmethod
-    def settings(cls, config: Config, world: World, bf16: bool) -> dict[str, Any]:
+    def settings(cls, config: TrainingConfig, world: World, bf16: bool) -> dict[str, Any]:
         """DeepSpeed's JSON for this run: the user's file, then what the trainer owns."""
         distributed, train = config.distributed, config.train
         extra = read_deepspeed_json(distributed.deepspeed_config, cls.OWNED)
@@ -144,17 +154,21 @@ class DeepSpeedRunner:
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)  # divides by the accumulation itself
 
-    def step(self, lr: float, skip: Tensor) -> Tensor:
+    def step(self, lr: float, skip: Tensor) -> Update:
         set_lr(self.optimizer, lr)
         skip_step_if(self.optimizer, skip)
         self._engine.step()
-        return skip
+        norm = self._engine.get_global_grad_norm()
+        return Update(skip, torch.as_tensor(math.nan if norm is None else norm, device=skip.device))
 
     def save(self, folder: Path) -> None:
         self._engine.save_checkpoint(str(folder), tag="deepspeed")
 
     def load(self, folder: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder), tag="deepspeed")
+        # The weights came from model.pt, whose names may be those of an earlier release.
+        path, _ = self._engine.load_checkpoint(
+            str(folder), tag="deepspeed", custom_load_fn=lambda src, dst: None
+        )
         if path is None:
             raise ConfigError(
                 f"train.resume={folder}: holds no DeepSpeed state for this many processes"
@@ -164,7 +178,7 @@ class DeepSpeedRunner:
 def make_runner(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    config: Config,
+    config: TrainingConfig,
     world: World,
     bf16: bool,
 ) -> Runner:
@@ -176,20 +190,22 @@ def make_runner(
 
 def update(
     optimizer: torch.optim.Optimizer, module: nn.Module, lr: float, clip: float, skip: Tensor
-) -> Tensor:
-    """One AdamW update with optional clipping of the gradient norm; clears the gradients.
+) -> Update:
+    """One AdamW update, unless ``skip`` is 1; clears the gradients.
 
-    A non-finite norm skips the update too, since scaling by it would poison every weight. Returns
-    whether it skipped (0-d, fp32).
+    Args:
+        clip: largest gradient norm; 0 = no limit. A non-finite norm then skips the update too,
+            since scaling by it would poison every weight.
     """
+    norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
     if clip > 0:
-        norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
+        nn.utils.clip_grads_with_norm_(module.parameters(), clip, norm)
         skip = torch.maximum(skip, (~torch.isfinite(norm)).to(skip.dtype))
     set_lr(optimizer, lr)
     skip_step_if(optimizer, skip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return skip
+    return Update(skip, norm)
 
 
 def read_deepspeed_json(path: str | None, owned: tuple[str, ...]) -> dict[str, Any]:

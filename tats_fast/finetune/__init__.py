@@ -1,1 +1,4 @@
-"""Fine-tuning: an encoder and a linear head on labelled videos, in the engine's training loop."""
+"""Fine-tuning of an encoder with a linear head on labelled videos, in the engine's loop.
+
+What a finished classifier is worth is measured in ``recognition``.
+"""

@@ -40,7 +40,7 @@ def read_classes(path: str) -> list[str]:
         raise ConfigError(f"data.classes={path}: {len(names)} name(s); expected two or more lines")
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"data.classes={path}: {name} is there twice")
+            raise ConfigError(f"data.classes={path}: {name} appears twice")
     return names
 
 

@@ -12,14 +12,14 @@ from torch import nn
 from tats_fast.models.classifier import VideoClassifier
 
 FIRST = ("encoder.embed.", "encoder.positions")
-BLOCKS = "encoder.encoder."
+BLOCKS = "encoder.blocks."
 LAST = ("fc_norm.", "head.")
 
 
 def layer_id(name: str, depth: int) -> int:
     """Layer of a parameter of ``VideoClassifier``, 0 to depth + 1.
 
-    ``encoder.encoder.3.mlp.fc1.weight`` -> 4.
+    ``encoder.blocks.3.mlp.fc1.weight`` -> 4.
 
     Raises:
         ValueError: a name that belongs to no layer.
@@ -58,17 +58,17 @@ def parameter_groups(
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay}: expected more than 0 and at most 1")
-    depth = len(module.encoder.encoder)
-    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    depth = len(module.encoder.blocks)
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             key = (layer_id(name, depth), parameter.ndim <= 1)
-            found.setdefault(key, []).append(parameter)
+            groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
             "weight_decay": 0.0 if plain else weight_decay,
             "lr_scale": lr_scale(layer, depth, layer_decay),
         }
-        for (layer, plain), parameters in sorted(found.items(), key=lambda item: item[0])
+        for (layer, plain), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]

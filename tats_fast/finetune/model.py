@@ -9,8 +9,10 @@ import torch
 
 from tats_fast.config import ConfigError
 from tats_fast.config.finetune import ClassifierConfig
-from tats_fast.interchange import read_weights, run_config
+from tats_fast.config.reading import build_model_config
+from tats_fast.interchange import read_weights
 from tats_fast.models.classifier import VideoClassifier
+from tats_fast.models.encoder import encoder_state
 from tats_fast.models.layers import NORM_EPS
 
 
@@ -41,7 +43,7 @@ def make_classifier(
         model, eps = weights.model, weights.norm_eps
         notes += weights.notes
     elif config.preset is not None:
-        model, eps = run_config({"preset": config.preset, **sizes}).model, NORM_EPS
+        model, eps = build_model_config({"preset": config.preset, **sizes}), NORM_EPS
         notes.append("the encoder starts from fresh weights (no init_from)")
     else:
         raise ConfigError(
@@ -61,9 +63,8 @@ def make_classifier(
         raise ConfigError(str(error)) from None
     classifier.classes = classes
     if weights is not None:
-        left_out = classifier.load_encoder(weights.state)
-        if left_out:
-            notes.append(f"left out: {', '.join(left_out)} (fc_norm norms the mean instead)")
+        if classifier.load_encoder(encoder_state(weights.state)):
+            notes.append("its final norm was left out: fc_norm norms the mean instead")
         if weights.head is not None:
             notes.append(f"its head of {len(weights.classes)} classes was left out")
     return classifier.to(device), notes

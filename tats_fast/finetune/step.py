@@ -23,6 +23,7 @@ from tats_fast.finetune.augment.mixing import mix, random_erase, soft_cross_entr
 from tats_fast.finetune.augment.rand_augment import rand_augment
 from tats_fast.models.classifier import VideoClassifier
 from tats_fast.models.patchify import normalised_video
+from tats_fast.models.restore import current_names
 
 # Keeps the host's draws of a step apart from other users of (seed, step, rank).
 _AUGMENT = 4
@@ -30,7 +31,7 @@ _AUGMENT = 4
 
 @dataclass
 class ClassifierLearner:
-    """Everything that a step changes, and what it needs to do so."""
+    """The state that a fine-tuning step changes, and what the step needs."""
 
     augment: AugmentConfig
     seed: int
@@ -73,7 +74,7 @@ class ClassifierLearner:
             "classifier": state,
             "model": asdict(encoder.config),
             "classes": list(self.module.classes),
-            "norm_eps": encoder.encoder[0].norm1.eps,
+            "norm_eps": encoder.norm_eps,
         }
 
     def trainer_state(self) -> dict[str, Any]:
@@ -82,22 +83,14 @@ class ClassifierLearner:
 
     def load_state(self, model: dict[str, Any], trainer: dict[str, Any]) -> None:
         """Take over what the two gave."""
-        if self.average is not None:
-            for name, value in self.average.items():
-                value.copy_(model["classifier"][name])
-        self.module.load_state_dict(trainer["weights"] or model["classifier"])
+        stored = current_names(model["classifier"])
+        for name, value in (self.average or {}).items():
+            value.copy_(stored[name])
+        self.module.load_state_dict(current_names(trainer["weights"] or stored))
 
 
-@dataclass(frozen=True)
-class StepPlan:
-    """What the host decides about one step."""
-
-    step: int
-    lr: float
-
-
-def train_step(
-    learner: ClassifierLearner, clips: list[Tensor], labels: list[Tensor], plan: StepPlan
+def finetune_step(
+    learner: ClassifierLearner, clips: list[Tensor], labels: list[Tensor], step: int, lr: float
 ) -> dict[str, Tensor]:
     """Train on one global batch's share of this process.
 
@@ -105,14 +98,15 @@ def train_step(
         clips: one uint8 tensor (B, T, S, S, 3) per micro-batch, on the device, the R clips of a
             video in a row.
         labels: their videos' classes, (G,) int64 each, on the device.
+        step: optimizer steps done before this one.
 
     Returns:
         0-d tensors by name (docs/metrics.md), means over micro-batches and processes. ``skipped``
         is 1 where the loss or the gradient's norm was not finite and the update was left out.
     """
     rank = learner.world.rank
-    learner.generator.manual_seed(draw_seed(learner.seed, plan.step, rank))
-    rng = np.random.default_rng([learner.seed, plan.step, rank, _AUGMENT])
+    learner.generator.manual_seed(draw_seed(learner.seed, step, rank))
+    rng = np.random.default_rng([learner.seed, step, rank, _AUGMENT])
     passes = []
     for index, (batch, label) in enumerate(zip(clips, labels, strict=True)):
         with learner.runner.accumulating(last=index == len(clips) - 1):
@@ -121,9 +115,9 @@ def train_step(
     means = torch.stack([torch.stack([done[name] for name in names]) for done in passes]).mean(0)
     metrics = dict(zip(names, learner.world.mean(means).unbind(), strict=True))
     skip = any_not_finite(learner.world, [metrics["loss"]])
-    skip = learner.runner.step(plan.lr, skip)
+    skip, norm = learner.runner.step(lr, skip)
     _update_average(learner, skip)
-    return {**metrics, "skipped": skip}
+    return {**metrics, "grad_norm": norm, "skipped": skip}
 
 
 def _micro_step(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,18 +13,25 @@ from tats_fast.data.loader import ClipBatch, resolved_backend
 from tats_fast.engine.distributed import draw_seed
 from tats_fast.engine.logs import RunLog, SilentLog
 from tats_fast.engine.loop import TrainingLoop
-from tats_fast.engine.optim import LR_REFERENCE_BATCH, lr_at, make_adamw
-from tats_fast.engine.precision import wants_bf16
+from tats_fast.engine.optim import lr_at, make_adamw
 from tats_fast.engine.runner import make_runner
 from tats_fast.finetune.augment.mixing import balanced_weights
 from tats_fast.finetune.classes import classes_file, label_classes
 from tats_fast.finetune.layer_decay import parameter_groups
 from tats_fast.finetune.model import make_classifier
-from tats_fast.finetune.step import ClassifierLearner, StepPlan, train_step
+from tats_fast.finetune.step import ClassifierLearner, finetune_step
+from tats_fast.models import flops
 from tats_fast.models.attention import choose_backend
 from tats_fast.models.execution import prepare_blocks
-from tats_fast.recognition.evaluate import FOLDER, Evaluation, evaluation, percent, write_files
-from tats_fast.recognition.scores import Views, class_scores, merged
+from tats_fast.recognition.evaluation_result import (
+    FOLDER,
+    Evaluation,
+    make_evaluation,
+    percent,
+    write_files,
+)
+from tats_fast.recognition.options import Views
+from tats_fast.recognition.scores import class_scores, merged
 
 LOGGER = logging.getLogger("tats_fast")
 QUICK = {"clips": 1, "crops": 1}
@@ -37,7 +43,7 @@ class Finetuner(TrainingLoop):
 
     config: FinetuneConfig
     learner: ClassifierLearner
-    shown = (("loss", "loss", ".4f"), ("train_top1", "top-1 of mixed clips", ".3f"))
+    columns = (("loss", "loss", ".4f"), ("train_top1", "top-1 of mixed clips", ".3f"))
 
     def make_learner(self) -> ClassifierLearner:
         config, world = self.config, self.world
@@ -56,7 +62,6 @@ class Finetuner(TrainingLoop):
         if config.augment.class_weights == "balanced":
             weights = balanced_weights(self.labels, len(classes)).to(world.device)
         groups = parameter_groups(classifier, optim.weight_decay, optim.layer_decay)
-        bf16 = wants_bf16(config.train.precision, world.device)
         average = None
         if config.train.ema_decay > 0:
             average = {name: p.detach().clone() for name, p in classifier.named_parameters()}
@@ -64,9 +69,9 @@ class Finetuner(TrainingLoop):
             augment=config.augment,
             seed=config.seed,
             world=world,
-            runner=make_runner(classifier, make_adamw(groups, optim), config, world, bf16),
+            runner=make_runner(classifier, make_adamw(groups, optim), config, world, self.bf16),
             generator=torch.Generator(world.device),
-            bf16=bf16,
+            bf16=self.bf16,
             class_weights=weights,
             ema_decay=config.train.ema_decay,
             average=average,
@@ -78,15 +83,18 @@ class Finetuner(TrainingLoop):
 
     def train_step(self, batches: list[ClipBatch]) -> dict[str, Tensor]:
         config, step, device = self.config, self.position.step, self.world.device
-        lr = lr_at(config.optim, step, self.total_steps, config.train.batch_size)
-        self._plan = StepPlan(step, lr)
+        self._lr = lr_at(config.optim, step, self.total_steps, config.train.batch_size)
         clips = [batch.clips.to(device, non_blocking=True) for batch in batches]
         # Of the videos that were read, where one stood in for another.
         labels = [self.labels[batch.videos].to(device, non_blocking=True) for batch in batches]
-        return train_step(self.learner, clips, labels, self._plan)
+        return finetune_step(self.learner, clips, labels, step, self._lr)
 
     def row(self) -> dict[str, Any]:
-        return {"lr": self._plan.lr}
+        return {"lr": self._lr}
+
+    def flop_per_clip(self) -> float:
+        encoder = self.learner.module.encoder.config
+        return flops.TRAINING_FACTOR * flops.classifier(encoder, len(self.learner.module.classes))
 
     def evaluate(self, log: RunLog | SilentLog) -> None:
         if self.held_out is None or self.position.step == 0:
@@ -98,9 +106,9 @@ class Finetuner(TrainingLoop):
             views = Views(stride=data.stride, **QUICK)
         else:
             return
-        found = self._measure(views)
-        if found is not None:
-            self._report(found, views, log)
+        evaluation = self._measure(views)
+        if evaluation is not None:
+            self._report(evaluation, views, log)
         self.world.barrier()
 
     def _measure(self, views: Views) -> Evaluation | None:
@@ -122,57 +130,50 @@ class Finetuner(TrainingLoop):
             return None
         try:
             scored = merged(parts)
-            return evaluation(classifier.classes, self.held_out, self.true, scored, "data.eval")
+            return make_evaluation(
+                classifier.classes, self.held_out, self.true, scored, "data.eval"
+            )
         except ConfigError as error:
             LOGGER.warning("step %d cannot be evaluated: %s", self.position.step, error)
             return None
 
-    def _report(self, found: Evaluation, views: Views, log: RunLog | SilentLog) -> None:
-        accuracy, bad = found.accuracy, found.scored.bad
+    def _report(self, evaluation: Evaluation, views: Views, log: RunLog | SilentLog) -> None:
+        accuracy, bad = evaluation.accuracy, evaluation.scored.bad
         row = {
             "step": self.position.step,
             "top1": accuracy.top1,
             "top5": accuracy.top5,
             "mean_class": accuracy.mean_class,
             "views": views.clips * views.crops,
-            "videos": len(found.scored.numbers),
+            "videos": len(evaluation.scored.numbers),
             "unreadable": len(bad),
         }
         text = f"held-out: top-1 {percent(accuracy.top1)}, {row['views']} view(s) of each of "
         text += f"{row['videos']} videos" + (f"; {len(bad)} unreadable" if bad else "")
         if self.finished:
             facts = {"checkpoint": str(self.folder), "views": vars(views), "step": row["step"]}
-            write_files(self.folder / FOLDER, found, facts)
+            write_files(self.folder / FOLDER, evaluation, facts)
             text += f"; see {self.folder / FOLDER}"
         log.evaluation(row, text)
 
-    def describe(self) -> str:
-        config, world = self.config, self.world
-        train, optim, data, augment = config.train, config.optim, config.data, config.augment
-        model = self.learner.module.encoder.config
-        batch, scale = train.batch_size, train.batch_size / LR_REFERENCE_BATCH
-        micro = batch // (world.size * train.accumulation)
-        names, device = classes_file(data), world.device.type
+    def describe(self) -> list[str]:
+        config, data, augment = self.config, self.config.data, self.config.augment
+        model, classes = self.learner.module.encoder.config, self.learner.module.classes
+        names, device = classes_file(data), self.world.device.type
+        source = "from the labels" if names is None else f"names from {names}"
         sampling = f"stride {data.stride}" if data.stride else "one frame per segment"
-        return "\n".join(
-            [
-                f"run {Path(config.output_dir) / config.name}: {len(self.videos)} videos of "
-                f"{len(self.learner.module.classes)} classes "
-                f"({'from the labels' if names is None else f'names from {names}'}), "
-                f"{self.total_steps} steps, {world.size} process(es) on {device} "
-                f"({config.distributed.engine})",
-                f"global batch {batch} videos = {world.size} processes x {train.accumulation} "
-                f"micro-batches x {micro}, {data.repeats} clip(s) of each; learning rate "
-                f"{optim.base_lr * scale:.3g} peak, {optim.min_lr * scale:.3g} at the end (base "
-                f"{optim.base_lr:g} x {batch}/{LR_REFERENCE_BATCH}), times {optim.layer_decay:g} "
-                "per layer down",
-                f"{model.num_frames} frames of {model.image_size} x {model.image_size}, {sampling},"
-                f" flip {'on' if data.flip else 'off'}; RandAugment {augment.rand_ops} ops, erase "
-                f"{augment.erase:g}, mixup {augment.mixup:g}, cutmix {augment.cutmix:g}, smoothing "
-                f"{augment.smoothing:g}, drop path {config.model.drop_path:g}, head dropout "
-                f"{config.model.head_dropout:g}",
-                f"attention {choose_backend(model.attention, device)}, decoding "
-                f"{resolved_backend(data.backend, device)} with {data.workers} worker(s); tested "
-                f"on {data.clips} clips x {data.crops} crops",
-            ]
-        )
+        return [
+            *self.describe_run(
+                f"{len(self.videos)} videos of {len(classes)} classes ({source})",
+                f"videos, {data.repeats} clip(s) of each",
+            ),
+            f"{model.num_frames} frames of {model.image_size} x {model.image_size}, {sampling}, "
+            f"flip {'on' if data.flip else 'off'}; RandAugment {augment.rand_ops} ops, erase "
+            f"{augment.erase:g}, mixup {augment.mixup:g}, cutmix {augment.cutmix:g}, smoothing "
+            f"{augment.smoothing:g}, drop path {config.model.drop_path:g}, head dropout "
+            f"{config.model.head_dropout:g}, learning rate x {config.optim.layer_decay:g} per "
+            "layer down",
+            f"attention {choose_backend(model.attention, device)}, decoding "
+            f"{resolved_backend(data.backend, device)} with {data.workers} worker(s); tested on "
+            f"{data.clips} clips x {data.crops} crops",
+        ]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tats_fast.config import ConfigError
+from tats_fast.config.reading import build_model_config
 from tats_fast.interchange.names import (
     ORIGINAL,
     check_names,
@@ -26,11 +27,11 @@ from tats_fast.interchange.names import (
     key_map,
     take_head,
 )
-from tats_fast.interchange.weights import Weights, check_shapes, run_config
+from tats_fast.interchange.weights import Weights, check_overrides, check_shapes
 from tats_fast.models.layers import NORM_EPS, sincos_positions
 
 CONTAINERS = ("model", "module", "state_dict")
-WRAPPERS = ("module.", "model.", "_orig_mod.")
+WRAPPERS = ("module.", "model.")
 HEADS = {192: 3, 384: 6, 512: 8, 640: 8, 768: 12, 1024: 16, 1280: 16, 1408: 16}
 """Heads of the published encoders and decoders by their width."""
 UNSAID = ("heads", "decoder_heads", "image_size", "num_frames", "attention")
@@ -62,16 +63,17 @@ def foreign_weights(
     kernel = state.get("encoder.patch_embed.proj.weight")
     if kernel is None or kernel.ndim != 5:
         raise ConfigError(
-            f"{path}: no VideoMAE checkpoint: no 5-D patch_embed.proj.weight among "
+            f"{path}: not a VideoMAE checkpoint: no 5-D patch_embed.proj.weight among "
             f"{first_names(state)}"
         )
     depth = _count(state, "encoder.blocks")
     decoder_depth = _count(state, "decoder.blocks") or None
-    keys = key_map(ORIGINAL, depth, decoder_depth, final_norm=not pooled)
+    keys = key_map(ORIGINAL, depth, decoder_depth, not pooled)
     check_names(state, keys, path)
-    tree = {**_sizes(state, depth, decoder_depth, overrides), **_checked(overrides)}
+    sizes = _sizes(state, depth, decoder_depth, overrides)
+    check_overrides(overrides, UNSAID, "given")
     weights = Weights(
-        model=run_config(tree).model,
+        model=build_model_config({**sizes, **overrides}),
         state=from_foreign(state, keys),
         final_norm=not pooled,
         head=head,
@@ -86,47 +88,37 @@ def foreign_weights(
 def unwrap(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The state dict in ``content``, without the prefixes of DDP, DeepSpeed and ``torch.compile``,
     and with the encoder under ``encoder.``."""
-    state: Any = content
-    for key in CONTAINERS:
-        if isinstance(content.get(key), Mapping):
-            state = content[key]
-            break
+    containers = (content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping))
+    state = next(containers, content)
     result: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
-            raise ConfigError(f"{path}: no VideoMAE checkpoint: {name} is not a tensor")
-        plain = _plain_name(str(name))
+            raise ConfigError(f"{path}: not a VideoMAE checkpoint: {name} is not a tensor")
+        # The prefix of compiled modules is also inside: blocks may be compiled one by one.
+        plain = str(name).replace("_orig_mod.", "")
+        while plain.startswith(WRAPPERS):
+            plain = plain.split(".", 1)[1]
         if plain in result:
-            raise ConfigError(f"{path}: {plain} is there twice, under different prefixes")
+            raise ConfigError(f"{path}: {plain} appears twice, under different prefixes")
         result[plain] = tensor
     if any(name.startswith("encoder.") for name in result):
         return result
     return {f"encoder.{name}": tensor for name, tensor in result.items()}
 
 
-def _plain_name(name: str) -> str:
-    name = name.replace("_orig_mod.", "")  # also inside: blocks may be compiled one by one
-    while name.startswith(WRAPPERS):
-        name = name.split(".", 1)[1]
-    return name
-
-
 def _without_positions(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Without a table of fixed positions, which are computed here."""
-    for name in POSITIONS:
-        table = state.get(name)
-        if table is None:
-            continue
+    tables = {name: state[name] for name in POSITIONS if name in state}
+    for name, table in tables.items():
         fixed = table.ndim == 3 and torch.allclose(
             table[0].float(), sincos_positions(*table.shape[1:]), atol=1e-3
         )
         if not fixed:
             raise ConfigError(
-                f"{path}: {name} holds learned positions; this model has fixed ones only, and the "
-                "weights would not mean the same with them"
+                f"{path}: {name} holds learned positions; this model has fixed ones only, with "
+                "which the weights would compute something else"
             )
-        state = {key: tensor for key, tensor in state.items() if key != name}
-    return state
+    return {name: tensor for name, tensor in state.items() if name not in tables}
 
 
 def _count(state: Mapping[str, Tensor], blocks: str) -> int:
@@ -161,25 +153,16 @@ def _sizes(
 
 
 def _heads(field: str, width: int, overrides: Mapping[str, Any]) -> int:
-    if field not in overrides and width not in HEADS:
+    heads = overrides.get(field, HEADS.get(width))
+    if heads is None:
         raise ConfigError(
             f"model.{field}: the file does not say how many heads share width {width}; "
             f"add model.{field}=N"
         )
-    return overrides.get(field, HEADS.get(width))
+    return heads
 
 
 def mlp_ratio(width: int, hidden: int) -> float:
     """A ratio r with int(width * r) == hidden, whatever rounding does; (1408, 6144) -> 4.3636."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
-
-
-def _checked(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
-    for key, value in overrides.items():
-        if key not in UNSAID:
-            raise ConfigError(
-                f"model.{key}={value}: the weights determine it; only {', '.join(UNSAID)} can be "
-                "given"
-            )
-    return overrides

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from tats_fast.config import ConfigError, ModelConfig
+from tats_fast.config.reading import build_model_config
 from tats_fast.interchange.foreign import mlp_ratio
+from tats_fast.interchange.model_card import model_card
 from tats_fast.interchange.names import (
     HUGGING_FACE,
     check_names,
@@ -23,13 +26,13 @@ from tats_fast.interchange.names import (
     take_head,
     to_foreign,
 )
-from tats_fast.interchange.weights import Weights, check_shapes, run_config
+from tats_fast.interchange.weights import Weights, check_shapes
 from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD
 
-CONFIG_JSON = "config.json"
+CONFIG_JSON = "config.json"  # in every folder that save_pretrained writes
 SAFETENSORS = "model.safetensors"
 # What Transformers takes for a field that config.json leaves out.
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "image_size": 224,
     "patch_size": 16,
     "num_channels": 3,
@@ -40,17 +43,23 @@ DEFAULTS = {
     "num_attention_heads": 12,
     "intermediate_size": 3072,
     "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.02,
     "layer_norm_eps": 1e-12,
-    "qkv_bias": True,
+    "qkv_bias": True,  # release 5 calls it qv_bias and understands both
     "use_mean_pooling": True,
-    "id2label": None,
-    "num_labels": 2,
     "decoder_hidden_size": 384,
     "decoder_num_hidden_layers": 4,
     "decoder_num_attention_heads": 6,
     "decoder_intermediate_size": 1536,
     "norm_pix_loss": True,
 }
+# Model fields here -> there.
+_SIZES = {"width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads"}
+_CLIP = ("image_size", "patch_size", "num_frames", "tubelet_size")
+ENCODER_FIELDS = _SIZES | {name: name for name in _CLIP}
+DECODER_FIELDS = {f"decoder_{ours}": f"decoder_{theirs}" for ours, theirs in _SIZES.items()}
 # Release 4 knows the first name alone. Early releases 5 know the second alone and start from zeros
 # where they find the first (transformers pull request 48675); later ones know both.
 BIAS_NAMES = {
@@ -62,11 +71,6 @@ KEY_BIAS = "attention.attention.key.bias"
 DECODER = ("decoder.", "encoder_to_decoder.", "mask_token")
 
 
-def is_hugging_face(path: Path) -> bool:
-    """Whether ``path`` is a folder as ``save_pretrained`` writes it."""
-    return (path / CONFIG_JSON).is_file()
-
-
 def read_hugging_face(folder: Path) -> Weights:
     """Weights of ``VideoMAEModel``, ``...ForPreTraining`` or ``...ForVideoClassification``.
 
@@ -75,7 +79,7 @@ def read_hugging_face(folder: Path) -> Weights:
             tensors (named).
     """
     config = _read_config(folder / CONFIG_JSON)
-    state = _old_names(_read_tensors(folder), folder)
+    state = _read_state(folder)
     final_norm = not config["use_mean_pooling"]
     head, state, notes = take_head(state, HUGGING_FACE, not final_norm, folder)
     # Without a norm before it, the decoder reads other numbers than ours does.
@@ -91,11 +95,11 @@ def read_hugging_face(folder: Path) -> Weights:
         )
     depth = config["num_hidden_layers"]
     decoder_depth = config["decoder_num_hidden_layers"] if decoder else None
-    kinds = {"final_norm": final_norm, "biases": config["qkv_bias"]}
-    keys = key_map(HUGGING_FACE, depth, decoder_depth, **kinds)
+    whole = key_map(HUGGING_FACE, depth, decoder_depth, final_norm)
+    keys = {k: v for k, v in whole.items() if config["qkv_bias"] or not k.endswith("_bias")}
     check_names(state, keys, folder)
     ours = from_foreign(state, keys)
-    for name in key_map(HUGGING_FACE, depth, decoder_depth, final_norm=final_norm).keys() - keys:
+    for name in whole.keys() - keys:
         # Trained without these biases, which is to say with zeros.
         projection = ours[f"{name.rpartition('.')[0]}.weight"]
         ours[name] = projection.new_zeros(len(projection) // 3)
@@ -121,30 +125,16 @@ def hugging_face_config(weights: Weights) -> dict[str, Any]:
         kind = "VideoMAEForVideoClassification"
         labels["id2label"] = {str(i): name for i, name in enumerate(weights.classes)}
         labels["label2id"] = {name: i for i, name in enumerate(weights.classes)}
+    fields = ENCODER_FIELDS | DECODER_FIELDS
     return {
         "architectures": [kind],
         "model_type": "videomae",
-        "image_size": model.image_size,
-        "patch_size": model.patch_size,
-        "num_channels": 3,
-        "num_frames": model.num_frames,
-        "tubelet_size": model.tubelet_size,
-        "hidden_size": model.width,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.heads,
+        **DEFAULTS,
+        **{theirs: getattr(model, ours) for ours, theirs in fields.items()},
         "intermediate_size": int(model.width * model.mlp_ratio),
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.02,
-        "layer_norm_eps": weights.norm_eps,
-        "qkv_bias": True,  # release 5 calls it qv_bias and understands both
-        "use_mean_pooling": not weights.final_norm,
-        "decoder_hidden_size": model.decoder_width,
-        "decoder_num_hidden_layers": model.decoder_depth,
-        "decoder_num_attention_heads": model.decoder_heads,
         "decoder_intermediate_size": int(model.decoder_width * model.mlp_ratio),
-        "norm_pix_loss": True,
+        "layer_norm_eps": weights.norm_eps,
+        "use_mean_pooling": not weights.final_norm,
         "torch_dtype": "float32",
         **labels,
     }
@@ -168,35 +158,46 @@ def image_processor_config(image_size: int) -> dict[str, Any]:
     }
 
 
-def write_hugging_face(weights: Weights, folder: Path) -> None:
-    """Write configuration, image processor and weights into an existing folder.
+def export_hugging_face(weights: Weights, out: Path) -> Path:
+    """Write a folder for Transformers' ``from_pretrained`` with a model card: all of it or nothing.
 
     Raises:
-        ConfigError: positions that Transformers' model does not have.
+        ConfigError: ``out`` is there and not empty, or Transformers' model has no such positions.
     """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"out={out}: exists and is not an empty folder")
     model = weights.model
     if model.positions != "flat":
         raise ConfigError(
             f"model.positions={model.positions}: VideoMAE in Transformers has flat positions only; "
             "train with model.positions=flat to export there"
         )
-    keys = key_map(
-        HUGGING_FACE,
-        model.depth,
-        model.decoder_depth if weights.has_decoder else None,
-        final_norm=weights.final_norm,
-    )
+    decoder_depth = model.decoder_depth if weights.has_decoder else None
+    keys = key_map(HUGGING_FACE, model.depth, decoder_depth, weights.final_norm)
     sizes = (model.tubelet_size, model.patch_size)
     tensors = to_foreign(weights.state, keys, *sizes)
     if weights.head is not None:
         tensors |= to_foreign(weights.head, head_map(HUGGING_FACE), *sizes)
-    tensors |= {_rename(name): t.clone() for name, t in tensors.items() if _rename(name) != name}
-    _safetensors().save_file(tensors, str(folder / SAFETENSORS), metadata={"format": "pt"})
-    for name, content in (
-        (CONFIG_JSON, hugging_face_config(weights)),
-        ("preprocessor_config.json", image_processor_config(model.image_size)),
-    ):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    for old, new in BIAS_NAMES.items():
+        biases = {name: tensor for name, tensor in tensors.items() if old in name}
+        tensors |= {name.replace(old, new): tensor.clone() for name, tensor in biases.items()}
+    temporary = out.with_name(f".writing_{out.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        _safetensors().save_file(tensors, str(temporary / SAFETENSORS), metadata={"format": "pt"})
+        for name, content in (
+            (CONFIG_JSON, hugging_face_config(weights)),
+            ("preprocessor_config.json", image_processor_config(model.image_size)),
+        ):
+            (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
+        (temporary / "README.md").write_text(model_card(weights))
+        if out.exists():
+            out.rmdir()
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -233,7 +234,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: model_type={kind}; expected videomae")
     if "qv_bias" in config:  # the newer name of the same field
         config = {"qkv_bias": config["qv_bias"], **config}
-    config = {key: config.get(key, default) for key, default in DEFAULTS.items()}
+    config = {**DEFAULTS, **config}
     for key in ("image_size", "patch_size"):
         sides = config[key] if isinstance(config[key], list) else [config[key]]
         if len(set(sides)) != 1:
@@ -247,9 +248,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _class_names(config: Mapping[str, Any], where: Path) -> tuple[str, ...]:
     """Names by id; without any, Transformers' own for as many labels as ``config.json`` says."""
-    names = config["id2label"]
+    names = config.get("id2label")
     if names is None:
-        names = {str(i): f"LABEL_{i}" for i in range(config["num_labels"])}
+        names = {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
     ids = [str(i) for i in range(len(names))] if isinstance(names, Mapping) else []
     if not ids or names.keys() != set(ids):
         raise ConfigError(
@@ -259,50 +260,26 @@ def _class_names(config: Mapping[str, Any], where: Path) -> tuple[str, ...]:
 
 
 def _model_config(config: Mapping[str, Any], decoder: bool, where: Path) -> ModelConfig:
-    width, hidden = config["hidden_size"], config["intermediate_size"]
-    ratio = mlp_ratio(width, hidden)
-    tree = {
-        "image_size": config["image_size"],
-        "patch_size": config["patch_size"],
-        "num_frames": config["num_frames"],
-        "tubelet_size": config["tubelet_size"],
-        "width": width,
-        "depth": config["num_hidden_layers"],
-        "heads": config["num_attention_heads"],
-        "mlp_ratio": ratio,
-    }
+    ratio = mlp_ratio(config["hidden_size"], config["intermediate_size"])
+    fields = ENCODER_FIELDS | (DECODER_FIELDS if decoder else {})
     if decoder:
-        tree |= {
-            "decoder_width": config["decoder_hidden_size"],
-            "decoder_depth": config["decoder_num_hidden_layers"],
-            "decoder_heads": config["decoder_num_attention_heads"],
-        }
         there = config["decoder_intermediate_size"]
         if int(config["decoder_hidden_size"] * ratio) != there:
             raise ConfigError(
                 f"{where}: decoder_intermediate_size={there}; here encoder and decoder share one "
                 f"mlp_ratio ({ratio:g})"
             )
-    return run_config(tree).model
+    tree = {ours: config[theirs] for ours, theirs in fields.items()}
+    return build_model_config({**tree, "mlp_ratio": ratio})
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def _read_state(folder: Path) -> dict[str, Tensor]:
+    """All tensors, named as in ``HUGGING_FACE``: with the base model's prefix, biases as release 4
+    has them and none of keys."""
     files = sorted(folder.glob("model*.safetensors"))  # large models come in several
     if not files:
         raise ConfigError(f"{folder}: no {SAFETENSORS} in it")
-    return {name: tensor for file in files for name, tensor in read_safetensors(file).items()}
-
-
-def _rename(name: str) -> str:
-    """Names of release 4 -> names of release 5."""
-    for old, new in BIAS_NAMES.items():
-        name = name.replace(old, new)
-    return name
-
-
-def _old_names(state: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
-    """Names as in ``HUGGING_FACE``: with the base model's prefix, biases as release 4 has them and
-    none of keys."""
+    state = {name: tensor for file in files for name, tensor in read_safetensors(file).items()}
     result: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.endswith(KEY_BIAS):
@@ -312,6 +289,6 @@ def _old_names(state: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
         for old, new in BIAS_NAMES.items():
             name = name.replace(new, old)
         if name in result and not torch.equal(result[name], tensor):
-            raise ConfigError(f"{where}: {name} is there under two names with different values")
+            raise ConfigError(f"{folder}: {name} appears under two names with different values")
         result[name] = tensor
     return result

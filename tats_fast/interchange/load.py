@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,13 @@ import torch
 
 from tats_fast.config import ConfigError
 from tats_fast.interchange.foreign import foreign_weights
-from tats_fast.interchange.huggingface import (
-    is_hugging_face,
-    read_hugging_face,
-    read_safetensors,
-)
+from tats_fast.interchange.huggingface import CONFIG_JSON, read_hugging_face, read_safetensors
 from tats_fast.interchange.weights import Weights, is_ours, own_weights, resize
-from tats_fast.run_folder import MODEL_FILE, find_checkpoint
+from tats_fast.run_folder import MODEL_FILE, find_checkpoint, read_tensors
 
 
 def read_weights(
-    path: str | Path, overrides: Mapping[str, Any] | None = None, key: str = "--checkpoint"
+    path: str | Path, overrides: Mapping[str, Any] | None = None, key: str = "checkpoint"
 ) -> Weights:
     """The model at ``path``, which is a run (then its newest checkpoint) of pretraining or
     fine-tuning, a checkpoint folder or its ``model.pt``, a file that ``tats-fast import`` wrote, a
@@ -37,7 +32,7 @@ def read_weights(
         ConfigError: nothing there, another model, or an override that the weights contradict.
     """
     path, overrides = Path(path), dict(overrides or {})
-    if is_hugging_face(path):
+    if (path / CONFIG_JSON).is_file():
         return resize(read_hugging_face(path), overrides)
     if not path.is_file():
         path = find_checkpoint(path, key=key) / MODEL_FILE
@@ -53,18 +48,9 @@ def read_plain(path: Path) -> Mapping[str, Any]:
     Raises:
         ConfigError: damaged, or holding anything that would have to be executed.
     """
-    try:
-        # VideoMAE saves its command line beside the weights: a Namespace only holds attributes.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ConfigError(
-            f"{path}: refused: it holds more than tensors and plain values, and reading such a "
-            "file can run code hidden in it"
-        ) from None
-    except Exception as error:  # torch.load raises a different type for each kind of damage
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise ConfigError(f"{path}: cannot be read ({reason})") from None
+    # VideoMAE saves its command line beside the weights: a Namespace only holds attributes.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = read_tensors(path)
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
     return content

@@ -4,7 +4,7 @@
 |---|---|---|
 | ``qkv.weight`` (3C, C) | query, key, value: (C, C) each | ``attn.qkv.weight`` (3C, C) |
 | ``qkv.q_bias``, ``qkv.v_bias`` | the same; in release 5 query.bias, value.bias | the same |
-| ``embed.proj.weight`` (C, D) | Conv3d (C, 3, t, p, p) | Conv3d (C, 3, t, p, p) |
+| ``encoder.embed.proj.weight`` (C, D) | Conv3d (C, 3, t, p, p) | Conv3d (C, 3, t, p, p) |
 | ``mask_token`` (C) | (1, 1, C) | (1, 1, C) |
 
 There is no key bias anywhere: the softmax would not see it.
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tats_fast.config import ConfigError
 
-PATCH_WEIGHT = "embed.proj.weight"
+PATCH_WEIGHT = "encoder.embed.proj.weight"
 MASK_TOKEN = "mask_token"
 KeyMap = dict[str, tuple[str, ...]]
 """Our name -> their names; several tensors are stacked along their first axis."""
@@ -45,10 +45,9 @@ class Layout:
     block: Mapping[str, str]
     """Inside a block, modules with weight and bias: our name -> theirs."""
     attention: Mapping[str, tuple[str, ...]]
-    """Inside a block, tensors of the projection: our name -> theirs."""
+    """Inside a block, tensors of ``attention.qkv``: our name -> theirs."""
 
 
-_QKV = "attention.qkv."
 HUGGING_FACE = Layout(
     embed="videomae.embeddings.patch_embeddings.projection",
     encoder="videomae.encoder.layer",
@@ -64,11 +63,9 @@ HUGGING_FACE = Layout(
         "mlp.fc2": "output.dense",
     },
     attention={
-        _QKV + "weight": tuple(
-            f"attention.attention.{n}.weight" for n in ("query", "key", "value")
-        ),
-        _QKV + "q_bias": ("attention.attention.q_bias",),
-        _QKV + "v_bias": ("attention.attention.v_bias",),
+        "weight": tuple(f"attention.attention.{n}.weight" for n in ("query", "key", "value")),
+        "q_bias": ("attention.attention.q_bias",),
+        "v_bias": ("attention.attention.v_bias",),
     },
 )
 ORIGINAL = Layout(
@@ -86,57 +83,48 @@ ORIGINAL = Layout(
         "mlp.fc2": "mlp.fc2",
     },
     attention={
-        _QKV + "weight": ("attn.qkv.weight",),
-        _QKV + "q_bias": ("attn.q_bias",),
-        _QKV + "v_bias": ("attn.v_bias",),
+        "weight": ("attn.qkv.weight",),
+        "q_bias": ("attn.q_bias",),
+        "v_bias": ("attn.v_bias",),
     },
 )
 
 
-def key_map(
-    layout: Layout, depth: int, decoder_depth: int | None, *, final_norm: bool, biases: bool = True
-) -> KeyMap:
+def key_map(layout: Layout, depth: int, decoder_depth: int | None, final_norm: bool) -> KeyMap:
     """Every parameter of a model with ``depth`` encoder blocks.
 
     Args:
         decoder_depth: None leaves the decoder and what belongs to it out.
         final_norm: whether a LayerNorm follows the last encoder block.
-        biases: whether queries and values have biases.
     """
-    keys: KeyMap = {}
-
-    def module(ours: str, theirs: str) -> None:
-        for kind in ("weight", "bias"):
-            keys[f"{ours}.{kind}"] = (f"{theirs}.{kind}",)
+    keys = _module("encoder.embed.proj", layout.embed)
 
     def blocks(ours: str, theirs: str, count: int) -> None:
         for i in range(count):
             for a, b in layout.block.items():
-                module(f"{ours}.{i}.{a}", f"{theirs}.{i}.{b}")
+                keys.update(_module(f"{ours}.{i}.{a}", f"{theirs}.{i}.{b}"))
             for a, parts in layout.attention.items():
-                if biases or not a.endswith("_bias"):
-                    keys[f"{ours}.{i}.{a}"] = tuple(f"{theirs}.{i}.{part}" for part in parts)
+                names = tuple(f"{theirs}.{i}.{part}" for part in parts)
+                keys[f"{ours}.{i}.attention.qkv.{a}"] = names
 
-    module("embed.proj", layout.embed)
-    blocks("encoder", layout.encoder, depth)
+    blocks("encoder.blocks", layout.encoder, depth)
     if final_norm:
-        module("encoder_norm", layout.encoder_norm)
+        keys |= _module("encoder.norm", layout.encoder_norm)
     if decoder_depth is not None:
         keys["to_decoder.weight"] = ("encoder_to_decoder.weight",)
         keys[MASK_TOKEN] = ("mask_token",)
         blocks("decoder", layout.decoder, decoder_depth)
-        module("decoder_norm", "decoder.norm")
-        module("head", "decoder.head")
+        keys |= _module("decoder_norm", "decoder.norm") | _module("head", "decoder.head")
     return keys
 
 
 def head_map(layout: Layout) -> KeyMap:
     """A classifier's norm and linear layer, which stand apart: ``head`` is also a decoder's."""
-    return {
-        f"{ours}.{kind}": (f"{theirs}.{kind}",)
-        for ours, theirs in (("fc_norm", layout.fc_norm), ("head", layout.classifier))
-        for kind in ("weight", "bias")
-    }
+    return _module("fc_norm", layout.fc_norm) | _module("head", layout.classifier)
+
+
+def _module(ours: str, theirs: str) -> KeyMap:
+    return {f"{ours}.{kind}": (f"{theirs}.{kind}",) for kind in ("weight", "bias")}
 
 
 def to_foreign(
@@ -169,23 +157,17 @@ def from_foreign(state: Mapping[str, Tensor], keys: KeyMap) -> dict[str, Tensor]
     return result
 
 
-def check_names(found: Collection[str], keys: KeyMap, where: object) -> None:
+def check_names(state: Collection[str], keys: KeyMap, where: object) -> None:
     """Refuse a checkpoint that lacks a parameter or holds one that has no place here.
 
     Raises:
         ConfigError: one line with the first names and how many there are.
     """
     expected = {name for theirs in keys.values() for name in theirs}
-    problems = [
-        f"{word} {first_names(names)}"
-        for word, names in (
-            ("lacks", expected - set(found)),
-            ("holds the unknown", set(found) - expected),
-        )
-        if names
-    ]
-    if problems:
-        raise ConfigError(f"{where}: not a VideoMAE checkpoint: it {' and '.join(problems)}")
+    problems = {"lacks": expected - set(state), "holds the unknown": set(state) - expected}
+    text = " and ".join(f"{word} {first_names(names)}" for word, names in problems.items() if names)
+    if text:
+        raise ConfigError(f"{where}: not a VideoMAE checkpoint: it {text}")
 
 
 def take_head(
@@ -218,8 +200,8 @@ def drop(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors whose names do not start so, and ``text`` as a note if there were others."""
     names = [name for name in state if name.startswith(tuple(prefixes))]
-    kept = {name: tensor for name, tensor in state.items() if name not in names}
-    return kept, ((f"{text} ({first_names(names)})",) if names else ())
+    rest = {name: tensor for name, tensor in state.items() if name not in names}
+    return rest, ((f"{text} ({first_names(names)})",) if names else ())
 
 
 def first_names(names: Collection[str], count: int = 3) -> str:

@@ -15,22 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tats_fast.config import (
     ConfigError,
     FinetuneConfig,
+    MaskingConfig,
     ModelConfig,
     RunConfig,
     load_config,
     load_finetune_config,
     save_config,
 )
-from tats_fast.config.reading import build_config
+from tats_fast.config.reading import build_model_config
 from tats_fast.models.classifier import HEAD_NORM_EPS, VideoClassifier
-from tats_fast.models.encoder import VideoEncoder, encoder_state
+from tats_fast.models.encoder import PREFIX, VideoEncoder, encoder_state
 from tats_fast.models.layers import NORM_EPS
 from tats_fast.models.mae import MaskedAutoencoder
+from tats_fast.models.restore import current_names
 from tats_fast.run_folder import CONFIG_FILE, MODEL_FILE, STEP_PREFIX
 
 RESIZABLE = ("image_size", "num_frames", "attention")
@@ -78,30 +80,25 @@ class Weights:
         return None if self.run is None else self.run.data.stride
 
 
-def run_config(fields: Mapping[str, Any]) -> RunConfig:
-    """A run around the ``model`` section ``fields``, checked like a configuration file. It masks
-    half of the tokens at random, which needs no sampler and suits models of any size.
-
-    Raises:
-        ConfigError: an unknown field or impossible value.
-    """
-    return build_config({"model": dict(fields), "masking": {"strategy": "random", "ratio": 0.5}})
-
-
 def resize(weights: Weights, overrides: Mapping[str, Any]) -> Weights:
     """The same weights for another clip size: the fixed positions are computed anew.
 
     Raises:
         ConfigError: a field that the weights determine.
     """
-    for key, value in overrides.items():
-        if key not in RESIZABLE:
-            raise ConfigError(
-                f"model.{key}={value}: the weights determine it; only {', '.join(RESIZABLE)} can "
-                "be changed"
-            )
+    check_overrides(overrides, RESIZABLE, "changed")
     fields = {**dataclasses.asdict(weights.model), **overrides}
-    return dataclasses.replace(weights, model=run_config(fields).model)
+    return dataclasses.replace(weights, model=build_model_config(fields))
+
+
+def check_overrides(overrides: Mapping[str, Any], free: Sequence[str], verb: str) -> None:
+    """Refuse a model field that is not among the ``free`` ones, which can be ``verb``."""
+    for key, value in overrides.items():
+        if key not in free:
+            raise ConfigError(
+                f"model.{key}={value}: the weights determine it; only {', '.join(free)} can be "
+                f"{verb}"
+            )
 
 
 def check_shapes(weights: Weights, where: object) -> Weights:
@@ -110,36 +107,29 @@ def check_shapes(weights: Weights, where: object) -> Weights:
     Raises:
         ConfigError: a tensor is missing, unknown or of another shape; one line.
     """
+    count, bias = len(weights.classes), (weights.head or {}).get("head.bias")
+    if bias is not None and bias.numel() != count:
+        raise ConfigError(
+            f"{where}: names {count} classes, but its classifier has {bias.numel()} outputs"
+        )
     with torch.device("meta"):
         # Which attention runs does not matter here, and "auto" exists everywhere.
         model = dataclasses.replace(weights.model, attention="auto")
-        if weights.has_decoder:
-            expected = MaskedAutoencoder(model).state_dict()
+        if weights.head is not None:
+            whole = VideoClassifier(model, max(count, 1))
+        elif weights.has_decoder:
+            whole = MaskedAutoencoder(model)
         else:
-            expected = VideoEncoder(model, final_norm=weights.final_norm).state_dict()
-    _check_tensors(weights.state, {name: t.shape for name, t in expected.items()}, where)
-    if weights.head is not None:
-        classes, width, bias = len(weights.classes), model.width, weights.head.get("head.bias")
-        if bias is not None and bias.numel() != classes:
-            raise ConfigError(
-                f"{where}: names {classes} classes, but its classifier has {bias.numel()} outputs"
-            )
-        shapes = {"fc_norm.weight": (width,), "fc_norm.bias": (width,)}
-        shapes |= {"head.weight": (classes, width), "head.bias": (classes,)}
-        _check_tensors(weights.head, shapes, where)
-    return weights
-
-
-def _check_tensors(
-    state: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], where: object
-) -> None:
+            whole = nn.ModuleDict({"encoder": VideoEncoder(model, final_norm=weights.final_norm)})
+    shapes = {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
+    state = {**weights.state, **(weights.head or {})}
     for name in sorted(shapes.keys() ^ state.keys()):
         raise ConfigError(f"{where}: {name} is {'missing' if name in shapes else 'unknown'}")
     for name, tensor in state.items():
-        if tensor.shape != shapes[name]:
-            raise ConfigError(
-                f"{where}: {name} has shape {tuple(tensor.shape)}, expected {tuple(shapes[name])}"
-            )
+        shape = tuple(tensor.shape)
+        if shape != shapes[name]:
+            raise ConfigError(f"{where}: {name} has shape {shape}, expected {shapes[name]}")
+    return weights
 
 
 def build_encoder(weights: Weights, device: torch.device | str = "cpu") -> VideoEncoder:
@@ -165,7 +155,7 @@ def build_classifier(
     """
     if weights.head is None:
         reason = "".join(f" ({note})" for note in weights.notes)
-        raise ConfigError(f"{where}: no classifier but an encoder; fine-tune it first{reason}")
+        raise ConfigError(f"{where}: an encoder without a classifier; fine-tune it first{reason}")
     device = torch.device(device)
     classifier = VideoClassifier(
         weights.model,
@@ -175,8 +165,7 @@ def build_classifier(
         head_norm_eps=weights.head_norm_eps,
     )
     classifier.classes = weights.classes
-    encoder = {f"encoder.{name}": tensor for name, tensor in weights.state.items()}
-    classifier.load_state_dict({**encoder, **weights.head})
+    classifier.load_state_dict({**weights.state, **weights.head})
     return classifier.to(device).eval()
 
 
@@ -187,7 +176,7 @@ def save_weights(weights: Weights, out: Path) -> Path:
         ConfigError: ``out`` exists, or an encoder alone is to become a checkpoint folder.
     """
     if out.exists():
-        raise ConfigError(f"--out={out}: exists; choose another name")
+        raise ConfigError(f"out={out}: exists; choose another name")
     imported = {
         "model": dataclasses.asdict(weights.model),
         "final_norm": weights.final_norm,
@@ -203,10 +192,12 @@ def save_weights(weights: Weights, out: Path) -> Path:
         return out
     if not weights.has_decoder:
         raise ConfigError(
-            f"--out={out}: there is no decoder for a checkpoint folder; name a file ending in .pt"
+            f"out={out}: there is no decoder for a checkpoint folder; name a file ending in .pt"
         )
     out.mkdir(parents=True)
-    save_config(run_config(imported["model"]), out / CONFIG_FILE)
+    # Whoever trains from here chooses the masks; random ones need no sampler.
+    masking = MaskingConfig(strategy="random", ratio=0.5)
+    save_config(RunConfig(model=weights.model, masking=masking), out / CONFIG_FILE)
     torch.save(content, out / MODEL_FILE)
     return out
 
@@ -222,15 +213,29 @@ def own_weights(content: Mapping[str, Any], path: Path) -> Weights:
     Raises:
         ConfigError: the configuration is missing, or does not fit the weights.
     """
-    if content.keys() >= FINE_TUNED:
-        return check_shapes(_fine_tuned(content, path), path)
     config_file = path.with_name(CONFIG_FILE)
-    state = _single(content["mae"])
+    if content.keys() >= FINE_TUNED:
+        # It says all that the model needs; config.yaml is for its card.
+        tensors = _single(current_names(content["classifier"]))
+        state = {name: t for name, t in tensors.items() if name.startswith(PREFIX)}
+        weights = Weights(
+            model=build_model_config(content["model"]),
+            state=state,
+            final_norm=False,
+            norm_eps=content["norm_eps"],
+            head={name: t for name, t in tensors.items() if name not in state},
+            classes=tuple(content["classes"]),
+            source="TATS-Fast",
+            run=load_finetune_config(config_file) if config_file.is_file() else None,
+            step=_step(path),
+        )
+        return check_shapes(weights, path)
+    state = _single(current_names(content["mae"]))
     imported = content.get("imported")
     if imported is not None:
         head = content.get("head")  # and the two facts about it: not in files of earlier versions
         weights = Weights(
-            model=run_config(imported["model"]).model,
+            model=build_model_config(imported["model"]),
             state=state,
             final_norm=imported["final_norm"],
             norm_eps=imported["norm_eps"],
@@ -240,31 +245,13 @@ def own_weights(content: Mapping[str, Any], path: Path) -> Weights:
             source=imported["source"],
         )
     elif not config_file.is_file():
-        raise ConfigError(f"{path}: {CONFIG_FILE} belongs beside it and is not there")
+        raise ConfigError(f"{path}: {CONFIG_FILE} is missing beside it")
     else:
         run = load_config(config_file)
         weights = Weights(
             model=run.model, state=state, source="TATS-Fast", run=run, step=_step(path)
         )
     return check_shapes(weights, path)
-
-
-def _fine_tuned(content: Mapping[str, Any], path: Path) -> Weights:
-    """A fine-tuned checkpoint says all that the model needs; ``config.yaml`` is for its card."""
-    config_file = path.with_name(CONFIG_FILE)
-    tensors = _single(content["classifier"])
-    head = {name: t for name, t in tensors.items() if not name.startswith("encoder.")}
-    return Weights(
-        model=run_config(content["model"]).model,
-        state={name.removeprefix("encoder."): t for name, t in tensors.items() if name not in head},
-        final_norm=False,
-        norm_eps=content["norm_eps"],
-        head=head,
-        classes=tuple(content["classes"]),
-        source="TATS-Fast",
-        run=load_finetune_config(config_file) if config_file.is_file() else None,
-        step=_step(path),
-    )
 
 
 def _single(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,7 @@
-"""Masking strategies behind one interface."""
+"""Which tokens stay visible: strategies behind one interface, ratio schedule, budget.
+
+How a strategy learns belongs to ``rl``.
+"""
 
 from tats_fast.masking.schedule import mask_ratio_at
 from tats_fast.masking.strategies import (

@@ -115,8 +115,8 @@ def split_for_training(
 
 def decoder_length(config: MaskingConfig, visible: int, tokens: int) -> int:
     """L: visible tokens and those that ``decoder_keep_ratio`` has the decoder rebuild."""
-    kept = max(1, math.ceil(config.decoder_keep_ratio * (tokens - visible)))
-    return min(tokens, visible + kept)
+    rebuilt = max(1, math.ceil(config.decoder_keep_ratio * (tokens - visible)))
+    return min(tokens, visible + rebuilt)
 
 
 def budget_bounds(config: MaskingConfig, visible: int, length: int) -> tuple[int, int]:

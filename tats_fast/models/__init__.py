@@ -1,6 +1,10 @@
-"""Masked autoencoder and token sampler."""
+"""The networks, what they take and give, and their cost: maths on tensors.
 
-from tats_fast.models.mae import MaskedAutoencoder, Reconstruction
+How they are trained, and which tokens are drawn, belongs elsewhere.
+"""
+
+from tats_fast.models.encoder import VideoEncoder
+from tats_fast.models.mae import MaskedAutoencoder
 from tats_fast.models.sampler import Policy, TokenSampler
 from tats_fast.models.split import Packing, TokenSplit
 
@@ -8,7 +12,7 @@ __all__ = [
     "MaskedAutoencoder",
     "Packing",
     "Policy",
-    "Reconstruction",
     "TokenSampler",
     "TokenSplit",
+    "VideoEncoder",
 ]

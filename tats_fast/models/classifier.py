@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tats_fast.config import ModelConfig
-from tats_fast.models.encoder import VideoEncoder, encoder_state
-from tats_fast.models.layers import INIT_STD, NORM_EPS
+from tats_fast.models.encoder import VideoEncoder
+from tats_fast.models.layers import INIT_STD, NORM_EPS, initialize
 
 HEAD_NORM_EPS = 1e-5
 """Epsilon of the norm of the mean. Transformers' VideoMAEForVideoClassification fixes it, unlike
@@ -67,8 +67,9 @@ class VideoClassifier(nn.Module):
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes}: expected at least 1")
         self.encoder = VideoEncoder(config, device_type, final_norm=False, norm_eps=norm_eps)
+        initialize(self.encoder)
         rates = drop_path_rates(drop_path, config.depth)
-        for block, rate in zip(self.encoder.encoder, rates, strict=True):
+        for block, rate in zip(self.encoder.blocks, rates, strict=True):
             block.drop_path = rate
         self.fc_norm = nn.LayerNorm(config.width, eps=head_norm_eps)
         self.dropout = nn.Dropout(head_dropout)
@@ -82,33 +83,32 @@ class VideoClassifier(nn.Module):
     def load_encoder(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Take the encoder's parameters from pretraining; fc_norm and head stay as they are.
 
-        A pretrained ``encoder_norm`` is left out. It has norms per token, before the mean, where
+        A pretrained final norm is left out. It has norms per token, before the mean, where
         fine-tuning norms the mean itself: the two do not commute, so its scale and shift have no
         place here, and ``fc_norm`` starts from one and zero, as in VideoMAE's recipe. A source that
         pooled after that norm therefore gives other features at first than it gave alone.
 
         Args:
-            state: named as in ``MaskedAutoencoder`` (``Weights.state``); a decoder is ignored.
+            state: a ``VideoEncoder``'s state dict.
 
         Returns:
-            The encoder's parameters that were left out: those of ``encoder_norm``, if there are.
+            The encoder's parameters that were left out: those of its final norm, if it has one.
 
         Raises:
             ValueError: a parameter is missing, unknown or of another shape; one line.
         """
-        given = encoder_state(dict(state))
-        left_out = tuple(name for name in given if name.startswith("encoder_norm."))
-        given = {name: tensor for name, tensor in given.items() if name not in left_out}
+        left_out = tuple(name for name in state if name.startswith("norm."))
+        tensors = {name: tensor for name, tensor in state.items() if name not in left_out}
         expected = self.encoder.state_dict()
-        for name in sorted(expected.keys() ^ given.keys()):
+        for name in sorted(expected.keys() ^ tensors.keys()):
             raise ValueError(f"encoder: {name} is {'missing' if name in expected else 'unknown'}")
-        for name, tensor in given.items():
+        for name, tensor in tensors.items():
             if tensor.shape != expected[name].shape:
                 raise ValueError(
                     f"encoder: {name} has shape {tuple(tensor.shape)}, "
                     f"expected {tuple(expected[name].shape)}"
                 )
-        self.encoder.load_state_dict(given)
+        self.encoder.load_state_dict(tensors)
         return left_out
 
     def forward(self, video: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""The encoder alone, over every token of a clip: for features, probes and fine-tuning.
+"""The encoder: patch embedding and transformer blocks, over all tokens of a clip or chosen ones.
 
-Legend: B clips, T frames, N tokens, C width.
+Pretraining, probes, fine-tuning and export share it. Legend: B clips, T frames, N tokens, N_v
+visible tokens, D numbers per patch, C width.
 """
 
 from __future__ import annotations
@@ -8,24 +9,74 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
+from tats_fast import kernels
 from tats_fast.config import ModelConfig
 from tats_fast.models.attention import choose_backend
-from tats_fast.models.layers import NORM_EPS, Block, SelfAttention, initialize
-from tats_fast.models.mae import PatchEmbedding, fixed_positions
+from tats_fast.models.layers import (
+    NORM_EPS,
+    Block,
+    SelfAttention,
+    sincos_positions,
+    space_time_positions,
+)
+from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD
+from tats_fast.models.split import TokenSplit
 
-ENCODER_PARTS = ("embed.", "encoder.", "encoder_norm.")
+
+class PatchEmbedding(nn.Module):
+    """Linear embedding of patches; equals VideoMAE's strided Conv3d on normalised pixels.
+
+    The patches come unnormalised (they are the targets too), so the normalisation is folded into
+    the weights: W ((x - mean) / std) + b = (W / std) x + (b - W (mean / std)).
+    """
+
+    def __init__(self, patch_dim: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(patch_dim, width)
+        pixels = patch_dim // 3
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).repeat(pixels), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).repeat(pixels), persistent=False)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(B, N, D), uint8 or float in [0, 1] -> (B, N, C)."""
+        scale = 255.0 if patches.dtype == torch.uint8 else 1.0
+        weight, bias = self.proj.weight, self.proj.bias
+        # Both folds in the parameters' precision, whatever autocast does to the large matmul.
+        with torch.autocast(weight.device.type, enabled=False):
+            folded = weight / (self.std * scale)
+            shift = bias - linear(self.mean / self.std, weight)
+        # Straight to what the product runs in (bytes are exact in bf16 too), not by way of fp32.
+        device = patches.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
+        return linear(patches.to(dtype), folded, shift)
+
+
+def fixed_positions(config: ModelConfig, width: int) -> Tensor:
+    """The position table (N, width) that ``config.positions`` names."""
+    if config.positions == "flat":
+        return sincos_positions(config.num_tokens, width)
+    side = config.image_size // config.patch_size
+    return space_time_positions(config.token_frames, side, width)
 
 
 class VideoEncoder(nn.Module):
-    """``MaskedAutoencoder``'s encoder without masking; parameters have the same names there.
+    """Patch embedding, fixed positions, pre-norm blocks and a final LayerNorm.
+
+    The weights are those of PyTorch's layers: who builds a model calls ``initialize`` on the whole
+    of it, or loads a state.
 
     Args:
-        device_type: ``cpu`` or ``cuda``, which attention backend to choose.
-        final_norm: False for models whose last block's output is pooled before it is normed, as
-            in VideoMAE's fine-tuned checkpoints; the encoder then ends with its last block.
-        norm_eps: of every LayerNorm. Ours and VideoMAE's own code use 1e-6, but models in
+        device_type: ``cpu`` or ``cuda``, which decides the attention backend.
+        final_norm: False for classifiers that norm the mean over the tokens instead, as
+            VideoMAE's fine-tuned checkpoints do; the encoder then ends with its last block.
+        norm_eps: epsilon of every LayerNorm. Ours and VideoMAE's own code use 1e-6, but models in
             Transformers often say 1e-12.
+
+    Raises:
+        ValueError: ``config.attention`` does not run on ``device_type``.
     """
 
     def __init__(
@@ -38,19 +89,33 @@ class VideoEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        backend = choose_backend(config.attention, device_type)
-        width = config.width
+        self.norm_eps = norm_eps
+        backend, width = choose_backend(config.attention, device_type), config.width
         self.embed = PatchEmbedding(config.patch_dim, width)
-        self.encoder = nn.ModuleList(
-            Block(width, config.mlp_ratio, SelfAttention(width, config.heads, backend))
+        self.blocks = nn.ModuleList(
+            Block(width, config.mlp_ratio, SelfAttention(width, config.heads, backend), norm_eps)
             for _ in range(config.depth)
         )
-        self.encoder_norm = nn.LayerNorm(width) if final_norm else nn.Identity()
+        self.norm = nn.LayerNorm(width, eps=norm_eps) if final_norm else nn.Identity()
         self.register_buffer("positions", fixed_positions(config, width), persistent=False)
-        initialize(self)
-        for part in self.modules():
-            if isinstance(part, nn.LayerNorm):
-                part.eps = norm_eps
+
+    def encode(self, tokens: Tensor, split: TokenSplit | None = None) -> Tensor:
+        """Positions, blocks and norm.
+
+        Args:
+            tokens: (B, N, C), embedded patches of all tokens, before positions.
+            split: whose visible tokens to encode; None = all tokens.
+
+        Returns:
+            (B, N_v, C), packed (T, C) where ``split`` is packed; (B, N, C) of all tokens.
+        """
+        if split is None:
+            x, packing = tokens + self.positions.to(tokens.dtype), None
+        else:
+            x, packing = kernels.token_gather(tokens, split.visible, self.positions), split.packing
+        for block in self.blocks:
+            x = block(x, packing)
+        return self.norm(x)
 
     def forward_features(self, video: Tensor) -> Tensor:
         """One feature per token, in the order (frame, row, column).
@@ -78,17 +143,17 @@ class VideoEncoder(nn.Module):
             q=config.patch_size,
         )
         # The linear map itself: the module around it would normalise the pixels once more.
-        tokens = self.embed.proj(patches)
-        x = tokens + self.positions.to(tokens.dtype)
-        for block in self.encoder:
-            x = block(x)
-        return self.encoder_norm(x)
+        return self.encode(self.embed.proj(patches))
 
     def forward(self, video: Tensor) -> Tensor:
         """``forward_features``."""
         return self.forward_features(video)
 
 
-def encoder_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The encoder's part of an autoencoder's state dict."""
-    return {name: tensor for name, tensor in state.items() if name.startswith(ENCODER_PARTS)}
+PREFIX = "encoder."
+"""Of the encoder's parameters in an autoencoder and in a classifier."""
+
+
+def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A ``VideoEncoder``'s state dict from that of an autoencoder or a classifier."""
+    return {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}

@@ -54,6 +54,13 @@ def mae(model: ModelConfig, visible: int, length: int | None = None) -> MAEFlops
     )
 
 
+def classifier(model: ModelConfig, classes: int) -> int:
+    """Patch embedding, encoder on all tokens, and the linear head on their mean."""
+    tokens, width = model.num_tokens, model.width
+    encoder = model.depth * block(tokens, width, model.mlp_ratio)
+    return 2 * tokens * model.patch_dim * width + encoder + 2 * width * classes
+
+
 def temporal_stage(
     tokens: int, frames: int, width: int, heads: int, value: str, absorbed: bool
 ) -> int:

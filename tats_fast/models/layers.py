@@ -128,11 +128,13 @@ class Block(nn.Module):
     recompute = False
     drop_path = 0.0
 
-    def __init__(self, width: int, mlp_ratio: float, attention_module: nn.Module) -> None:
+    def __init__(
+        self, width: int, mlp_ratio: float, attention: nn.Module, norm_eps: float = NORM_EPS
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attention = attention_module
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attention = attention
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, mlp_ratio)
 
     def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
@@ -167,8 +169,8 @@ def skip_branch(branch: Tensor, probability: float) -> Tensor:
     keep = 1 - probability
     shape = (len(branch), *[1] * (branch.ndim - 1))
     # Drawn in fp32: 16 bits would round the probability.
-    kept = torch.empty(shape, device=branch.device).bernoulli_(keep)
-    return branch * (kept / keep if keep > 0 else kept).to(branch.dtype)
+    survives = torch.empty(shape, device=branch.device).bernoulli_(keep)
+    return branch * (survives / keep if keep > 0 else survives).to(branch.dtype)
 
 
 def tie_queries_and_keys(module: nn.Module) -> None:

@@ -1,16 +1,40 @@
-"""Models from a checkpoint folder, for looking at them; training state is the engine's matter."""
+"""Models from checkpoints; how training continues is the engine's matter."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tats_fast.config import ConfigError, RunConfig, load_config
 from tats_fast.config.schema import LEARNED_STRATEGIES
 from tats_fast.models.mae import MaskedAutoencoder
 from tats_fast.models.sampler import TokenSampler
 from tats_fast.run_folder import CONFIG_FILE, MODEL_FILE, find_checkpoint, read_tensors
+
+OLD_NAMES = (
+    (r"^embed\.", "encoder.embed."),
+    (r"^encoder\.(encoder\.)?(\d+)\.", r"encoder.blocks.\2."),
+    (r"^encoder_norm\.", "encoder.norm."),
+)
+"""Parameters of autoencoders and classifiers in checkpoints of earlier versions -> today."""
+
+
+def current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An autoencoder's or a classifier's state dict with today's names, whatever version wrote it.
+
+    ``embed.proj.bias`` -> ``encoder.embed.proj.bias``; of a classifier
+    ``encoder.encoder.3.norm1.bias`` -> ``encoder.blocks.3.norm1.bias``.
+    """
+    renamed = {}
+    for name, tensor in state.items():
+        for old, new in OLD_NAMES:
+            name = re.sub(old, new, name)
+        renamed[name] = tensor
+    return renamed
 
 
 def build_models(
@@ -39,12 +63,12 @@ def load_models(
     state = read_tensors(folder / MODEL_FILE)
     if "classifier" in state:  # before its configuration, which is another one
         raise ConfigError(
-            f"{folder}: fine-tuned, which leaves a classifier; this needs the autoencoder that "
-            "pretraining leaves: name a pretraining run or checkpoint"
+            f"{folder}: holds a fine-tuned classifier, and this needs an autoencoder; name a "
+            "pretraining run or checkpoint"
         )
     config = load_config(folder / CONFIG_FILE)
     mae, sampler = build_models(config, device.type)
-    mae.load_state_dict(state["mae"])
+    mae.load_state_dict(current_names(state["mae"]))
     if sampler is not None:
         sampler.load_state_dict(state["sampler"])
         sampler = sampler.to(device).eval()

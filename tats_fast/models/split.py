@@ -84,7 +84,7 @@ class TokenSplit:
         return self.scatter(torch.ones(self.masked.shape, device=self.order.device))
 
     @cached_property
-    def shown(self) -> Tensor:
+    def visible_mask(self) -> Tensor:
         """(B, N) fp32: 1 for visible tokens, else 0."""
         batch, tokens = self.order.shape
         rows = batch_rows(self.visible, tokens).flatten()

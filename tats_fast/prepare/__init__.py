@@ -1,1 +1,4 @@
-"""Work on a data set before training: checking files, lists, smaller copies."""
+"""Work on a data set before training: checking files, reading official lists, smaller copies.
+
+Not here: what training itself reads (``data``).
+"""

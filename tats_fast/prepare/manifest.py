@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from tats_fast.config import ConfigError
@@ -18,12 +16,15 @@ _HASH_BLOCK = 1 << 20
 def describe(path: str, with_hash: bool = False) -> dict[str, Any]:
     """Facts of a video without decoding it, for one line of the manifest.
 
-    frames (what the container claims or implies), fps, width and height in
-    stored pixels, codec, duration in s, bytes, and sha256 of the file if asked for. Raises
-    ``DecodeError`` if the file holds no video.
+    Returns:
+        ``frames`` (as the container claims or implies), ``fps``, ``width`` and ``height`` in stored
+        pixels, ``codec``, ``duration`` in s, ``bytes``, and ``sha256`` of the file if asked for.
+
+    Raises:
+        DecodeError: the file holds no video.
     """
-    with open_video(path) as (container, stream):
-        timing = Timing.of(path, container, stream)
+    with open_video(path) as (_, stream):
+        timing = Timing.of(path, stream)
         context = stream.codec_context
         facts = {
             "frames": timing.frames,
@@ -41,14 +42,6 @@ def describe(path: str, with_hash: bool = False) -> dict[str, Any]:
     return facts
 
 
-def describe_job(path: str, with_hash: bool) -> dict[str, Any]:
-    """``describe``, with a broken file as an outcome: ``{"error": reason}``."""
-    try:
-        return describe(path, with_hash)
-    except DecodeError as error:
-        return {"error": error.reason}
-
-
 def sha256(path: str) -> str:
     """Hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
@@ -56,11 +49,6 @@ def sha256(path: str) -> str:
         while block := file.read(_HASH_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def manifest_line(entry: Mapping[str, Any]) -> str:
-    """One line of JSON; ASCII escapes also carry names that are not UTF-8."""
-    return json.dumps(entry)
 
 
 def listed_path(path: str, out: str) -> str:
@@ -76,12 +64,14 @@ def read_quarantine(path: str, videos: str) -> dict[str, str]:
     """Reason by absolute path of the files named in lines of ``path<TAB>reason``.
 
     A relative path starts from the folder of videos or from the list's own; both are returned.
-    Raises ``ConfigError`` if the file cannot be read.
+
+    Raises:
+        ConfigError: the file cannot be read.
     """
     try:
         bad = read_bad_files(path)
     except OSError as error:
-        raise ConfigError(f"--quarantine={path}: {error.strerror}") from error
+        raise ConfigError(f"quarantine={path}: {error.strerror}") from error
     bases = (videos, os.path.dirname(os.path.abspath(path)))
     return {
         os.path.abspath(os.path.join(base, name)): reason

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from tats_fast.config import RunConfig
+from tats_fast.config.schema import LEARNED_STRATEGIES
 from tats_fast.masking import decoder_length, visible_tokens
 from tats_fast.models import flops
 
 
-def training_step(config: RunConfig) -> int:
+def training_step(config: RunConfig, visible: int | None = None, warmup: bool = False) -> int:
     """Model FLOP of one training step, per clip: 3 (autoencoder + K sampler passes).
 
     The trajectory sampler counts at its absorbed cost whatever a path executes: the work to be
     done is the same for all of them, and a path that does more of it is not the faster for it.
+
+    Args:
+        visible: N_v; None = as ``masking.ratio`` says.
+        warmup: whether the sampler rests.
     """
     model, strategy = config.model, config.masking.strategy
-    visible = visible_tokens(strategy, model, config.masking.ratio)
+    if visible is None:
+        visible = visible_tokens(strategy, model, config.masking.ratio)
     total = flops.mae(
         model, visible, decoder_length(config.masking, visible, model.num_tokens)
     ).total
-    if strategy in ("tats", "adamae"):
+    if strategy in LEARNED_STRATEGIES and not warmup:
         passes = config.ppo.epochs if strategy == "tats" else 1
         total += passes * flops.sampler(
             model, config.sampler.attention, config.sampler.heads, config.sampler.temporal_value

@@ -23,7 +23,7 @@ CHUNK = 8  # clips at a time
 
 
 @torch.no_grad()
-def evaluate(
+def held_out_metrics(
     config: RunConfig,
     mae: MaskedAutoencoder,
     sampler: TokenSampler | None,
@@ -48,9 +48,10 @@ def evaluate(
         patches = patchify(chunk, model.tubelet_size, model.patch_size)
         with autocast(clips.device, bf16):
             split = split_tokens("random", model, patches, None, visible, masks)
-            result = mae(patches, lambda *_, split=split: split)
-            error = kernels.masked_mse(result.prediction, patches, split.masked)
-            policy = None if sampler is None else sampler(result.tokens)
+            tokens = mae.embed(patches)
+            prediction = mae.decode(mae.encode(tokens, split), split)
+            error = kernels.masked_mse(prediction, patches, split.masked)
+            policy = None if sampler is None else sampler(tokens)
         values = {"loss_recon_random": error.mean()}
         strategies = {"random": "random", "motion": "motion"}
         if policy is not None:
@@ -61,7 +62,7 @@ def evaluate(
         texture = roughness(patches, model.patch_size)
         for name, strategy in strategies.items():
             draws = [
-                split_tokens(strategy, model, patches, log_p, visible, draws_of).shown
+                split_tokens(strategy, model, patches, log_p, visible, draws_of).visible_mask
                 for _ in range(DRAWS)
             ]
             values[f"motion_lift_{name}"] = sum(lift(motion, draw) for draw in draws) / DRAWS

@@ -7,6 +7,7 @@ import logging
 from tats_fast.config import ConfigError, ModelConfig
 from tats_fast.interchange import Weights, read_weights
 from tats_fast.models import MaskedAutoencoder
+from tats_fast.models.encoder import PREFIX
 
 LOGGER = logging.getLogger("tats_fast")
 
@@ -27,14 +28,16 @@ def load_initial(mae: MaskedAutoencoder, path: str, say: bool) -> None:
     weights = read_weights(path, key="train.init_from")
     _check_model(mae.config, weights, path)
     fresh = mae.load_state_dict(weights.state, strict=False).missing_keys
-    parts = sorted({name.split(".")[0] for name in fresh})
+    # A decoder lacks whole modules; of an encoder only the final norm can be missing.
+    parts = sorted({name.split(".")[0] for name in fresh if not name.startswith(PREFIX)})
+    parts += sorted({name.rpartition(".")[0] for name in fresh if name.startswith(PREFIX)})
     notes = list(weights.notes)
     if parts:
         notes.append(
             f"{', '.join(parts)} not in it: {'they start' if parts[1:] else 'it starts'} "
             "from fresh weights"
         )
-    eps = mae.encoder_norm.eps
+    eps = mae.encoder.norm_eps
     if weights.norm_eps != eps:
         notes.append(f"its norms were trained with epsilon {weights.norm_eps:g}, here {eps:g}")
     if say:

@@ -1,72 +1,37 @@
-"""One optimizer step as a function: (learner, micro-batches, plan) -> metrics on the device.
+"""One optimizer step of TATS as a function: (learner, micro-batches, plan) -> metrics.
 
-Nothing here waits for the device: losses, the reward's scale and the decision to skip a non-finite
-step all stay there. Legend: B clips, N tokens, N_m masked.
+The nine lines of ``docs/method.md``, "Learning the sampler", read from top to bottom: six in
+``Rollout.forward``, three in ``pretrain_step``; each is one function. Nothing here waits for the
+device: losses, the reward's scale and the decision to skip a non-finite step all stay there.
+Legend: B clips, N tokens, N_m masked tokens, D numbers per patch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tats_fast import kernels
-from tats_fast.config import MaskingConfig, RunConfig
+from tats_fast.config import RunConfig
 from tats_fast.config.schema import LEARNED_STRATEGIES
-from tats_fast.engine.distributed import World, draw_seed
+from tats_fast.engine.distributed import draw_seed
 from tats_fast.engine.optim import any_not_finite
 from tats_fast.engine.precision import autocast
-from tats_fast.engine.runner import Runner, update
+from tats_fast.engine.runner import update
 from tats_fast.masking import draw_order, split_for_training, uniform_noise
-from tats_fast.models import Policy, TokenSampler, TokenSplit
-from tats_fast.models.patchify import patchify, token_statistics
-from tats_fast.rl import Experience, RewardScale, make_experience, sampler_loss, token_rewards
+from tats_fast.models import MaskedAutoencoder, Policy, TokenSampler, TokenSplit
+from tats_fast.models.patchify import patchify
+from tats_fast.rl import Experience, make_experience, sampler_loss, token_rewards
 from tats_fast.rl.metrics import frame_spread, lift, policy_metrics
 from tats_fast.rl.ppo import adamae_loss, explained_variance
 
+if TYPE_CHECKING:
+    from tats_fast.pretrain.learner import Learner
 
-@dataclass
-class Learner:
-    """Everything that a step changes, and what it needs to do so."""
-
-    config: RunConfig
-    world: World
-    runner: Runner
-    sampler: TokenSampler | None
-    sampler_optimizer: torch.optim.Optimizer | None
-    reward_scale: RewardScale
-    generator: torch.Generator
-    bf16: bool
-    statistics: Callable[..., tuple[Tensor, Tensor]] = token_statistics
-    """``token_statistics``, compiled or not."""
-
-    def model_state(self) -> dict[str, Any]:
-        """What a checkpoint's ``model.pt`` holds."""
-        sampler = self.sampler
-        return {
-            "mae": self.runner.module.state_dict(),
-            "sampler": None if sampler is None else sampler.state_dict(),
-        }
-
-    def trainer_state(self) -> dict[str, Any]:
-        """What else continues this training, beside the autoencoder's optimizer."""
-        optimizer = self.sampler_optimizer
-        return {
-            "sampler_optimizer": None if optimizer is None else optimizer.state_dict(),
-            "reward_scale": self.reward_scale._asdict(),
-        }
-
-    def load_state(self, model: dict[str, Any], trainer: dict[str, Any]) -> None:
-        """Take over what the two gave."""
-        self.runner.module.load_state_dict(model["mae"])
-        if self.sampler is not None:
-            self.sampler.load_state_dict(model["sampler"])
-            self.sampler_optimizer.load_state_dict(trainer["sampler_optimizer"])
-        scale = trainer["reward_scale"].items()
-        self.reward_scale = RewardScale(**{k: v.to(self.world.device) for k, v in scale})
+LOSSES = ("loss_recon", "loss_policy", "loss_value")
 
 
 @dataclass(frozen=True)
@@ -81,17 +46,55 @@ class StepPlan:
     """Draw at random and let the sampler rest."""
 
 
+class Drawing(NamedTuple):
+    """What a draw depends on besides the tokens."""
+
+    plan: StepPlan
+    sampler: TokenSampler | None
+    generator: torch.Generator
+    motion: Tensor
+    """(B, N): temporal-difference energy of each token."""
+
+
 @dataclass
-class _MicroBatch:
-    """What one micro-batch leaves behind for the sampler's further updates."""
+class MicroBatch:
+    """What a micro-batch leaves behind for the losses and the sampler's inner epochs."""
 
     tokens: Tensor
-    experience: Experience | None
+    """(B, N, C), before positions."""
     policy: Policy | None
-    metrics: dict[str, Tensor]
+    split: TokenSplit
+    error: Tensor
+    """(B, N_m), packed (T,): squared error of each rebuilt token."""
+    experience: Experience | None = None
+    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
-def train_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict[str, Tensor]:
+class Rollout(nn.Module):
+    """Lines 1 to 6: draw the visible tokens and rebuild the others.
+
+    One forward, because DDP and DeepSpeed expect a single forward of the module that they wrap to
+    touch every parameter. The sampler is an argument and so no part of that module: it is updated
+    several times per step, by an optimizer of its own.
+    """
+
+    def __init__(self, mae: MaskedAutoencoder, config: RunConfig) -> None:
+        super().__init__()
+        self.mae = mae
+        self.config = config
+
+    def forward(self, patches: Tensor, drawing: Drawing) -> MicroBatch:
+        """Patches (B, N, D), uint8 or float in [0, 1], to errors."""
+        tokens = self.mae.embed(patches)  # 1
+        policy = sample_policy(self.config, tokens, drawing)  # 2
+        split = draw(self.config, policy, patches, drawing)  # 3
+        latent = self.mae.encode(tokens, split)  # 4
+        prediction = self.mae.decode(latent, split)  # 5
+        error = kernels.masked_mse(prediction, patches, split.masked)  # 6
+        return MicroBatch(tokens, policy, split, error)
+
+
+def pretrain_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict[str, Tensor]:
     """Train on one global batch's share of this process.
 
     Args:
@@ -103,148 +106,161 @@ def train_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict[st
         after it in the step were left out.
     """
     learner.generator.manual_seed(draw_seed(learner.config.seed, plan.step, learner.world.rank))
-    passes = []
-    for index, batch in enumerate(clips):
+    batches = []
+    for index, micro_batch in enumerate(clips):
         with learner.runner.accumulating(last=index == len(clips) - 1):
-            passes.append(_micro_step(learner, batch, plan))
+            batch, motion = roll_out(learner, micro_batch, plan)  # 1 to 6
+            loss = batch.error.mean()
+            if batch.policy is not None:
+                # One backward for both: their parameters are disjoint (unless the user attached
+                # the tokens), and DeepSpeed wants a single backward per micro-batch.
+                loss = loss + credit(learner, batch, motion)  # 7
+            learner.runner.backward(loss)
+        batches.append(batch)
     metrics = {
-        name: torch.stack([done.metrics[name] for done in passes]).mean()
-        for name in passes[0].metrics
+        name: torch.stack([batch.metrics[name] for batch in batches]).mean()
+        for name in batches[0].metrics
     }
-    losses = [metrics[name] for name in _LOSSES if name in metrics]
-    skip = any_not_finite(learner.world, losses)
-
-    skip = learner.runner.step(plan.lr, skip)
-    if passes[0].policy is not None:
-        skip = _update_sampler(learner, plan, skip)
-    if passes[0].experience is not None:
-        skip = _further_epochs(learner, passes, plan, skip, metrics)
+    skip = any_not_finite(learner.world, [metrics[name] for name in LOSSES if name in metrics])
+    skip = update_networks(learner, batches, plan, skip, metrics)  # 8
+    skip = inner_epochs(learner, batches, plan, skip, metrics)  # 9
     names = sorted(metrics)
     means = learner.world.mean(torch.stack([metrics[name].detach().float() for name in names]))
     return {**dict(zip(names, means.unbind(), strict=True)), "skipped": skip}
 
 
-_LOSSES = ("loss_recon", "loss_policy", "loss_value")
-
-
-def _micro_step(learner: Learner, clips: Tensor, plan: StepPlan) -> _MicroBatch:
-    config, sampler = learner.config, learner.sampler
-    model = config.model
+def roll_out(learner: Learner, clips: Tensor, plan: StepPlan) -> tuple[MicroBatch, Tensor]:
+    """A micro-batch's ``Rollout`` with its metrics, and the tokens' motion energy (B, N)."""
+    model = learner.config.model
     patches = patchify(clips, model.tubelet_size, model.patch_size)
-    learns = config.masking.strategy in LEARNED_STRATEGIES and not plan.warmup
-    strategy = "random" if plan.warmup else config.masking.strategy
-    policy: Policy | None = None
     motion, texture = learner.statistics(patches, model.tubelet_size, model.patch_size)
-
-    def choose(tokens: Tensor, patches: Tensor) -> TokenSplit:
-        nonlocal policy
-        if learns:
-            assert sampler is not None
-            noise = uniform_noise(*patches.shape[:2], learner.generator)
-            policy = sampler(tokens.detach() if config.sampler.detach_tokens else tokens, noise)
-            order = policy.order
-        else:
-            order = draw_order(strategy, model, patches, None, learner.generator)
-        scores = _budget_scores(config.masking, policy, motion)
-        return split_for_training(config.masking, order, plan.visible, learner.generator, scores)
-
     with autocast(clips.device, learner.bf16):
-        prediction, split, tokens = learner.runner.forward(patches, choose)
-        error = kernels.masked_mse(prediction, patches, split.masked)
-    loss = loss_recon = error.mean()
-    metrics = {
-        "loss_recon": loss_recon.detach(),
-        "motion_lift": lift(motion, split.shown),
-        "roughness_lift": lift(texture, split.shown),
-        "frame_spread": frame_spread(split.shown, model.token_frames),
-    }
+        drawing = Drawing(plan, learner.sampler, learner.generator, motion)
+        batch = learner.runner.forward(patches, drawing)
+    split = batch.split
+    batch.metrics.update(
+        loss_recon=batch.error.detach().mean(),
+        motion_lift=lift(motion, split.visible_mask),
+        roughness_lift=lift(texture, split.visible_mask),
+        frame_spread=frame_spread(split.visible_mask, model.token_frames),
+    )
     if split.packing is not None:
-        metrics["budget_spread"] = split.counts.float().std(correction=0) / plan.visible
-    experience = None
-    if policy is not None:
-        per_token = split.scatter(error.detach())
-        sampling, experience = _sampler_loss(learner, policy, split, per_token, motion, metrics)
-        # One backward for both: their parameters are disjoint (unless the user attached the
-        # tokens), and DeepSpeed wants a single backward per micro-batch.
-        loss = loss_recon + sampling
-    learner.runner.backward(loss)
-    return _MicroBatch(tokens.detach(), experience, policy, metrics)
+        batch.metrics["budget_spread"] = split.counts.float().std(correction=0) / plan.visible
+    return batch, motion
 
 
-def _budget_scores(masking: MaskingConfig, policy: Policy | None, motion: Tensor) -> Tensor | None:
-    """What an adaptive budget follows, (B,); None for a fixed one."""
-    if masking.budget == "fixed":
+def sample_policy(config: RunConfig, tokens: Tensor, drawing: Drawing) -> Policy | None:
+    """The sampler's policy with a drawn order; None where nothing learned draws."""
+    if config.masking.strategy not in LEARNED_STRATEGIES or drawing.plan.warmup:
         return None
-    if masking.budget_by == "motion":
+    assert drawing.sampler is not None
+    noise = uniform_noise(*tokens.shape[:2], drawing.generator)
+    return drawing.sampler(tokens.detach() if config.sampler.detach_tokens else tokens, noise)
+
+
+def draw(config: RunConfig, policy: Policy | None, patches: Tensor, drawing: Drawing) -> TokenSplit:
+    """Cut the policy's order, or that of a strategy without one, into visible and masked tokens."""
+    plan, generator = drawing.plan, drawing.generator
+    if policy is not None:
+        order = policy.order
+    else:
+        strategy = "random" if plan.warmup else config.masking.strategy
+        order = draw_order(strategy, config.model, patches, None, generator)
+    scores = _budget_scores(config, policy, drawing.motion)
+    return split_for_training(config.masking, order, plan.visible, generator, scores)
+
+
+def _budget_scores(config: RunConfig, policy: Policy | None, motion: Tensor) -> Tensor | None:
+    """What an adaptive budget follows, (B,); None for a fixed one."""
+    if config.masking.budget == "fixed":
+        return None
+    if config.masking.budget_by == "motion":
         return motion.mean(dim=1).sqrt()
     return torch.ones_like(motion[:, 0]) if policy is None else policy.entropy.detach().exp()
 
 
-def _sampler_loss(
-    learner: Learner,
-    policy: Policy,
-    split: TokenSplit,
-    error: Tensor,
-    motion: Tensor,
-    metrics: dict[str, Tensor],
-) -> tuple[Tensor, Experience | None]:
-    """The sampler's loss for the draw it just made, from errors (B, N) that are 0 where nothing is
-    scored; adds its metrics. No experience for AdaMAE."""
-    config = learner.config
+def credit(learner: Learner, batch: MicroBatch, motion: Tensor) -> Tensor:
+    """The sampler's loss for the draw it just made; leaves experience and metrics in ``batch``.
+
+    AdaMAE's loss leaves no experience, because it has no inner epochs.
+    """
+    config, policy, metrics = learner.config, batch.policy, batch.metrics
+    error = batch.split.scatter(batch.error.detach())  # (B, N), 0 where nothing is scored
     with torch.no_grad():
         metrics.update(policy_metrics(policy.log_p, policy.entropy))
     if config.masking.strategy == "adamae":
-        loss = adamae_loss(policy.log_p, split, error)
+        loss = adamae_loss(policy.log_p, batch.split, error)
         metrics["loss_policy"] = loss.detach()
-        return loss, None
-    raw = token_rewards(config.ppo.reward, error, motion)
-    experience, learner.reward_scale = make_experience(
-        config.ppo, policy, split, raw, learner.reward_scale, learner.world.mean
+        return loss
+    rewards = token_rewards(config.ppo.reward, error, motion)
+    batch.experience, learner.reward_scale = make_experience(
+        config.ppo, policy, batch.split, rewards, learner.reward_scale, learner.world.mean
     )
-    parts = sampler_loss(config.ppo, policy, experience)
+    losses = sampler_loss(config.ppo, policy, batch.experience)
     metrics.update(
-        loss_policy=parts.policy,
-        loss_value=parts.value,
-        approx_kl=parts.approx_kl,
-        clip_frac=parts.clip_frac,
-        explained_variance=explained_variance(experience.value, experience.reward),
+        loss_policy=losses.policy,
+        loss_value=losses.value,
+        approx_kl=losses.approx_kl,
+        clip_frac=losses.clip_frac,
+        explained_variance=explained_variance(batch.experience.value, batch.experience.reward),
     )
-    return parts.total, experience
+    return losses.total
 
 
-def _further_epochs(
+def update_networks(
     learner: Learner,
-    passes: list[_MicroBatch],
+    batches: list[MicroBatch],
     plan: StepPlan,
     skip: Tensor,
     metrics: dict[str, Tensor],
 ) -> Tensor:
-    """PPO's inner epochs 2..K on the stored batch; the autoencoder's pass and errors are reused.
-
-    The first epoch ran inside the joint backward: there the ratio is exactly 1. Leaves the last
-    epoch's ``approx_kl`` and ``clip_frac`` in ``metrics`` and returns whether anything was skipped.
-    """
-    ppo = learner.config.ppo
-    for _ in range(ppo.epochs - 1):
-        parts = []
-        for done in passes:
-            with autocast(done.tokens.device, learner.bf16):
-                policy = learner.sampler(done.tokens)
-            parts.append(sampler_loss(ppo, policy, done.experience))
-            (parts[-1].total / len(passes)).backward()
-        failed = any_not_finite(learner.world, [part.total.detach() for part in parts])
-        skip = _update_sampler(learner, plan, torch.maximum(skip, failed))
-        for name in ("approx_kl", "clip_frac"):
-            metrics[name] = torch.stack([getattr(part, name) for part in parts]).mean()
+    """One update of the autoencoder and, where it drew, of the sampler; adds the gradients' norms
+    to ``metrics`` and returns whether an update was skipped (0-d, fp32)."""
+    skip, metrics["grad_norm"] = learner.runner.step(plan.lr, skip)
+    if batches[0].policy is not None:
+        skip = update_sampler(learner, plan, skip, metrics)
     return skip
 
 
-def _update_sampler(learner: Learner, plan: StepPlan, skip: Tensor) -> Tensor:
+def inner_epochs(
+    learner: Learner,
+    batches: list[MicroBatch],
+    plan: StepPlan,
+    skip: Tensor,
+    metrics: dict[str, Tensor],
+) -> Tensor:
+    """PPO's epochs 2 to K on the stored micro-batches; the autoencoder's errors are reused.
+
+    The first epoch was part of the joint backward: there the ratio is exactly 1. Leaves the last
+    epoch's numbers in ``metrics`` and returns whether an update was skipped (0-d, fp32).
+    """
+    if batches[0].experience is None:
+        return skip
+    ppo = learner.config.ppo
+    for _ in range(ppo.epochs - 1):
+        losses = []
+        for batch in batches:
+            with autocast(batch.tokens.device, learner.bf16):
+                policy = learner.sampler(batch.tokens.detach())
+            losses.append(sampler_loss(ppo, policy, batch.experience))
+            (losses[-1].total / len(batches)).backward()
+        failed = any_not_finite(learner.world, [loss.total.detach() for loss in losses])
+        skip = update_sampler(learner, plan, torch.maximum(skip, failed), metrics)
+        for name in ("approx_kl", "clip_frac"):
+            metrics[name] = torch.stack([getattr(loss, name) for loss in losses]).mean()
+    return skip
+
+
+def update_sampler(
+    learner: Learner, plan: StepPlan, skip: Tensor, metrics: dict[str, Tensor]
+) -> Tensor:
+    """One update of the sampler from the gradients of all processes."""
     learner.world.average_gradients(learner.sampler.parameters())
-    return update(
+    skip, metrics["grad_norm_sampler"] = update(
         learner.sampler_optimizer,
         learner.sampler,
         plan.lr * learner.config.ppo.lr_scale,
         learner.config.optim.grad_clip,
         skip,
     )
+    return skip

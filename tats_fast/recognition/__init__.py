@@ -1,1 +1,4 @@
-"""Recognition: how well a pretrained encoder's features tell classes apart."""
+"""What an encoder or a classifier recognises: features, probes, multi-view scores, accuracies.
+
+Nothing here trains the encoder; that is fine-tuning.
+"""

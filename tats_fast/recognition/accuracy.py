@@ -23,22 +23,35 @@ class Accuracy:
 
 def best_first(scores: Tensor) -> Tensor:
     """Class ids from the greatest score to the least: (M, K) -> (M, K) int64. The first one is the
-    prediction. Of equal scores the lower id comes first.
-
-    Raises:
-        ValueError: a score is not finite.
+    prediction. Of equal scores the lower id comes first, a rule that does not look at the labels.
     """
-    broken = int((~scores.isfinite()).any(1).sum())
-    if broken:
-        raise ValueError(f"the scores of {broken} of {len(scores)} videos are not finite")
     return scores.argsort(dim=1, descending=True, stable=True)
+
+
+def places(scores: Tensor, labels: Tensor) -> Tensor:
+    """Place of the true class in ``best_first``: (M, K), (M,) -> (M,) int64; 0 = it is predicted.
+
+    NaN comes before all numbers, and a true class whose score is not finite is in place K: a model
+    that computes no number is never right.
+    """
+    place = (best_first(scores) == labels[:, None]).int().argmax(1)
+    finite = scores.gather(1, labels[:, None])[:, 0].isfinite()
+    return place.where(finite, scores.shape[1])
+
+
+def top_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
+    """Share of videos, in [0, 1], whose class is among the ``k`` best: (M, K), (M,)."""
+    return (places(scores, labels) < k).float().mean().item()
 
 
 def measure(scores: Tensor, labels: Tensor, lost: Tensor | None = None) -> Accuracy:
     """Accuracy of ``scores`` (M, K), float, for videos of the classes ``labels`` (M,), int64.
 
-    lost: (U,) int64, classes of videos without scores, which count as wrong; none = there are none.
     Classes 0, 0, 1 of which one video of class 0 is right -> top1 1/3, mean_class 1/4.
+
+    Args:
+        lost: (U,) int64, classes of videos without scores, which count as wrong; none = there are
+            none.
 
     Raises:
         ValueError: no video, or a score that is not finite.
@@ -47,8 +60,10 @@ def measure(scores: Tensor, labels: Tensor, lost: Tensor | None = None) -> Accur
     everything = labels if lost is None else torch.cat([labels, lost])
     if not len(everything):
         raise ValueError("expected at least one video, got none")
-    order = best_first(scores)
-    place = (order == labels[:, None]).int().argmax(1)  # of the true class; 0 is the prediction
+    broken = int((~scores.isfinite()).any(1).sum())
+    if broken:
+        raise ValueError(f"the scores of {broken} of {len(scores)} videos are not finite")
+    place = places(scores, labels)
     right = torch.bincount(labels[place == 0], minlength=classes).double()
     videos = torch.bincount(everything, minlength=classes)
     shares = right / videos  # NaN where there is no video

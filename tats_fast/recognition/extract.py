@@ -10,14 +10,12 @@ Legend: W windows of a video, N tokens, C width.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import re
 import time
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,70 +24,26 @@ import numpy as np
 import torch
 
 from tats_fast.config import ConfigError
-from tats_fast.data.files import shown, write_bytes, write_json
+from tats_fast.data.files import shown, write_json, write_lines, writing
 from tats_fast.data.lists import Video
-from tats_fast.data.video import DecodeError
+from tats_fast.data.video import BadFiles, DecodeError
 from tats_fast.data.windows import Length, Window, video_windows, window_batches
-from tats_fast.data.workers.stream import Done, stream_parts
+from tats_fast.data.workers.pool import Done, stream_parts
+from tats_fast.data.workers.record import Stamp, lock, read_lines, stamp, stamps
 from tats_fast.models.encoder import VideoEncoder
-from tats_fast.recognition.feature_file import FeatureFile, Layout, writing
+from tats_fast.recognition.feature_file import FeatureFile, Layout
 from tats_fast.recognition.features import encode, encoder_hash
+from tats_fast.recognition.options import ExtractSettings
 
 LOGGER = logging.getLogger("tats_fast")
-FORMATS = ("npy", "safetensors")
-KINDS = ("mean", "tokens")
 INDEX, SETTINGS, LOCK = "index.jsonl", "settings.json", ".lock"
 
 # Part of the settings: raise it when the same ones come to mean other features.
 _VERSION = 1
 # Characters kept of a file's own name: file systems take 255 bytes, and a character is up to 4.
 _STEM = 48
-# Threads that look at files already there: network storage answers slowly, but many at once.
-_STAT_THREADS = 16
 # Seconds between two lines of progress.
 _PROGRESS = 30.0
-
-Stamp = list[int] | None
-"""A video file's size in bytes and its time of change in ns; None = there is no such file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractSettings:
-    """Which windows of a video, and what is kept of each."""
-
-    what: str = "mean"
-    """``mean`` over tokens, or all ``tokens``."""
-    format: str = "npy"
-    """``npy`` or ``safetensors``."""
-    stride: int = 4
-    """Decoded frames from one of a window to the next; 0 = one window with one frame per equal
-    segment of the video, as for Something-Something."""
-    hop: int | None = None
-    """Decoded frames from one window to the next; none = num_frames * stride, so that windows
-    neither overlap nor leave a gap."""
-    batch_size: int = 16
-    """Windows encoded at once."""
-    workers: int = 1
-    """Decoding processes."""
-    timeout: float = 60.0
-    """Seconds that a video may take for its next window before it counts as unreadable."""
-
-    def __post_init__(self) -> None:
-        for name, choices in (("what", KINDS), ("format", FORMATS)):
-            if getattr(self, name) not in choices:
-                expected = " or ".join(choices)
-                raise ConfigError(f"--{name}={getattr(self, name)}: expected {expected}")
-        for name, least in (("stride", 0), ("hop", 1), ("batch_size", 1), ("workers", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                option = name.replace("_", "-")
-                raise ConfigError(f"--{option}={value}: must be at least {least}")
-        if not self.timeout > 0:
-            raise ConfigError(f"--timeout={self.timeout}: must be above 0")
-        if self.stride == 0 and self.hop is not None:
-            raise ConfigError(
-                f"--hop={self.hop}: with --stride=0 a video is one window; leave one of them out"
-            )
 
 
 @dataclass(frozen=True)
@@ -102,8 +56,7 @@ class Extraction:
     """Those of them that were there before."""
     windows: int
     """Windows of all of them."""
-    bad: list[tuple[str, str]]
-    """(path, reason) of each video that could not be read, in the order of the list."""
+    bad: BadFiles
 
 
 def extract_features(
@@ -146,8 +99,8 @@ def extract_features(
             _write_index(out, lines)
     listed = [lines[number] for number in range(len(videos))]
     bad = [(line["path"], line["error"]) for line in listed if "error" in line]
-    found = sum(line.get("windows", 0) for line in listed)
-    return Extraction(len(listed) - len(bad), skipped, found, bad)
+    windows = sum(line.get("windows", 0) for line in listed)
+    return Extraction(len(listed) - len(bad), skipped, windows, bad)
 
 
 def _written(
@@ -163,10 +116,10 @@ def _written(
 
     def windows(number: int) -> Generator[Window, None, tuple[Stamp, Length] | str]:
         path = videos[number].path
-        stamp = _stamp(path)
+        before = stamp(path)
         try:
             read = video_windows(path, config.num_frames, stride, hop, config.image_size)
-            return stamp, (yield from read)
+            return before, (yield from read)
         except DecodeError as error:
             return error.reason
         except MemoryError:
@@ -193,10 +146,9 @@ def _written(
                         files.pop(number).discard()
                     yield {**line, "error": outcome}
                 else:
-                    stamp, length = outcome
-                    line |= files[number].finish()
-                    del files[number]
-                    yield {**line, **asdict(length), "stamp": stamp}
+                    before, length = outcome
+                    line |= files.pop(number).finish()
+                    yield {**line, **asdict(length), "stamp": before}
     finally:
         events.close()
         for file in files.values():
@@ -204,15 +156,15 @@ def _written(
 
 
 def _encoded(encoder: VideoEncoder, clips: list[np.ndarray], what: str) -> np.ndarray:
-    """What is kept of each clip: (B, C) fp32 or (B, N, C) fp16."""
+    """What is stored of each clip: (B, C) fp32 or (B, N, C) fp16."""
     if not clips:
         return np.empty(0)
     features = encode(encoder, np.stack(clips))
-    kept = features.half() if what == "tokens" else features.mean(1)
-    if not torch.isfinite(kept).all():
+    stored = features.half() if what == "tokens" else features.mean(1)
+    if not torch.isfinite(stored).all():
         limit = " in fp16" if what == "tokens" else ""
-        raise ConfigError(f"--checkpoint: the encoder's features are not finite{limit}")
-    return kept.cpu().numpy()
+        raise ConfigError(f"checkpoint: the encoder's features are not finite{limit}")
+    return stored.cpu().numpy()
 
 
 @contextlib.contextmanager
@@ -220,17 +172,9 @@ def _locked(out: Path) -> Iterator[None]:
     """The folder, made if needed, for this process alone and without what a killed one left."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        lock = open(out / LOCK, "w")  # noqa: SIM115
-    with lock:
-        try:
-            # Unlike flock, no worker process that outlives a killed parent keeps this lock.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise ConfigError(
-                f"--out={out}: another process is writing it; wait for it or choose another folder"
-            ) from error
-        except OSError:
-            pass  # a file system without locks: go on without
+        file = open(out / LOCK, "w")  # noqa: SIM115
+    with file:
+        lock(file, f"out={out}")
         for left in out.glob(".*.tmp"):
             left.unlink(missing_ok=True)
         yield
@@ -259,7 +203,7 @@ def _require_same_settings(
     other = [f"{key} {stored.get(key)}" for key in wanted if stored.get(key) != wanted[key]]
     if other:
         raise ConfigError(
-            f"--out={out}: holds features of other settings ({', '.join(other)}); give the same "
+            f"out={out}: holds features of other settings ({', '.join(other)}); give the same "
             "ones or choose another folder"
         )
 
@@ -270,41 +214,33 @@ def _complete(out: Path, videos: Sequence[Video], layout: Layout) -> dict[int, d
     Raises ``ConfigError`` if the index is of another list. A longer or shorter one is welcome.
     """
     try:
-        text = (out / INDEX).read_text()
+        with open(out / INDEX, "rb") as index:
+            lines = {line["number"]: line for line in read_lines(index)}
     except FileNotFoundError:
         return {}
-    lines: dict[int, dict[str, Any]] = {}
-    for row in text.splitlines():
-        with contextlib.suppress(ValueError):  # a kill can tear the last line
-            line = json.loads(row)
-            lines[line["number"]] = line
     for number, line in lines.items():
         if number < len(videos):
             if line["path"] != videos[number].path:
                 raise ConfigError(
-                    f"--out={out}: number {number} is {shown(line['path'])} there and "
+                    f"out={out}: number {number} is {shown(line['path'])} there and "
                     f"{shown(videos[number].path)} in this list; give the same list, which may "
                     "have grown at its end, or choose another folder"
                 )
             line["label"] = videos[number].label
 
-    def is_whole(line: dict[str, Any]) -> bool:
-        if "error" in line:
-            return False
-        found = _stamp(str(out / line["file"]))
-        if found is None or found[0] != layout.file_bytes(line["windows"]):
-            return False
+    done = [line for line in lines.values() if "error" not in line]
+    files = stamps(str(out / line["file"]) for line in done)
+    videos_now = stamps(line["path"] for line in done)
+    return {
+        line["number"]: line
+        for line, file, video in zip(done, files, videos_now, strict=True)
         # A video that is gone since needs no second reading; one that changed does.
-        return _stamp(line["path"]) in (None, line["stamp"])
-
-    with ThreadPoolExecutor(_STAT_THREADS) as threads:
-        whole = threads.map(is_whole, lines.values())
-        return {line["number"]: line for line, ok in zip(lines.values(), whole, strict=True) if ok}
+        if file and file[0] == layout.file_bytes(line["windows"]) and video in (None, line["stamp"])
+    }
 
 
 def _write_index(out: Path, lines: dict[int, dict[str, Any]]) -> None:
-    rows = (json.dumps(lines[number]) + "\n" for number in sorted(lines))
-    write_bytes(out / INDEX, "".join(rows).encode())
+    write_lines(out / INDEX, (json.dumps(lines[number]) for number in sorted(lines)))
 
 
 def _file_name(number: int, video: Video, layout: Layout) -> str:
@@ -312,11 +248,3 @@ def _file_name(number: int, video: Video, layout: Layout) -> str:
     stem = os.path.splitext(os.path.basename(video.path))[0]
     harmless = re.sub(r"[^\w.-]+", "_", stem)[:_STEM]
     return f"{number:06d}_{harmless}.{layout.format}"
-
-
-def _stamp(path: str) -> Stamp:
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return [found.st_size, found.st_mtime_ns]

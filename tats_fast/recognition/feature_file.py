@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tats_fast.config import ConfigError
+from tats_fast.data.files import writing
 
 # Bytes in front of the arrays of a file. They hold the number of windows, which is known last.
 _HEADER_BYTES = 256
@@ -87,20 +86,10 @@ class FeatureFile:
             self._file.write(header)
             self._file.close()
             os.replace(self._temporary, self.path)
-        starts = self.starts
-        return {"file": self.path.name, "windows": len(starts), "starts": starts}
+        return {"file": self.path.name, "windows": len(self.starts), "starts": self.starts}
 
     def discard(self) -> None:
         """Leave nothing behind."""
         with contextlib.suppress(OSError):  # a full disk, which is said elsewhere
             self._file.close()
         self._temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Failures to write ``path`` become a ``ConfigError`` of one line."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error

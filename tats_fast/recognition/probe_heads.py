@@ -1,7 +1,7 @@
 """Probes: small classifiers on frozen features, as pure functions on tensors.
 
 ``fit_<kind>`` trains with given hyper-parameters and returns a function from features to scores;
-``probe`` chooses the hyper-parameters on a held-out part of the training features.
+``train_probe`` chooses the hyper-parameters on a held-out part of the training features.
 
 Legend: M videos, N tokens, C width, K classes.
 """
@@ -9,13 +9,16 @@ Legend: M videos, N tokens, C width, K classes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, one_hot
+
+from tats_fast.recognition.accuracy import top_accuracy
 
 # From features of M videos to scores (M, K); the greatest is the predicted class.
 Scores = Callable[[Any], Tensor]
@@ -52,7 +55,6 @@ def fit_linear(
     *,
     weight_decay: float,
     batch_norm: bool = False,
-    steps: int = 300,
     tolerance: float = 1e-6,
 ) -> Scores:
     """Softmax regression: min over W, b of mean cross-entropy + weight_decay / 2 |W|^2.
@@ -63,8 +65,9 @@ def fit_linear(
     problem is convex, so L-BFGS solves it and there is no learning rate to choose.
 
     Args:
-        features: (M, C) float; computed in its dtype. labels: (M,) int64 in [0, classes).
-        steps: L-BFGS iterations at most. tolerance: of the largest gradient entry, to stop at.
+        features: (M, C) float; computed in its dtype.
+        labels: (M,) int64 in [0, classes).
+        tolerance: largest gradient entry to stop at.
     """
     # The bias has no penalty, so subtracting the mean leaves W as it is and eases the descent.
     mean = features.mean(0)
@@ -73,7 +76,7 @@ def fit_linear(
     x = (features - mean) * scale
     weight = x.new_zeros(classes, x.shape[1], requires_grad=True)
     bias = x.new_zeros(classes, requires_grad=True)
-    stop = {"max_iter": steps, "tolerance_grad": tolerance, "tolerance_change": tolerance * 1e-3}
+    stop = {"max_iter": 300, "tolerance_grad": tolerance, "tolerance_change": tolerance * 1e-3}
     optimizer = torch.optim.LBFGS(
         [weight, bias], history_size=20, line_search_fn="strong_wolfe", **stop
     )
@@ -95,22 +98,26 @@ def fit_knn(
     features: Tensor, labels: Tensor, classes: int, *, k: int, temperature: float = 0.07
 ) -> Scores:
     """Weighted vote of the ``k`` training videos of greatest cosine similarity s, each with weight
-    exp(s / temperature) (Wu et al. 2018, arXiv:1805.01978, section 3.4).
+    exp(s / temperature) (Wu et al. 2018, arXiv:1805.01978, section 3.4). A class without a vote
+    scores -inf, so that it is among nobody's best.
 
     Args:
-        features: (M, C) float. labels: (M,) int64 in [0, classes). k: at most M.
+        features: (M, C) float.
+        labels: (M,) int64 in [0, classes).
+        k: at most M.
     """
-    known = normalize(features, dim=1)
-    votes = one_hot(labels, classes).to(known)
+    directions = normalize(features, dim=1)
+    votes = one_hot(labels, classes).to(directions)
 
     def scores(new: Tensor) -> Tensor:
         parts = []
-        for part in normalize(new.to(known), dim=1).split(_CHUNK):
-            similarity, nearest = (part @ known.T).topk(k, dim=1)
+        for part in normalize(new.to(directions), dim=1).split(_CHUNK):
+            similarity, nearest = (part @ directions.T).topk(k, dim=1)
             # Relative to s = 1, which changes no ranking and keeps exp in range.
             weights = ((similarity - 1) / temperature).exp()
             parts.append((weights[..., None] * votes[nearest]).sum(1))
-        return torch.cat(parts)
+        tally = torch.cat(parts)
+        return tally.masked_fill(tally == 0, -torch.inf)
 
     return scores
 
@@ -177,8 +184,10 @@ def fit_attentive(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     cycle = {"pct_start": 0.1, "cycle_momentum": False}
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, **cycle)
+    orders = (torch.randperm(len(tokens), generator=generator) for _ in itertools.count())
+    batches = (rows for order in orders for rows in order.split(batch_size))
     with torch.enable_grad():
-        for rows in itertools.islice(_shuffled(len(tokens), batch_size, generator), steps):
+        for rows in itertools.islice(batches, steps):
             batch = tokens[rows].to(device, torch.float32)
             loss = cross_entropy(model(batch), labels[rows.to(device)])
             optimizer.zero_grad()
@@ -192,26 +201,6 @@ def fit_attentive(
         return torch.cat([model(new[rows].to(device, torch.float32)) for rows in parts])
 
     return scores
-
-
-def _shuffled(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Batches of row numbers, in a new order every epoch, for ever."""
-    while True:
-        yield from torch.randperm(count, generator=generator).split(batch_size)
-
-
-def ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many classes score at least as much as the true one: (M, K), (M,) -> (M,).
-
-    0 is a correct prediction. Ties and NaN count against it, so votes of zero win nothing.
-    """
-    true = scores.gather(1, labels[:, None])
-    return (~(scores < true)).sum(1) - 1
-
-
-def accuracy(scores: Tensor, labels: Tensor, top: int = 1) -> float:
-    """Share of videos, in [0, 1], whose class is among the ``top`` best scores."""
-    return (ranks(scores, labels) < top).float().mean().item()
 
 
 FITS: dict[str, Callable[..., Scores]] = {
@@ -232,14 +221,13 @@ SWEEPS: dict[str, list[dict[str, Any]]] = {
 """Hyper-parameters tried, per kind; of equally good ones the first counts."""
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A probe trained on all training features with the hyper-parameters ``hyper``, whose top-1 on
-    the held-out part was ``held_out``, in [0, 1]."""
+class TrainedProbe(NamedTuple):
+    """A probe trained on all training features, the hyper-parameters that were chosen on their
+    held-out part, and its top-1 there with them, in [0, 1]."""
 
+    scores: Scores
     hyper: dict[str, Any]
     held_out: float
-    scores: Scores
 
 
 def held_out_split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -251,18 +239,18 @@ def held_out_split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
     shuffled = labels.cpu()[order]
-    fit, held = [], []
+    fit, held_out = [], []
     for label in shuffled.unique():
         rows = order[shuffled == label]
         count = max(1, int(len(rows) * HELD_OUT_SHARE)) if len(rows) > 1 else 0
-        held.append(rows[:count])
+        held_out.append(rows[:count])
         fit.append(rows[count:])
-    if not sum(map(len, held)):
+    if not sum(map(len, held_out)):
         raise ValueError("no class has two readable training videos, so nothing can be held out")
-    return torch.cat(fit).sort().values, torch.cat(held).sort().values
+    return torch.cat(fit).sort().values, torch.cat(held_out).sort().values
 
 
-def probe(
+def train_probe(
     kind: str,
     features: Tensor | Rows,
     labels: Tensor,
@@ -270,28 +258,28 @@ def probe(
     *,
     seed: int = 0,
     sweep: Sequence[dict[str, Any]] | None = None,
-) -> Probe:
+) -> TrainedProbe:
     """Choose hyper-parameters on a held-out part of the features, then train on all of them.
 
     Args:
         kind: a key of ``FITS``.
-        features: (M, C) float, or for ``attentive`` (M, N, C). labels: (M,) int64.
+        features: (M, C) float, or for ``attentive`` (M, N, C).
+        labels: (M,) int64.
         sweep: hyper-parameters to try; none = those of ``SWEEPS``.
 
     Raises:
         ValueError: no class has two videos.
     """
     extra = {"seed": seed} if kind == "attentive" else {}
-    fit, held = (rows.to(labels.device) for rows in held_out_split(labels, seed))
-    known, unknown = take(features, fit), take(features, held)
-    best: tuple[float, dict[str, Any]] | None = None
-    for hyper in SWEEPS[kind] if sweep is None else sweep:
-        if hyper.get("k", 1) > len(fit):
-            continue
-        scores = FITS[kind](known, labels[fit], classes, **hyper, **extra)
-        top1 = accuracy(scores(unknown), labels[held])
-        if best is None or top1 > best[0]:
-            best = (top1, hyper)
-    assert best is not None
-    scores = FITS[kind](features, labels, classes, **best[1], **extra)
-    return Probe(best[1], best[0], scores)
+    fit, held_out = (rows.to(labels.device) for rows in held_out_split(labels, seed))
+    fit_features, unseen = take(features, fit), take(features, held_out)
+
+    def top1(hyper: dict[str, Any]) -> float:
+        scores = FITS[kind](fit_features, labels[fit], classes, **hyper, **extra)
+        return top_accuracy(scores(unseen), labels[held_out])
+
+    candidates = SWEEPS[kind] if sweep is None else sweep
+    tried = [(top1(hyper), hyper) for hyper in candidates if hyper.get("k", 1) <= len(fit)]
+    best, hyper = max(tried, key=itemgetter(0))
+    scores = FITS[kind](features, labels, classes, **hyper, **extra)
+    return TrainedProbe(scores, hyper, best)

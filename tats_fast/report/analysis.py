@@ -1,4 +1,4 @@
-"""What a model and its sampler make of single clips, as arrays ready to be drawn.
+"""Masks, reconstructions and probabilities of single clips, as arrays ready to be drawn.
 
 Legend: T frames of S x S pixels, F token-frames, N tokens, N_v visible, N_m masked, D numbers per
 patch.
@@ -6,7 +6,6 @@ patch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +20,8 @@ from tats_fast.models import MaskedAutoencoder, TokenSampler, TokenSplit
 from tats_fast.models.patchify import motion_energy, patchify, unpatchify
 from tats_fast.rl.metrics import lift
 
-SAMPLER = "sampler"
-"""Name under which the learned sampler's draws appear, whichever way it was trained."""
-
-DRAWS = 8
-"""Draws behind a mean motion lift."""
+SAMPLER = "sampler"  # names the learned sampler's draws, whichever way it was trained
+DRAWS = 8  # behind a mean motion lift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +31,15 @@ class DrawAnalysis:
     visible: np.ndarray
     """(N_v,) int64, in drawing order."""
     reconstruction: np.ndarray
-    """(T, S, S, 3) uint8: visible tokens as they are, masked ones as predicted."""
+    """(T, S, S, 3) uint8: the clip, its masked tokens replaced by their prediction."""
     error: np.ndarray
-    """(N,) fp32: squared error of each masked token against its normalised pixels; nan where
-    visible."""
+    """(N,) fp32: mean squared error of each masked token's normalised pixels; nan if visible."""
     loss: float
     """Mean error of the masked tokens."""
     motion_lift: float
-    """Motion of the visible tokens over that of all; 1 = like a random draw."""
+    """Mean motion of the visible tokens relative to all tokens; 1 = like a random draw."""
     mean_motion_lift: float
-    """The same, averaged over several draws of which this one is the first."""
+    """Mean motion lift of several draws, of which this is the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +49,16 @@ class ClipAnalysis:
     clip: np.ndarray
     """(T, S, S, 3) uint8."""
     draws: dict[str, DrawAnalysis]
-    """By strategy, in the order asked for; all with the same number of visible tokens."""
+    """By strategy; all have the same number of visible tokens."""
     motion: np.ndarray
-    """(N,) fp32: each token's motion over the clip's mean, which is N p of a ``motion`` draw; zeros
-    for a still clip."""
+    """(N,) fp32: motion of each token relative to the clip's mean, which is N p of a ``motion``
+    draw; zeros for a still clip."""
     heat: np.ndarray | None
-    """(N,) fp32: N p of the sampler, 1 = as likely as by chance; None without a sampler."""
+    """(N,) fp32: N p of the sampler, 1 = chance; None without a sampler."""
 
 
 def default_strategies(config: RunConfig, sampler: TokenSampler | None) -> tuple[str, ...]:
-    """The run's own way to choose, then chance and frame difference to compare it with."""
+    """The run's own strategy, and random and motion draws to compare it with."""
     own = SAMPLER if sampler is not None else config.masking.strategy
     if own in LEARNED_STRATEGIES:  # a learned strategy whose sampler was not given
         own = "random"
@@ -76,22 +71,19 @@ def analyze(
     mae: MaskedAutoencoder,
     sampler: TokenSampler | None,
     clips: Tensor,
-    strategies: Sequence[str] | None = None,
     seed: int = 0,
     draws: int = DRAWS,
 ) -> list[ClipAnalysis]:
-    """Mask and reconstruct clips, each by itself, under several strategies at ``masking.ratio``.
+    """Mask and reconstruct clips, each by itself, under the default strategies.
 
     Args:
         clips: (M, T, S, S, 3) uint8 on the models' device.
-        strategies: names of ``masking.split_tokens``, or ``SAMPLER``; None = the default ones.
         seed: decides every draw. The strategies of a clip share their random numbers, so that two
             draws differ only by what the strategies want.
         draws: draws behind ``mean_motion_lift``, at least 1.
 
     Raises:
-        ValueError: clips of another shape or type than the model's, ``SAMPLER`` without a sampler,
-            or ``draws`` below 1.
+        ValueError: clips of another shape or type than the model's, or ``draws`` below 1.
     """
     model = config.model
     expected = (model.num_frames, model.image_size, model.image_size, 3)
@@ -102,58 +94,44 @@ def analyze(
         )
     if draws < 1:
         raise ValueError(f"expected draws >= 1, got {draws}")
-    names = tuple(strategies or default_strategies(config, sampler))
-    if SAMPLER in names and sampler is None:
-        raise ValueError(f"strategy {SAMPLER!r} needs a sampler, and there is none")
+    names = default_strategies(config, sampler)
     # Tube masks come in whole columns; every other strategy can keep any number of tokens.
     visible = visible_tokens("tube" if "tube" in names else "random", model, config.masking.ratio)
-    return [
-        _analyze_clip(config, mae, sampler, clip[None], names, visible, clip_seed(seed, i), draws)
-        for i, clip in enumerate(clips)
-    ]
-
-
-def _analyze_clip(
-    config: RunConfig,
-    mae: MaskedAutoencoder,
-    sampler: TokenSampler | None,
-    clip: Tensor,
-    names: Sequence[str],
-    visible: int,
-    seed: int,
-    draws: int,
-) -> ClipAnalysis:
-    model = config.model
-    patches = patchify(clip, model.tubelet_size, model.patch_size)
-    tokens = mae.embed(patches)
-    log_p = None if sampler is None else sampler(tokens).log_p
-    motion = motion_energy(patches, model.tubelet_size)
-    analyses = {}
-    for name in names:
-        generator = torch.Generator(clip.device).manual_seed(seed)
-        strategy = "tats" if name == SAMPLER else name
-        splits = [
-            split_tokens(strategy, model, patches, log_p, visible, generator) for _ in range(draws)
-        ]
-        lifts = [lift(motion, split.shown).item() for split in splits]
-        analyses[name] = _reconstruct(config, mae, patches, tokens, splits[0], lifts)
-    return ClipAnalysis(
-        clip=clip[0].cpu().numpy(),
-        draws=analyses,
-        motion=_array(motion[0] / motion.mean().clamp_min(1e-12)),
-        heat=None if log_p is None else _array(model.num_tokens * log_p[0].exp()),
-    )
+    analyses = []
+    for i, clip in enumerate(clips[:, None]):
+        patches = patchify(clip, model.tubelet_size, model.patch_size)
+        tokens = mae.embed(patches)
+        log_p = None if sampler is None else sampler(tokens).log_p
+        motion = motion_energy(patches, model.tubelet_size)
+        state = int(np.random.SeedSequence((seed, i)).generate_state(1)[0])
+        by_name = {}
+        for name in names:
+            generator = torch.Generator(clip.device).manual_seed(state)
+            strategy = "tats" if name == SAMPLER else name
+            splits = [
+                split_tokens(strategy, model, patches, log_p, visible, generator)
+                for _ in range(draws)
+            ]
+            lifts = [lift(motion, split.visible_mask).item() for split in splits]
+            by_name[name] = _reconstruct(mae, patches, tokens, splits[0], lifts)
+        analysis = ClipAnalysis(
+            clip=clip[0].cpu().numpy(),
+            draws=by_name,
+            motion=_array(motion[0] / motion.mean().clamp_min(1e-12)),
+            heat=None if log_p is None else _array(model.num_tokens * log_p[0].exp()),
+        )
+        analyses.append(analysis)
+    return analyses
 
 
 def _reconstruct(
-    config: RunConfig,
     mae: MaskedAutoencoder,
     patches: Tensor,
     tokens: Tensor,
     split: TokenSplit,
     lifts: list[float],
 ) -> DrawAnalysis:
-    model = config.model
+    model = mae.config
     prediction = mae.decode(mae.encode(tokens, split), split)
     error = kernels.masked_mse(prediction, patches, split.masked)
     per_token = error.new_full(patches.shape[:2], torch.nan).scatter(1, split.masked, error)
@@ -174,16 +152,15 @@ def unnormalize(normalized: Tensor, patches: Tensor) -> Tensor:
 
     Args:
         normalized: (..., D) in units of the patch's deviation, floating.
-        patches: (..., D), uint8 or float in [0, 1]: the patches whose mean and deviation to use.
+        patches: (..., D) uint8: the patches whose mean and deviation to use.
 
     Returns:
-        (..., D) fp32 or wider, pixels in the [0, 1] range, not clamped.
+        (..., D) fp32, pixels in the [0, 1] range, not clamped.
     """
-    unit = 255 if patches.dtype == torch.uint8 else 1
-    pixels = patches.to(torch.promote_types(patches.dtype, torch.float32)).unflatten(-1, (-1, 3))
-    deviation = pixels.var(dim=-2, keepdim=True).sqrt() + unit * 1e-6
-    values = normalized.to(pixels.dtype).unflatten(-1, (-1, 3)) * deviation
-    return ((values + pixels.mean(dim=-2, keepdim=True)) / unit).flatten(-2)
+    pixels = patches.float().unflatten(-1, (-1, 3))
+    deviation = pixels.var(dim=-2, keepdim=True).sqrt() + 255e-6
+    values = normalized.float().unflatten(-1, (-1, 3)) * deviation
+    return ((values + pixels.mean(dim=-2, keepdim=True)) / 255).flatten(-2)
 
 
 def fill_masked(patches: Tensor, prediction: Tensor, masked: Tensor) -> Tensor:
@@ -198,11 +175,6 @@ def fill_masked(patches: Tensor, prediction: Tensor, masked: Tensor) -> Tensor:
     index = masked[..., None].expand_as(prediction)
     pixels = unnormalize(prediction, patches.gather(1, index)).clamp(0, 1)
     return patches.scatter(1, index, (pixels * 255).round().to(torch.uint8))
-
-
-def clip_seed(seed: int, index: int) -> int:
-    """Seed of one clip's draws: other clips get other random masks."""
-    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tats_fast.config import RunConfig
 from tats_fast.config.schema import LEARNED_STRATEGIES
 from tats_fast.masking import visible_tokens
-from tats_fast.report.curves import Chart, Points, is_number, series
+from tats_fast.report.curves import Chart, Points, series
 
 Rows = list[dict[str, Any]]
 
@@ -49,176 +49,139 @@ def explanation(config: RunConfig) -> str:
     method = "PPO (reinforcement learning)" if strategy == "tats" else "AdaMAE’s loss"
     return text + (
         f"A second, small network, the sampler, learns with {method} which blocks to leave "
-        f"visible, {aim}. This page shows what both have learnt, beside blocks chosen at random "
+        f"visible, {aim}. This page shows what both have learnt, next to blocks chosen at random "
         "and blocks chosen by how much they change between frames (“motion”)."
     )
 
 
-HEADLINES = (
-    (
-        "loss_recon_random",
+HEADLINES = {
+    "loss_recon_random": (
         "Held-out error",
-        True,
         "Squared error of hidden tokens under one fixed random mask, on clips not trained on. 1.0 "
         "= painting each token in its own mean colour; lower is better.",
     ),
-    (
-        "entropy_frac",
+    "entropy_frac": (
         "Sampler entropy",
-        False,
         "How evenly the sampler spreads its probability: 1.0 = uniform, as by chance; 0 = always "
         "one and the same token.",
     ),
-    (
-        "motion_lift_sampler",
+    "motion_lift_sampler": (
         "Motion lift, sampler",
-        False,
-        "Motion of the tokens the sampler shows, over the clip’s average token. 1.0 = no more "
-        "motion than chance.",
+        "Mean motion of the tokens that the sampler leaves visible, relative to all tokens of the "
+        "clip. 1.0 = no more motion than chance.",
     ),
-    (
-        "motion_lift_random",
+    "motion_lift_random": (
         "Motion lift, random",
-        False,
         "The same for tokens drawn at random: 1.0 up to the luck of the draws.",
     ),
-    (
-        "motion_lift_motion",
+    "motion_lift_motion": (
         "Motion lift, motion",
-        False,
         "The same for tokens drawn in proportion to their motion: what looking at motion alone "
         "would give.",
     ),
-)
+}
 
 
 def headlines(evaluations: Rows) -> list[Headline]:
-    """Those of the headline numbers that were measured, from the first and last evaluation."""
-    found = []
-    for key, name, percent, meaning in HEADLINES:
+    """The headline numbers that were measured, from the first and last evaluation."""
+    measured = []
+    for key, (name, meaning) in HEADLINES.items():
         points = series(evaluations, key)
         if points:
             (first_step, first), (last_step, last) = points[0], points[-1]
             steps = (int(first_step), int(last_step))
-            found.append(Headline(name, first, last, steps, percent, meaning))
-    return found
+            percent = key == "loss_recon_random"
+            measured.append(Headline(name, first, last, steps, percent, meaning))
+    return measured
 
 
-MAIN_CHARTS = (
-    *("Held-out error", "Training error", "Entropy of the sampler", "Motion lift", "Texture lift"),
-    "Explained variance of the critic",
+MORE_CHARTS = (
+    (
+        "Content dependence",
+        "0 = the same probabilities for every clip; higher = the sampler looks at the clip.",
+        "content_dependence",
+    ),
+    ("Spread over time", "1.0 = visible tokens evenly over the frames.", "frame_spread"),
+    ("Largest token probability", "Mean over clips; 1.0 = certainty.", "visible_prob_max"),
+    ("Smallest token probability", "Times the number of tokens; 1.0 = chance.", "min_prob"),
+    (
+        "PPO update size",
+        "KL divergence from the drawing policy, and the share of clipped ratios.",
+        "approx_kl",
+        "clip_frac",
+    ),
+    ("Policy loss", "", "loss_policy"),
+    ("Value loss", "", "loss_value"),
+    ("Learning rate", "", "lr", "lr_sampler"),
+    ("Gradient norm", "Before clipping.", "grad_norm", "grad_norm_sampler"),
+    ("Mask ratio", "Share of hidden tokens.", "mask_ratio"),
+    ("Speed", "Clips per second.", "clips_per_s"),
+    ("Utilisation", "Model FLOP per second over the device’s peak.", "mfu"),
+    ("Waiting for data", "Share of time spent waiting for clips.", "data_wait_frac"),
+    ("Peak memory", "MiB.", "peak_mem_mb", "reserved_mem_mb"),
 )
-"""Titles of the charts that are open on the page; the others are folded away."""
+"""Title, caption and columns of the charts that are folded away."""
+MEASURED_TWICE = ("content_dependence", "visible_prob_max", "min_prob")
+"""Columns of both training and evaluation."""
 
 
-def charts(metrics: Rows, evaluations: Rows) -> list[Chart]:
-    """All curves of a run; a chart without two points of any line is left out by its drawing."""
+def charts(metrics: Rows, evaluations: Rows) -> tuple[list[Chart], list[Chart]]:
+    """The curves that are open on the page, and those that are folded away.
 
-    def lift(key: str) -> dict[str, Points]:
-        held_out = {
-            name: series(evaluations, f"{key}_{name}") for name in ("sampler", "motion", "random")
-        }
-        return {"training draws": series(metrics, key), **held_out}
-
-    def pair(key: str) -> dict[str, Points]:
-        return {"training": series(metrics, key), "held-out": series(evaluations, key)}
+    A chart without two points of any line is left out by its drawing.
+    """
 
     def train(*keys: str) -> dict[str, Points]:
         return {key: series(metrics, key) for key in keys}
 
-    specs: list[tuple[str, str, dict[str, Points], float | None]] = [
-        (
+    def pair(key: str) -> dict[str, Points]:
+        return {"training": series(metrics, key), "held-out": series(evaluations, key)}
+
+    def lift(key: str) -> dict[str, Points]:
+        strategies = ("sampler", "motion", "random")
+        held_out = {name: series(evaluations, f"{key}_{name}") for name in strategies}
+        return {"training draws": series(metrics, key), **held_out}
+
+    main = [
+        Chart(
             "Held-out error",
             "Under one fixed random mask, so it measures the autoencoder alone. 1.0 = painting "
             "each token in its own mean colour.",
             {"held-out": series(evaluations, "loss_recon_random")},
             1.0,
         ),
-        (
+        Chart(
             "Training error",
             "On the masks of training, so it also moves when these get harder or easier; 1.0 as "
             "before.",
             train("loss_recon"),
             1.0,
         ),
-        ("Entropy of the sampler", "1.0 = uniform.", pair("entropy_frac"), 1.0),
-        ("Motion lift", "1.0 = as much motion as a random draw.", lift("motion_lift"), 1.0),
-        (
+        Chart("Entropy of the sampler", "1.0 = uniform.", pair("entropy_frac"), 1.0),
+        Chart("Motion lift", "1.0 = as much motion as a random draw.", lift("motion_lift"), 1.0),
+        Chart(
             "Texture lift",
             "The same for spatial detail: a sampler that follows texture instead of motion shows "
             "here.",
             lift("roughness_lift"),
             1.0,
         ),
-        (
+        Chart(
             "Explained variance of the critic",
             "1.0 = the critic foresees the reward of every clip; 0 = no better than its mean.",
             train("explained_variance"),
             0.0,
         ),
-        (
-            "Content dependence",
-            "0 = the same probabilities for every clip; higher = the sampler looks at the clip.",
-            pair("content_dependence"),
-            None,
-        ),
-        (
-            "Spread over time",
-            "1.0 = visible tokens evenly over the frames.",
-            train("frame_spread"),
-            None,
-        ),
-        (
-            "Largest token probability",
-            "Mean over clips; 1.0 would be certainty.",
-            pair("visible_prob_max"),
-            None,
-        ),
-        (
-            "Smallest token probability",
-            "Times the number of tokens: 1.0 = chance.",
-            pair("min_prob"),
-            None,
-        ),
-        (
-            "PPO update size",
-            "KL divergence from the drawing policy, and the share of clipped ratios.",
-            train("approx_kl", "clip_frac"),
-            None,
-        ),
-        ("Policy loss", "", train("loss_policy"), None),
-        ("Value loss", "", train("loss_value"), None),
-        ("Learning rate", "", train("lr"), None),
-        ("Mask ratio", "Share of hidden tokens.", train("mask_ratio"), None),
-        ("Speed", "Clips per second.", train("clips_per_s"), None),
-        (
-            "Waiting for data",
-            "Share of the time spent waiting for clips.",
-            train("data_wait_frac"),
-            None,
-        ),
-        ("Peak memory", "MB.", train("peak_mem_mb"), None),
     ]
-    return [
-        Chart(title=title, caption=caption, lines=_told(lines), reference=reference)
-        for title, caption, lines, reference in specs
-        if title != "Mask ratio" or _moves(lines)
-    ]
-
-
-def _told(lines: dict[str, Points]) -> dict[str, Points]:
-    return {label: points for label, points in lines.items() if points}
-
-
-def _moves(lines: dict[str, Points]) -> bool:
-    return any(len({value for _, value in points}) > 1 for points in lines.values())
+    more = []
+    for title, caption, *keys in MORE_CHARTS:
+        lines = train(*keys) if keys[0] not in MEASURED_TWICE else pair(keys[0])
+        if keys != ["mask_ratio"] or len({value for _, value in lines["mask_ratio"]}) > 1:
+            more.append(Chart(title, caption, lines))  # a mask ratio that stays needs no chart
+    return main, more
 
 
 def warmup_end(metrics: Rows) -> int | None:
     """Step of the last logged row whose masks were random because the sampler still rested."""
-    steps = [
-        row["step"]
-        for row in metrics
-        if "warm-up" in str(row.get("strategy")) and is_number(row.get("step"))
-    ]
+    steps = [row["step"] for row in metrics if "warm-up" in str(row.get("strategy"))]
     return int(steps[-1]) if steps else None

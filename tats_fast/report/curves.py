@@ -5,8 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 Points = list[tuple[float, float]]
 
@@ -16,9 +15,8 @@ MAX_POINTS = 300
 DASHES = ("", "7 3", "2 3", "8 3 2 3")  # told apart without colour too
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """One chart: ``lines`` by label, and a ``reference`` level drawn across where given."""
+class Chart(NamedTuple):
+    """One chart: ``lines`` by label, and a ``reference`` level across them, if there is one."""
 
     title: str
     caption: str
@@ -28,11 +26,7 @@ class Chart:
 
 def series(rows: Iterable[dict[str, Any]], key: str) -> Points:
     """(step, value) of every row that has a finite number under ``key``."""
-    return [
-        (float(row["step"]), float(row[key]))
-        for row in rows
-        if is_number(row.get("step")) and is_number(row.get(key))
-    ]
+    return [(float(row["step"]), float(row[key])) for row in rows if is_number(row.get(key))]
 
 
 def is_number(value: Any) -> bool:
@@ -50,9 +44,7 @@ def short(value: float) -> str:
 
 def thin(points: Points, limit: int = MAX_POINTS) -> Points:
     """At most ``limit`` points: means over equally many neighbours each."""
-    size = math.ceil(len(points) / limit)
-    if size <= 1:
-        return points
+    size = max(1, math.ceil(len(points) / limit))
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [tuple(sum(axis) / len(axis) for axis in zip(*g, strict=True)) for g in groups]
 
@@ -64,7 +56,7 @@ def chart_html(chart: Chart) -> str:
         return ""
     legend = "".join(
         f'<span class="key c{i}"><svg viewBox="0 0 24 8" width="24" height="8" aria-hidden="true">'
-        f'<path d="M0 4H24" stroke-dasharray="{_dash(i)}"/></svg>{html.escape(label)}</span>'
+        f'<path d="M0 4H24" stroke-dasharray="{DASHES[i]}"/></svg>{html.escape(label)}</span>'
         for i, label in enumerate(lines)
     )
     title, caption = html.escape(chart.title), html.escape(chart.caption)
@@ -103,28 +95,18 @@ def _svg(chart: Chart, lines: dict[str, Points]) -> str:
         parts.append(f'<text x="{px(x):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{text}</text>')
     for i, points in enumerate(lines.values()):
         path = "M" + "L".join(f"{px(x):.1f} {py(y):.1f}" for x, y in points)
-        parts.append(f'<path class="line c{i}" stroke-dasharray="{_dash(i)}" d="{path}"/>')
-    label = html.escape(_description(chart, lines))
+        parts.append(f'<path class="line c{i}" stroke-dasharray="{DASHES[i]}" d="{path}"/>')
+    ends = (f"{label} from {short(p[0][1])} to {short(p[-1][1])}" for label, p in lines.items())
+    label = html.escape(f"{chart.title} over training steps: {'; '.join(ends)}")
     frame = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}"'
     return f"<svg {frame}>{''.join(parts)}</svg>"
 
 
-def _description(chart: Chart, lines: dict[str, Points]) -> str:
-    ends = (f"{label} from {short(p[0][1])} to {short(p[-1][1])}" for label, p in lines.items())
-    return f"{chart.title} over training steps: {'; '.join(ends)}"
-
-
-def _dash(line: int) -> str:
-    return DASHES[line % len(DASHES)]
-
-
 def nice_ticks(low: float, high: float) -> list[float]:
     """Three to six round numbers that span [low, high]; (0.13, 0.88) -> 0, 0.2, ... 1."""
+    from matplotlib.ticker import MaxNLocator
+
     if high - low < 1e-12:
         room = abs(low) * 0.1 or 1.0
         low, high = low - room, high + room
-    raw = (high - low) / 4
-    unit = 10 ** math.floor(math.log10(raw))
-    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
+    return MaxNLocator(4, steps=(1, 2, 2.5, 5, 10)).tick_values(low, high).tolist()

@@ -1,45 +1,40 @@
-"""Labelled composites for files and READMEs, drawn with Pillow."""
+"""Labelled composites for files and READMEs, drawn with matplotlib."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tats_fast.config import RunConfig
 from tats_fast.report.analysis import SAMPLER, ClipAnalysis
-from tats_fast.report.pictures import (
-    ERROR_TOP,
-    Row,
-    clip_rows,
-    error_map,
-    fit,
-    heat_overlay,
-    heat_top,
-    masked_frames,
-    strip,
-    token_frames,
-)
+from tats_fast.report.pictures import ERROR_TOP, Row, clip_rows, fit, heat_top, strip
 
-GUTTER = 4
-LABEL_WIDTH = 132
-INK = (40, 40, 40)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MARGIN, GUTTER = 8, 4
+NAME_WIDTH, TITLE_HEIGHT = 132, 54
+DPI = 64  # a power of two, so that no pixel is lost to rounding
+TEXT = {"va": "center", "color": "#282828", "fontsize": 13.5}
 
 
-def clip_figure(config: RunConfig, analysis: ClipAnalysis, top: float) -> np.ndarray:
-    """All rows of one clip with their names on the left: (H, W, 3) uint8 on white.
+def clip_figure(config: RunConfig, analysis: ClipAnalysis, top: float) -> Figure:
+    """All rows of one clip with their names on the left.
 
     Args:
         top: N p at the bright end of the heat maps, from ``heat_top``.
     """
-    bands = []
-    for row in clip_rows(config, analysis, top):
-        pictures = strip(fit(row.pictures), GUTTER)
-        name = _label(_row_lines(row, top), LABEL_WIDTH, pictures.shape[0], left=True)
-        bands.append(np.concatenate([name, pictures], axis=1))
-    return _framed(_stack(bands, axis=0))
+    rows = clip_rows(config, analysis, top)
+    pictures = [[strip(fit(row.pictures), GUTTER)] for row in rows]
+    return _sheet(pictures, names=[_row_name(row, top) for row in rows])
 
 
-def summary_figure(config: RunConfig, analyses: list[ClipAnalysis], limit: int = 4) -> np.ndarray:
-    """One row per clip, one column per view: (H, W, 3) uint8 on white.
+def summary_figure(config: RunConfig, analyses: list[ClipAnalysis], limit: int = 4) -> Figure:
+    """One row per clip, one column per view.
 
     Columns: the frame; the visible tokens of every strategy; the sampler's heat map where there is
     one; reconstruction and error of the first strategy. Each row shows the token-frame with the
@@ -52,66 +47,48 @@ def summary_figure(config: RunConfig, analyses: list[ClipAnalysis], limit: int =
         raise ValueError("expected at least one analysed clip, got none")
     analyses = analyses[:limit]
     top = heat_top(analyses)
-    columns: list[tuple[list[str], list[np.ndarray]]] = []
-    for i, analysis in enumerate(analyses):
+    pictures = []
+    for analysis in analyses:
         frame = int(analysis.motion.reshape(config.model.token_frames, -1).sum(axis=1).argmax())
-        for j, (title, pictures) in enumerate(_views(config, analysis, top)):
-            if i == 0:
-                columns.append((title, []))
-            columns[j][1].append(fit(pictures[frame : frame + 1], 128)[0])
-    bands = []
-    for title, cells in columns:
-        head = _label(title, cells[0].shape[1], 36, left=False)
-        bands.append(np.concatenate([head, _stack(cells, axis=0)]))
-    return _framed(_stack(bands, axis=1))
+        views = _views(clip_rows(config, analysis, top))
+        pictures.append([fit(row.pictures[frame : frame + 1], 128)[0] for row in views])
+    return _sheet(pictures, titles=[_row_name(row, top) for row in views])
 
 
-def _views(
-    config: RunConfig, analysis: ClipAnalysis, top: float
-) -> list[tuple[list[str], np.ndarray]]:
-    model, clip = config.model, analysis.clip
-    views = [(["frame"], token_frames(clip, model))]
-    for name, draw in analysis.draws.items():
-        views.append(([name, "visible tokens"], masked_frames(clip, draw.visible, model)))
-    if analysis.heat is not None:
-        scale = f"1/{top:g} to {top:g} x chance"
-        views.append(
-            ([f"{SAMPLER} probability", scale], heat_overlay(clip, analysis.heat, model, top))
-        )
-    name, draw = next(iter(analysis.draws.items()))
-    views.append(([name, "reconstruction"], token_frames(draw.reconstruction, model)))
-    views.append(([name, f"error, 0 to {ERROR_TOP:g}"], error_map(draw.error, model)))
-    return views
+def _views(rows: list[Row]) -> list[Row]:
+    by_group = {group: list(members) for group, members in groupby(rows, attrgetter("group"))}
+    heat = [row for row in by_group["probability"] if row.strategy == SAMPLER]
+    results = [by_group[group][0] for group in ("reconstruction", "error")]
+    return [*by_group["frames"], *by_group["visible tokens"], *heat, *results]
 
 
-def _row_lines(row: Row, top: float) -> list[str]:
+def _row_name(row: Row, top: float) -> str:
+    name = f"{row.strategy}\n{row.group}".strip()
     if row.group == "probability":
-        return [row.strategy, "probability", f"1/{top:g} to {top:g} x chance"]
+        return f"{name}\n1/{top:g} to {top:g} × chance"
     if row.group == "error":
-        return [row.strategy, f"error, 0 to {ERROR_TOP:g}", "(grey: visible)"]
-    return [row.strategy, row.group] if row.strategy else [row.group]
+        return f"{name}, 0 to {ERROR_TOP:g}\n(grey: visible)"
+    return name
 
 
-def _stack(parts: list[np.ndarray], axis: int) -> np.ndarray:
-    gap = [(0, 0), (0, 0), (0, 0)]
-    gap[axis] = (0, GUTTER)
-    padded = [np.pad(part, gap, constant_values=255) for part in parts[:-1]]
-    return np.concatenate([*padded, parts[-1]], axis=axis)
+def _sheet(
+    pictures: list[list[np.ndarray]], names: Sequence[str] = (), titles: Sequence[str] = ()
+) -> Figure:
+    """Rows of pictures (H, W, 3) uint8 of one size, pixel for pixel on white, with a name to the
+    left of every row or a title above every column."""
+    from matplotlib.figure import Figure
 
-
-def _framed(picture: np.ndarray) -> np.ndarray:
-    return np.pad(picture, ((8, 8), (8, 8), (0, 0)), constant_values=255)
-
-
-def _label(lines: list[str], width: int, height: int, left: bool) -> np.ndarray:
-    """Lines of small text, centred in height, on white: (height, width, 3) uint8."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    image = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(image)
-    step, font = 16, ImageFont.load_default(size=13)
-    y = (height - step * len(lines)) / 2
-    for i, line in enumerate(lines):
-        x = 0 if left else (width - draw.textlength(line, font=font)) / 2
-        draw.text((x, y + i * step), line, fill=INK, font=font)
-    return np.asarray(image)
+    height, width = pictures[0][0].shape[:2]
+    lefts = MARGIN + (NAME_WIDTH if names else 0) + np.arange(len(pictures[0])) * (width + GUTTER)
+    tops = MARGIN + (TITLE_HEIGHT if titles else 0) + np.arange(len(pictures)) * (height + GUTTER)
+    wide, high = lefts[-1] + width + MARGIN, tops[-1] + height + MARGIN
+    figure = Figure((wide / DPI, high / DPI), dpi=DPI, facecolor="white")
+    for top, row in zip(tops, pictures, strict=True):
+        for left, picture in zip(lefts, row, strict=True):
+            figure.figimage(picture, left, high - top - height)
+    for top, name in zip(tops, names, strict=False):
+        figure.text(MARGIN / wide, 1 - (top + height / 2) / high, name, ha="left", **TEXT)
+    for left, title in zip(lefts, titles, strict=False):
+        y = 1 - (MARGIN + TITLE_HEIGHT / 2) / high
+        figure.text((left + width / 2) / wide, y, title, ha="center", **TEXT)
+    return figure

@@ -1,4 +1,4 @@
-"""Clips, masks, heat maps and errors as uint8 pictures; pure numpy, no drawing library.
+"""Clips, masks, heat maps and errors as uint8 pictures.
 
 Legend: F token-frames of S x S pixels, N tokens, k patch side. One picture per token-frame: the
 first frame of its tubelet.
@@ -7,6 +7,7 @@ first frame of its tubelet.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,61 +18,30 @@ from tats_fast.config import ModelConfig, RunConfig
 from tats_fast.masking import split_tokens, visible_tokens
 from tats_fast.models import MaskedAutoencoder, TokenSampler
 from tats_fast.models.patchify import patchify
-from tats_fast.report.analysis import ClipAnalysis, DrawAnalysis, analyze, default_strategies
+from tats_fast.report.analysis import ClipAnalysis, default_strategies
 
-__all__ = [
-    "ClipAnalysis",
-    "DrawAnalysis",
-    "Row",
-    "analyze",
-    "clip_rows",
-    "colours",
-    "error_map",
-    "fit",
-    "heat_overlay",
-    "heat_top",
-    "mask_sheet",
-    "masked_frames",
-    "strip",
-    "token_frames",
-]
-
-ERROR_TOP = 1.5
-"""Error at the bright end of an error map; 1 = painting the token in its own mean colour."""
-
-VISIBLE_GREY = 128
-"""Grey of visible tokens in an error map; magma holds no grey."""
-
-GAP = 208
-"""Grey between the pictures of a strip, seen on a light and on a dark page."""
-
+ERROR_TOP = 1.5  # error at a map's bright end; 1 = painting the token in its own mean colour
+VISIBLE_GREY = 128  # of visible tokens in an error map; magma holds no grey
+GAP = 208  # grey between the pictures of a strip, seen on a light and on a dark page
+HEAT_COLOURS, ERROR_COLOURS = "viridis", "magma"
 HIDDEN_TINT = np.array([6.0, 12.0, 48.0])  # tells a hidden token from a visible dark one
-
-# Nine evenly spaced colours of matplotlib's perceptually uniform maps; linear between them.
-VIRIDIS = (
-    *((68, 1, 84), (71, 45, 123), (59, 82, 139), (44, 114, 142), (33, 145, 140)),
-    *((40, 174, 128), (94, 201, 98), (173, 220, 48), (253, 231, 37)),
-)
-MAGMA = (
-    *((0, 0, 4), (29, 17, 71), (81, 18, 124), (131, 38, 129), (183, 55, 121)),
-    *((231, 82, 99), (252, 137, 97), (254, 196, 136), (252, 253, 191)),
-)
 
 
 class Row(NamedTuple):
-    """One row of a clip's picture: what it shows (``group``), for which ``strategy`` ("" where it
-    belongs to none), and its ``pictures`` (F, S, S, 3) uint8."""
+    """One row of pictures of a clip: what they show (``group``), for which ``strategy`` ("" = for
+    none), and ``pictures`` (F, S, S, 3) uint8."""
 
     group: str
     strategy: str
     pictures: np.ndarray
 
 
-def colours(position: np.ndarray, anchors: tuple[tuple[int, int, int], ...]) -> np.ndarray:
-    """Colours (..., 3) fp64 in [0, 255] of positions (...) in [0, 1] along ``anchors``."""
-    stops = np.linspace(0, 1, len(anchors))
-    table = np.array(anchors, np.float64)
-    return np.stack([np.interp(position, stops, table[:, c]) for c in range(3)], axis=-1)
+def colours(position: np.ndarray, palette: str) -> np.ndarray:
+    """Colours (..., 3) fp64 in [0, 255] of positions (...) along one of matplotlib's colour maps;
+    the ends of the map beyond [0, 1]."""
+    import matplotlib
+
+    return 255 * matplotlib.colormaps[palette](position)[..., :3]
 
 
 def token_frames(clip: np.ndarray, model: ModelConfig) -> np.ndarray:
@@ -92,7 +62,7 @@ def grey(frames: np.ndarray) -> np.ndarray:
 
 
 def masked_frames(clip: np.ndarray, visible: np.ndarray, model: ModelConfig) -> np.ndarray:
-    """Visible tokens as they are, hidden ones as a dark bluish shadow.
+    """Visible tokens unchanged, hidden ones as a dark bluish shadow.
 
     Args:
         clip: (T, S, S, 3) uint8; visible: (N_v,) token indices.
@@ -101,17 +71,17 @@ def masked_frames(clip: np.ndarray, visible: np.ndarray, model: ModelConfig) -> 
         (F, S, S, 3) uint8.
     """
     frames = token_frames(clip, model)
-    shown = np.zeros(model.num_tokens, bool)
-    shown[visible] = True
+    visible_mask = np.zeros(model.num_tokens, bool)
+    visible_mask[visible] = True
     shadow = _bytes(HIDDEN_TINT + 0.22 * grey(frames))
-    return np.where(per_pixel(shown, model)[..., None], frames, shadow)
+    return np.where(per_pixel(visible_mask, model)[..., None], frames, shadow)
 
 
 def heat_top(analyses: list[ClipAnalysis]) -> float:
     """N p at the bright end of the heat maps of one page: the smallest of 2, 4, 8, 16 that leaves
     at most 1 token in 200 beyond it."""
     maps = [a.motion if a.heat is None else a.heat for a in analyses]
-    reach = max((float(np.quantile(values, 0.995)) for values in maps), default=0.0)
+    reach = max(np.quantile(values, 0.995) for values in maps)
     return next((top for top in (2.0, 4.0, 8.0) if reach <= top), 16.0)
 
 
@@ -128,27 +98,26 @@ def heat_overlay(
         (F, S, S, 3) uint8.
     """
     position = 0.5 + 0.5 * np.log(np.maximum(weight, 1e-6)) / math.log(top)
-    colour = colours(per_pixel(position.clip(0, 1), model), VIRIDIS)
+    colour = colours(per_pixel(position, model), HEAT_COLOURS)
     return _bytes(0.72 * colour + 0.28 * grey(token_frames(clip, model)))
 
 
 def error_map(error: np.ndarray, model: ModelConfig) -> np.ndarray:
     """Errors (N,) as (F, S, S, 3) uint8: magma up to ``ERROR_TOP``; grey where nan (visible)."""
     values = per_pixel(error, model)
-    position = np.nan_to_num(values / ERROR_TOP).clip(0, 1)
-    picture = colours(position, MAGMA)
+    picture = colours(values / ERROR_TOP, ERROR_COLOURS)
     return _bytes(np.where(np.isnan(values)[..., None], VISIBLE_GREY, picture))
 
 
 def clip_rows(config: RunConfig, analysis: ClipAnalysis, top: float) -> list[Row]:
-    """Everything there is to see of one clip, row by row."""
+    """All pictures of one clip, row by row."""
     model, clip = config.model, analysis.clip
     rows = [Row("frames", "", token_frames(clip, model))]
     if analysis.heat is not None:
         rows.append(Row("probability", "sampler", heat_overlay(clip, analysis.heat, model, top)))
     rows.append(Row("probability", "motion", heat_overlay(clip, analysis.motion, model, top)))
     draws = analysis.draws.items()
-    rows += [Row("visible", n, masked_frames(clip, d.visible, model)) for n, d in draws]
+    rows += [Row("visible tokens", n, masked_frames(clip, d.visible, model)) for n, d in draws]
     rows += [Row("reconstruction", n, token_frames(d.reconstruction, model)) for n, d in draws]
     rows += [Row("error", n, error_map(d.error, model)) for n, d in draws]
     return rows
@@ -168,11 +137,14 @@ def fit(pictures: np.ndarray, target: int = 96) -> np.ndarray:
     return _bytes(blocks.mean(axis=(2, 4), dtype=np.float64))
 
 
-def strip(pictures: np.ndarray, gutter: int = 2, background: int = 255) -> np.ndarray:
-    """(F, S, S, 3) -> (S, F S + (F - 1) gutter, 3): side by side."""
-    gap = ((0, 0), (0, 0), (0, gutter), (0, 0))
-    row = np.concatenate(np.pad(pictures, gap, constant_values=background), axis=1)
-    return row[:, : row.shape[1] - gutter] if gutter else row
+def strip(
+    pictures: Sequence[np.ndarray], gutter: int = 2, background: int = 255, axis: int = 1
+) -> np.ndarray:
+    """(F, S, S, 3) -> (S, F S + (F - 1) gutter, 3): side by side, or along axis 0 one below the
+    other."""
+    gap = [(0, gutter if i == axis else 0) for i in range(3)]
+    padded = [np.pad(picture, gap, constant_values=background) for picture in pictures[:-1]]
+    return np.concatenate([*padded, pictures[-1]], axis)
 
 
 @torch.no_grad()
@@ -198,20 +170,15 @@ def mask_sheet(
     visible = visible_tokens(strategy, model, config.masking.ratio)
     generator = torch.Generator(clips.device).manual_seed(0)
     split = split_tokens(strategy, model, patches, log_p, visible, generator)
-    rows = []
+    sheets = []
     for i, clip in enumerate(clips.cpu().numpy()):
-        rows.append(token_frames(clip, model))
-        rows.append(masked_frames(clip, split.visible[i].cpu().numpy(), model))
+        tokens = split.visible[i].cpu().numpy()
+        rows = [token_frames(clip, model), masked_frames(clip, tokens, model)]
         if log_p is not None:
             weight = (model.num_tokens * log_p[i].exp()).float().cpu().numpy()
             rows.append(heat_overlay(clip, weight, model))
-    per_clip = len(rows) // len(clips)
-    parts = []
-    for i, pictures in enumerate(rows):
-        row = strip(fit(pictures, 64))
-        gap = 0 if i == len(rows) - 1 else 12 if i % per_clip == per_clip - 1 else 2
-        parts.append(np.pad(row, ((0, gap), (0, 0), (0, 0)), constant_values=255))
-    return np.concatenate(parts)
+        sheets.append(strip([strip(fit(pictures, 64)) for pictures in rows], axis=0))
+    return strip(sheets, gutter=12, axis=0)
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:

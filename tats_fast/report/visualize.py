@@ -15,21 +15,18 @@ import torch
 from tats_fast.config import ConfigError, RunConfig
 from tats_fast.data.lists import VIDEO_SUFFIXES, read_videos
 from tats_fast.data.video import DecodeError, load_clip
-from tats_fast.interchange import build_encoder, read_weights
 from tats_fast.models.restore import load_models
-from tats_fast.recognition.features import encoder_hash
 from tats_fast.report.analysis import analyze
 from tats_fast.report.curves import is_number
 from tats_fast.report.figures import clip_figure, summary_figure
 from tats_fast.report.page import Report, render_page
 from tats_fast.report.pictures import heat_top
-from tats_fast.report.probes import PROBED, Probes, read_probes
-from tats_fast.run_folder import STEP_PREFIX, find_checkpoint
+from tats_fast.report.probes import read_probes
+from tats_fast.run_folder import STEP_PREFIX, find_checkpoint, list_checkpoints
 
 LOGGER = logging.getLogger("tats_fast")
 
-MAX_CLIPS = 12
-"""Clips that one page shows; a folder may hold thousands."""
+MAX_CLIPS = 12  # that one page shows; a folder may hold thousands
 
 
 def write_report(
@@ -53,7 +50,7 @@ def write_report(
         the path of ``index.html``.
 
     Raises:
-        ConfigError: no checkpoint, or no videos, where they should be; one line.
+        ConfigError: there is no checkpoint, or no video; one line.
         DecodeError: none of the videos could be read; one line.
     """
     folder = find_checkpoint(checkpoint)
@@ -71,15 +68,15 @@ def write_report(
         omitted=omitted,
         metrics=[] if run is None else read_rows(run / "metrics.jsonl", step),
         evaluations=[] if run is None else read_rows(run / "eval.jsonl", step),
-        probes=None if run is None else _probes(run, folder, config),
+        probes=None if run is None else read_probes(run, folder),
         seed=seed,
     )
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     top = heat_top(analyses)
     for i, analysis in enumerate(analyses):
-        _save_png(clip_figure(config, analysis, top), out / f"clip_{i:02d}.png")
-    _save_png(summary_figure(config, analyses), out / "summary.png")
+        clip_figure(config, analysis, top).savefig(out / f"clip_{i:02d}.png")
+    summary_figure(config, analyses).savefig(out / "summary.png")
     page = out / "index.html"
     page.write_text(render_page(report), encoding="utf-8")
     return page
@@ -92,19 +89,19 @@ def expand_videos(specs: Sequence[str | Path]) -> list[str]:
         ConfigError: none given, or a folder or list without videos; one line.
     """
     if not specs:
-        raise ConfigError("--video: give at least one video, folder or list file")
+        raise ConfigError("video: give at least one video, folder or list file")
     paths: list[str] = []
     for spec in map(os.fspath, specs):
         if os.path.isdir(spec) or (os.path.isfile(spec) and not _is_video(spec)):
-            paths += [video.path for video in read_videos(spec, key="--video")]
+            paths += [video.path for video in read_videos(spec, key="video")]
         else:
             paths.append(spec)
     return paths
 
 
 def read_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """Rows of a .jsonl file up to ``last_step``; [] if missing. A line cut off by a kill is left
-    out, and so is one without a step."""
+    """Rows of a .jsonl file up to ``last_step``; [] if it is missing. Lines without a step, or cut
+    off when the run was killed, are left out."""
     if not path.is_file():
         return []
     rows = []
@@ -118,14 +115,6 @@ def read_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _probes(run: Path, checkpoint: Path, config: RunConfig) -> Probes | None:
-    """The run's probes, if they are about this checkpoint."""
-    if not (run / PROBED).is_file():
-        return None
-    encoder = build_encoder(read_weights(checkpoint))
-    return read_probes(run, encoder_hash(encoder), config.model)
-
-
 def _is_video(path: str) -> bool:
     """By its ending, or by a zero byte, which no list of paths holds."""
     if path.lower().endswith(VIDEO_SUFFIXES):
@@ -137,15 +126,14 @@ def _is_video(path: str) -> bool:
 def _decode(
     config: RunConfig, paths: list[str]
 ) -> tuple[list[tuple[str, np.ndarray]], list[tuple[str, str]], int]:
-    """Named centre clips (T, S, S, 3) uint8, named failures, and how many videos were not tried."""
+    """Names and centre clips (T, S, S, 3) uint8, names of unreadable videos and the reasons, and
+    how many videos were not tried."""
     model = config.model
     clips: list[tuple[str, np.ndarray]] = []
     failures: list[DecodeError] = []
-    tried = 0
     for path in paths:
         if len(clips) == MAX_CLIPS:
             break
-        tried += 1
         try:
             clip = load_clip(path, model.num_frames, config.data.stride, model.image_size)
         except DecodeError as error:
@@ -157,10 +145,10 @@ def _decode(
         first = failures[0]
         more = f" (and none of the {len(failures)} videos can be read)" if len(failures) > 1 else ""
         raise DecodeError(first.path, first.reason + more)
-    if tried < len(paths):
-        LOGGER.info("showing %d videos; %d more were given", len(clips), len(paths) - tried)
+    if omitted := len(paths) - len(clips) - len(failures):
+        LOGGER.info("showing %d videos; %d more were given", len(clips), omitted)
     unreadable = [(_short_name(error.path), error.reason) for error in failures]
-    return clips, unreadable, len(paths) - tried
+    return clips, unreadable, omitted
 
 
 def _short_name(path: str) -> str:
@@ -173,12 +161,7 @@ def _short_name(path: str) -> str:
 def _run_of(checkpoint: Path) -> tuple[Path | None, int]:
     """The run folder that holds ``runs/<name>/checkpoints/step_N``, and N; (None, 0) elsewhere."""
     folder = checkpoint.resolve()
-    number = folder.name[len(STEP_PREFIX) :]
-    inside = folder.parent.name == "checkpoints" and folder.name.startswith(STEP_PREFIX)
-    return (folder.parent.parent, int(number)) if inside and number.isdigit() else (None, 0)
-
-
-def _save_png(picture: np.ndarray, path: Path) -> None:
-    from PIL import Image
-
-    Image.fromarray(picture).save(path)
+    run = folder.parent.parent
+    if folder not in list_checkpoints(run):
+        return None, 0
+    return run, int(folder.name[len(STEP_PREFIX) :])

@@ -1,4 +1,7 @@
-"""How the token sampler learns: rewards, advantages, PPO losses, metrics. Pure functions."""
+"""How the token sampler learns: rewards, advantages, PPO losses, metrics, as pure functions.
+
+Networks and updates belong to ``models`` and ``pretrain``.
+"""
 
 from tats_fast.rl.ppo import Experience, SamplerLoss, sampler_loss
 from tats_fast.rl.reward import RewardScale, make_experience, token_rewards

@@ -90,10 +90,10 @@ def action_log_ratio(credit: str, log_p: Tensor, experience: Experience) -> tupl
         return (new - old)[:, None], torch.ones_like(new)[:, None]
     # Chosen by where, not by a product: a visible token's log-ratio may be anything.
     log_ratio = torch.where(split.scored > 0, log_p - experience.log_p, 0)
-    each = split.scored / split.scored.sum(dim=1, keepdim=True)  # 1 / N_m
+    equal = split.scored / split.scored.sum(dim=1, keepdim=True)  # 1 / N_m
     if credit == "token":
-        return log_ratio, experience.log_p.exp() * log_p.shape[1] * each
-    return log_ratio, each
+        return log_ratio, experience.log_p.exp() * log_p.shape[1] * equal
+    return log_ratio, equal
 
 
 def adamae_loss(log_p: Tensor, split: TokenSplit, error: Tensor) -> Tensor:

@@ -90,15 +90,15 @@ def make_experience(
     scored = split.scored
     per_clip = scored.sum(dim=1, keepdim=True)
     if config.credit == "set":
-        unit, weight = raw.sum(dim=1, keepdim=True) / per_clip, torch.ones_like(per_clip)
+        rewards, weight = raw.sum(dim=1, keepdim=True) / per_clip, torch.ones_like(per_clip)
     else:
-        unit, weight = raw, scored
-    mean = all_mean((unit * weight).sum() / weight.sum())
+        rewards, weight = raw, scored
+    mean = all_mean((rewards * weight).sum() / weight.sum())
     # In two passes: a mean of squares less a squared mean loses the digits of a small spread.
-    var = all_mean(((unit - mean).square() * weight).sum() / weight.sum())
+    var = all_mean(((rewards - mean).square() * weight).sum() / weight.sum())
     scale = scale.update(mean, var, config.reward_momentum)
     sign = -1.0 if config.credit == "set" else 1.0
-    reward = sign * unit / scale.mean.clamp_min(TINY)
+    reward = sign * rewards / scale.mean.clamp_min(TINY)
     value = policy.value.detach()
     deviation = (scale.std / scale.mean.clamp_min(TINY)).clamp_min(TINY)
     bound = config.advantage_clip

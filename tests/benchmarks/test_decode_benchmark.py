@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -13,35 +10,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from project import ROOT
+from scripts import run_script
 
 pytest.importorskip("av")
+import decode
+from parts.decode import backends, data_wait, report
+
 from tats_fast.data.lists import Video
 from tats_fast.data.video import DecodeError, decode_window, open_video
 from tats_fast.data.workers.pool import Workers
 
-BENCHMARKS = ROOT / "benchmarks"
-
 
 @pytest.fixture
-def benchmark_module(monkeypatch):
-    """Importer of the scripts, which find each other in their own folder."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
-
-
-@pytest.fixture
-def decode(benchmark_module):
-    return benchmark_module("decode")
-
-
-@pytest.fixture
-def two_cases(decode):
+def two_cases():
     cases = [decode.Case("raw", 4), decode.Case("vp9-256", 4)]
-    return cases, {case.source: decode.Source([], {}) for case in cases}
+    return cases, {case.source: [] for case in cases}
 
 
-def fake_contender(decode, monkeypatch, clips, seconds):
+def fake_contender(monkeypatch, clips, seconds):
     """Let contenders give ``clips[backend]`` and take ``seconds[backend]`` per clip."""
     log = []
 
@@ -50,10 +36,10 @@ def fake_contender(decode, monkeypatch, clips, seconds):
             self.backend = backend
 
         def first_clips(self):
-            given = clips[self.backend]
-            if isinstance(given, Exception):
-                raise given
-            return given
+            batch = clips[self.backend]
+            if isinstance(batch, Exception):
+                raise batch
+            return batch
 
         def decode(self, count):
             log.append((self.backend, count))
@@ -69,18 +55,9 @@ def fake_contender(decode, monkeypatch, clips, seconds):
 
 def test_quick_run_end_to_end(tmp_path):
     file, chart = tmp_path / "record.json", tmp_path / "chart.png"
-    arguments = ["--quick", "--markdown", "--videos", "demo/clips/train"]
-    done = subprocess.run(
-        [
-            *(sys.executable, str(BENCHMARKS / "decode.py"), *arguments),
-            *("--json", str(file), "--plot", str(chart)),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    outputs = ["--json", file, "--plot", chart]
+    videos = "demo/clips/train"
+    done = run_script("decode.py", "--quick", "--markdown", "--videos", videos, *outputs)
     assert done.returncode == 0, done.stderr
     record = json.loads(file.read_text())
     assert {"command", "hardware", "versions", "commit", "config"} <= set(record)
@@ -101,51 +78,44 @@ def test_quick_run_end_to_end(tmp_path):
     assert chart.read_bytes().startswith(b"\x89PNG")
 
 
-def test_training_runs_and_its_time_is_split(decode, benchmark_module, tmp_path, demo_clips):
-    training, report = (
-        benchmark_module("parts.decode.training"),
-        benchmark_module("parts.decode.report"),
-    )
+def test_training_runs_and_its_time_is_split(tmp_path, demo_clips):
     cpu, videos = torch.device("cpu"), sorted(map(str, demo_clips.glob("*.mp4")))[:2]
     sources = decode.make_sources(videos, ["raw", "mjpeg-64"], tmp_path, 2)
-    plans = training.scenarios(list(sources), [("mjpeg-64", "pyav")], cpu)
+    plans = data_wait.scenarios(list(sources), [("mjpeg-64", "pyav")], cpu)
     names = ["raw, pyav", "mjpeg-64, pyav", "mjpeg-64, pyav, repeats 4"]
     assert [plan.name for plan in plans] == names
-    with_dali = training.scenarios(
+    with_dali = data_wait.scenarios(
         ["raw", "h264-256", "mjpeg-256"], [("mjpeg-256", "dali"), ("mjpeg-256", "dali-gpu")], cpu
     )
     assert [s.name for s in with_dali[3:]] == ["mjpeg-256, pyav", "mjpeg-256, dali"]
-    on_gpu = training.scenarios(
+    on_gpu = data_wait.scenarios(
         ["raw", "h264-256"], [("h264-256", "dali-gpu")], torch.device("cuda")
     )
     assert [s.name for s in on_gpu[3:]] == ["h264-256, dali"]
-    plan = training.Plan(cpu, tmp_path, workers=1, rounds=2, lines=2, log_every=1)
-    found = training.train(plans, sources, plan)
-    assert list(found) == names
-    for row in found.values():
+    rows = data_wait.train(plans, sources, tmp_path, cpu, workers=1, quick=True)
+    assert list(rows) == names
+    for row in rows.values():
         assert row["lines"] == 2 and 0 <= row["data_wait_frac"]["p50"] <= 1
         assert row["wait_ms_per_clip"] >= 0 and row["step_ms_per_clip"] > 0
     repeated = (tmp_path / "run_0_2" / "config.yaml").read_text()
     assert "repeats: 4" in repeated and "stride: 4" in repeated
-    shown = report.training_results({"training": found}, markdown=True)
-    assert shown.count("\n| ") == 4 and "fell back" not in shown
-    found["raw, dali"] = {**row, "host_decoded_frac": 1.0}
-    assert "raw, dali: 100% of the windows fell back" in report.training_results(
-        {"training": found}, markdown=False
-    )
+    text = report.training_results({"training": rows}, markdown=True)
+    assert text.count("\n| ") == 4 and "fell back" not in text
+    rows["raw, dali"] = {**row, "host_decoded_frac": 1.0}
+    text = report.training_results({"training": rows}, markdown=False)
+    assert "raw, dali: 100% of the windows fell back" in text
 
 
-def test_only_backends_that_give_pyavs_clips_are_admitted(decode, monkeypatch, two_cases):
+def test_only_backends_that_give_pyavs_clips_are_admitted(monkeypatch, two_cases):
     right = torch.full((8, 2, 4, 4, 3), 100, dtype=torch.uint8)
     one_clip_off = right.clone()
     one_clip_off[3] += 1
     fake_contender(
-        decode,
         monkeypatch,
         {
             "pyav": right,
             "dali": one_clip_off,
-            "dali-gpu": decode.NotNative("not native: 8 of 8 windows went to PyAV"),
+            "dali-gpu": decode.Refused("not native: 8 of 8 windows went to PyAV"),
             "whole frame": right + 10,
             "decord": right + 13,
             "torchcodec": DecodeError("/some/where/a.mp4", "broken"),
@@ -157,22 +127,22 @@ def test_only_backends_that_give_pyavs_clips_are_admitted(decode, monkeypatch, t
     assert [(case.name, backend) for case, backend in rows] == [
         (case.name, backend) for case in cases for backend in ("pyav", "decord")
     ]
-    found = entries["vp9-256, stride 4"]
-    assert found["pyav"] == {"difference": 0} and found["decord"] == {"difference": 3}
-    assert found["dali"]["refused"] == ("other clips than PyAV's: 1.0 grey levels apart, 1 allowed")
-    assert found["dali-gpu"]["refused"] == "not native: 8 of 8 windows went to PyAV"
-    assert found["torchcodec"]["refused"] == "a.mp4: broken"
+    copies = entries["vp9-256, stride 4"]
+    assert copies["pyav"] == {"difference": 0} and copies["decord"] == {"difference": 3}
+    assert copies["dali"]["refused"] == "other clips than PyAV's: 1.0 grey levels apart, 1 allowed"
+    assert copies["dali-gpu"]["refused"] == "not native: 8 of 8 windows went to PyAV"
+    assert copies["torchcodec"]["refused"] == "a.mp4: broken"
 
 
-def test_rounds_are_interleaved_and_ratios_taken_within_them(decode, monkeypatch, two_cases):
+def test_rounds_are_interleaved_and_ratios_taken_within_them(monkeypatch, two_cases):
     clips = torch.zeros(8, 2, 4, 4, 3, dtype=torch.uint8)
     # Two cases per round. The third round was disturbed; the warm-up round must not count.
     seconds = {
         "pyav": [9.0, 9.0, 4.0, 2.0, 40.0, 20.0, 4.0, 2.0],
         "dali": [9.0, 9.0, 8.0, 1.0, NotImplementedError, 10.0, 8.0, 1.0],
     }
-    seconds["dali"][4] = decode.NotNative("not native: 1 of 8 windows went to PyAV")
-    log = fake_contender(decode, monkeypatch, {"pyav": clips, "dali": clips}, seconds)
+    seconds["dali"][4] = decode.Refused("not native: 1 of 8 windows went to PyAV")
+    log = fake_contender(monkeypatch, {"pyav": clips, "dali": clips}, seconds)
     seconds["dali"].pop(6)  # the refused row takes part no longer
     cases, sources = two_cases
     rows, entries = decode.admit(cases, sources, 2)
@@ -187,8 +157,7 @@ def test_rounds_are_interleaved_and_ratios_taken_within_them(decode, monkeypatch
     assert "1 of 8" in raw["dali"]["refused"] and "clips_per_s" not in raw["dali"]
 
 
-def test_cpu_time_of_ended_workers_is_counted(benchmark_module):
-    backends = benchmark_module("parts.decode.backends")
+def test_cpu_time_of_ended_workers_is_counted():
     began = backends._cpu_seconds()
     with Workers(burn, 1) as workers:
         workers.submit(0.2)
@@ -203,11 +172,8 @@ def burn(seconds):
 
 
 @pytest.mark.parametrize("late", [0, 40])
-def test_other_libraries_are_asked_for_the_same_windows(
-    benchmark_module, monkeypatch, demo_clips, late
-):
+def test_other_libraries_are_asked_for_the_same_windows(monkeypatch, demo_clips, late):
     """With PyAV behind decord's interface; ``late`` frames later must not pass the gate."""
-    backends = benchmark_module("parts.decode.backends")
 
     class Reader:
         def __init__(self, path, width, height, num_threads):
@@ -243,7 +209,7 @@ def test_other_libraries_are_asked_for_the_same_windows(
         (["--workers", "0"], "--workers: 0 must be at least 1"),
     ],
 )
-def test_bad_arguments_get_one_line(decode, capsys, tmp_path, arguments, message):
+def test_bad_arguments_get_one_line(capsys, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.mp4").write_bytes(b"no video at all" * 100)

@@ -4,50 +4,48 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import json
 import os
-import subprocess
-import sys
 import time
 
+import gpu_suite
 import pytest
-from project import ROOT
+import torch
+import tune_kernels
+from parts.suite import sections, summary
+from parts.suite.sections import Section
+from scripts import run_script
 
-BENCHMARKS = ROOT / "benchmarks"
+from tats_fast.kernels import dispatch
 
 
 @pytest.fixture
-def load(monkeypatch):
-    """Importer of the scripts, which find each other in their own folder."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
+def python_line(tmp_path):
+    """Maker of scripts, as a section names them, from a line of Python."""
+    numbers = itertools.count()
+
+    def write(code):
+        file = tmp_path / f"script_{next(numbers)}.py"
+        file.write_text(code)
+        return str(file)
+
+    return write
 
 
-def section(load, name, code, limit=20.0, reserve=1.0, **more):
-    """A section that runs a line of Python."""
-    command = [sys.executable, "-c", code]
-    return load("parts.suite.sections").Section(name, lambda *_: command, limit, reserve, **more)
-
-
-def test_a_section_that_fails_or_hangs_does_not_stop_the_others(load, tmp_path):
-    suite = load("gpu_suite")
+def test_a_section_that_fails_or_hangs_does_not_stop_the_others(python_line, tmp_path):
     mark = tmp_path / "child_finished"
     child = ["sh", "-c", f"sleep 9; touch {mark}"]
-    hang = f"import subprocess, time; print('begun', flush=True); subprocess.Popen({child}); " + (
-        "time.sleep(60)"
-    )
+    hang = f"import subprocess, time; print('begun', flush=True); subprocess.Popen({child})"
     start = time.monotonic()
-    outcomes = suite.run_sections(
-        [
-            section(load, "good", "print('fine')"),
-            section(load, "bad", "import sys; print('why it failed'); sys.exit(3)"),
-            section(load, "hangs", hang, limit=5.5),
-            section(load, "absent", "raise SystemExit(1)", missing="needs a CUDA GPU"),
-            section(load, "last", "print('still here')"),
-        ],
-        tmp_path,
-        60,
-    )
+    sections = [
+        Section("good", 20, 1, python_line("print('fine')")),
+        Section("bad", 20, 1, python_line("print('why it failed'); raise SystemExit(3)")),
+        Section("hangs", 5.5, 1, python_line(f"{hang}; time.sleep(60)")),
+        Section("absent", 20, 1, python_line("raise SystemExit(1)"), missing="needs a CUDA GPU"),
+        Section("last", 20, 1, python_line("print('still here')")),
+    ]
+    outcomes = gpu_suite.run_sections(sections, tmp_path, 60)
     assert [o.status for o in outcomes] == ["ok", "failed", "timed out", "skipped", "ok"]
     assert time.monotonic() - start < 30
     assert outcomes[1].detail == "exit code 3; why it failed"
@@ -60,92 +58,88 @@ def test_a_section_that_fails_or_hangs_does_not_stop_the_others(load, tmp_path):
     assert not list(tmp_path.glob(".*.log"))
 
 
-def test_a_command_that_cannot_even_be_made_is_a_failure(load, tmp_path):
-    def broken(*_):
-        raise KeyError("batches")
-
-    bad = load("parts.suite.sections").Section("broken", broken, 10, 1)
-    outcome = load("gpu_suite").run_section(bad, tmp_path, 10)
+def test_a_command_that_cannot_even_be_made_is_a_failure(tmp_path):
+    outcome = gpu_suite.run_section(Section("broken", 10, 1, "ops.py {batches}"), tmp_path, 10)
     assert outcome.status == "failed" and "batches" in outcome.detail
 
 
-def test_budget_keeps_the_later_sections_reserves(load, monkeypatch, tmp_path):
-    suite, granted = load("gpu_suite"), {}
+def test_budget_keeps_the_later_sections_reserves(monkeypatch, tmp_path):
+    granted = {}
 
     def pretend(part, out, seconds):
         granted[part.name] = seconds
         now[0] += spent[part.name]
-        return suite.Outcome(part.name, "ok", spent[part.name])
+        return gpu_suite.Outcome(part.name, "ok", spent[part.name])
 
     now = [100.0]
-    monkeypatch.setattr(suite.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(suite, "run_section", pretend)
+    monkeypatch.setattr(gpu_suite.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(gpu_suite, "run_section", pretend)
     spent = {"a": 60, "b": 10, "c": 29, "d": 1}
     sections = [
-        section(load, name, "", limit=limit, reserve=reserve)
+        Section(name, limit, reserve)
         for name, limit, reserve in (("a", 90, 10), ("b", 50, 20), ("c", 90, 20), ("d", 90, 10))
     ]
-    outcomes = suite.run_sections(sections, tmp_path, 100)
+    outcomes = gpu_suite.run_sections(sections, tmp_path, 100)
     # a: 100 less 50 kept; b: 40 left less 30; c: 30 left less 10; d: nothing but a second.
     assert granted == {"a": 50, "b": 20, "c": 20}
     assert outcomes[3].status == "skipped" and outcomes[3].detail == "no time left"
 
 
-def test_helpers_end_with_their_section(load, tmp_path):
+def test_helpers_end_with_their_section(python_line, tmp_path):
     mark = tmp_path / "helper_finished"
-    helper = [sys.executable, "-c", f"import time; time.sleep(8); open({str(mark)!r}, 'w')"]
-    part = section(load, "tests", "print('done')", helpers=(helper,))
-    outcome = load("gpu_suite").run_section(part, tmp_path, 4.0)
+    helper = python_line(f"import time; time.sleep(8); open({str(mark)!r}, 'w')")
+    part = Section("tests", 20, 1, python_line("print('done')"), helpers=(helper,))
+    outcome = gpu_suite.run_section(part, tmp_path, 4.0)
     assert outcome.status == "ok" and outcome.seconds < 8
     time.sleep(8.5 - outcome.seconds)
     assert not mark.exists()
 
 
-def test_settings_that_would_change_the_measurement_are_hidden(load, monkeypatch, tmp_path):
+def test_settings_that_would_change_the_measurement_are_hidden(python_line, monkeypatch, tmp_path):
     monkeypatch.setenv("TATS_KERNELS", "reference")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     code = "import os; print([n for n in ('TATS_KERNELS', 'TRITON_INTERPRET') if n in os.environ])"
-    outcome = load("gpu_suite").run_section(section(load, "x", code), tmp_path, 20)
+    outcome = gpu_suite.run_section(Section("x", 20, 1, python_line(code)), tmp_path, 20)
     assert outcome.output.strip() == "[]"
 
 
 def throughput_record(epochs, rates, batch=64):
-    paths = {
-        name: {
-            **{"clips_per_s": rate, "step_ms": {"p50": 1e3 * batch / rate}, "tflops": rate / 4},
-            **{"stages_ms": {"embed": 1.0}, "peak_mem_mb": 10.0 * batch, "mfu": rate / 3500},
-        }
-        for name, rate in rates.items()
-    }
-    return {"config": {"batch": batch, "inner_epochs": epochs}, "paths": paths}
+    def path(rate):
+        step = dict.fromkeys(("p20", "p50", "p80"), 1e3 * batch / rate)
+        timed = {"clips_per_s": rate, "step_ms": step, "stages_ms": {"embed": 1.0}, "loss": 1.0}
+        return {**timed, "tflops": rate / 4, "mfu": rate / 3500, "peak_mem_mb": 10.0 * batch}
+
+    settings = {"attention": "sdpa", "kernels": {"masked_mse": "torch"}, "compile": False}
+    config = {"batch": batch, "inner_epochs": epochs, "paths": dict.fromkeys(rates, settings)}
+    return {"config": config, "paths": {name: path(rate) for name, rate in rates.items()}}
 
 
-def test_summary_judges_every_target(load, tmp_path):
-    summary = load("parts.suite.summary")
+def test_summary_judges_every_target(tmp_path):
     rates = {"reference": 300.0, "compiled": 800.0, "fast": 1400.0, "fast_eager": 1000.0}
     k1 = throughput_record(1, rates)
     k1["paths"]["sdpa"] = {"skipped": "out of GPU memory at batch 64"}
+
+    def swept(batch):
+        return {"clips_per_s": 1000.0 + batch, "mfu": 0.3, "peak_mem_mb": 3000 + 230.0 * batch}
+
     files = {
         "k1.json": k1,
         "k2.json": throughput_record(2, {"fast": 900.0}),
         "sweep.json": {
-            "batches": {
-                str(batch): {"paths": {"fast_eager": {
-                    "clips_per_s": 1000.0 + batch, "mfu": 0.3, "peak_mem_mb": 3000 + 230.0 * batch
-                }}}
-                for batch in (16, 32, 64)
-            }
+            "batches": {str(b): {"paths": {"fast_eager": swept(b)}} for b in (16, 32, 64)}
         },
-        "tests.json": {"passed": 5, "failed": 1, "skipped": 2, "not_run": 0, "seconds": 3.0,
-                       "failures": {"tests/test_x.py::test_y": "line\nAssertionError: 1 != 2"}},
-    }  # fmt: skip
+        "tests.json": {
+            **{"passed": 5, "failed": 1, "skipped": 2, "not_run": 0, "seconds": 3.0},
+            "failures": {"tests/test_x.py::test_y": "line\nAssertionError: 1 != 2"},
+        },
+    }
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     outcomes = [
-        {"name": "profile", "status": "ok", "seconds": 9.0, "detail": "", "output": "a kernel"},
-        {"name": "ops", "status": "failed", "seconds": 1.0, "detail": "exit code 1; a|b",
-         "output": "disagrees"},
-    ]  # fmt: skip
+        {"name": "profile", "status": "ok", "detail": "", "output": "a kernel"},
+        {"name": "ops", "status": "failed", "detail": "exit code 1; a|b", "output": "disagrees"},
+    ]
+    outcomes = [{**outcome, "seconds": 9.0} for outcome in outcomes]
     text = summary.write_record(tmp_path, outcomes, "command", 321.0, quick=False)
     verdicts = {line.split(":")[0]: line.rpartition(": ")[2] for line in text.splitlines()[1:]}
     assert verdicts == {
@@ -167,15 +161,15 @@ def test_summary_judges_every_target(load, tmp_path):
     assert "disagrees" in (tmp_path / "log.txt").read_text()
 
 
-def test_summary_of_a_run_in_which_nothing_worked(load, tmp_path):
+def test_summary_of_a_run_in_which_nothing_worked(tmp_path):
     outcomes = [{"name": "sweep", "status": "failed", "seconds": 1.0, "detail": "", "output": ""}]
-    text = load("parts.suite.summary").write_record(tmp_path, outcomes, "command", 1.0, quick=False)
+    text = summary.write_record(tmp_path, outcomes, "command", 1.0, quick=False)
     assert text.count("not measured") == 6
     assert {p.name for p in tmp_path.iterdir()} == {"summary.md", "log.txt"}
 
 
-def test_compared_batch_is_one_that_fits(load, tmp_path):
-    choose, sweep = load("parts.suite.sections").batch_to_compare, tmp_path / "sweep.json"
+def test_compared_batch_is_one_that_fits(tmp_path):
+    choose, sweep = sections.batch_to_compare, tmp_path / "sweep.json"
     assert choose(sweep) == 16
     entry, failed = {"paths": {"fast": {"clips_per_s": 1.0}}}, {"paths": {"fast": {"skipped": ""}}}
     sweep.write_text(json.dumps({"batches": {"16": entry, "32": entry, "64": failed}}))
@@ -199,41 +193,38 @@ def test_hangs(): time.sleep(60 if HANG else 0)
 def test_gpu_tests_are_counted_even_where_time_runs_out(tmp_path, hang):
     (tmp_path / "test_some.py").write_text(f"HANG = {hang}\n{TESTS}")
     (tmp_path / "test_unimportable.py").write_text("import nothing_of_that_name")
-    command = [sys.executable, str(BENCHMARKS / "gpu_tests.py"), "--workers", "2"]
-    command += ["--limit", "15" if hang else "60", "--mark", "not gpu"]
-    command += ["--json", str(tmp_path / "tests.json"), "--files"]
-    files = [str(path) for path in sorted(tmp_path.glob("test_*.py"))]
-    done = subprocess.run([*command, *files], capture_output=True, text=True, timeout=90)
+    options = ["--workers", 2, "--limit", 15 if hang else 60, "--mark", "not gpu"]
+    options += ["--json", tmp_path / "tests.json", "--files", *sorted(tmp_path.glob("test_*.py"))]
+    done = run_script("gpu_tests.py", *options, timeout=90)
     assert done.returncode == 1, done.stderr
-    found = json.loads((tmp_path / "tests.json").read_text())
-    failures = " ".join(found.pop("failures"))
+    result = json.loads((tmp_path / "tests.json").read_text())
+    failures = " ".join(result.pop("failures"))
     assert "test_good[4]" in failures and "test_unimportable" in failures
-    seconds = found.pop("seconds")
-    assert found == {"passed": 4 + (not hang), "failed": 2, "skipped": 1, "not_run": int(hang)}
+    seconds = result.pop("seconds")
+    assert result == {"passed": 4 + (not hang), "failed": 2, "skipped": 1, "not_run": int(hang)}
     assert seconds < 25
     assert "five is too many" in done.stdout
 
 
-def test_without_a_gpu_one_sentence(load, capsys, monkeypatch):
-    suite = load("gpu_suite")
-    monkeypatch.setattr(suite.torch.cuda, "is_available", lambda: False)
-    assert suite.main([]) == 1
+def test_without_a_gpu_one_sentence(capsys, monkeypatch):
+    monkeypatch.setattr(gpu_suite.torch.cuda, "is_available", lambda: False)
+    assert gpu_suite.main([]) == 1
     out, err = capsys.readouterr()
     assert err.count("\n") == 1 and "no CUDA GPU" in err and out == ""
-    assert suite.main(["--quick", "--only", "nonsense"]) == 2
-    assert "--only nonsense: must be of environment" in capsys.readouterr().err
-    assert suite.main(["--quick", "--out", "/proc/nowhere"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        gpu_suite.main(["--quick", "--only", "nonsense"])
+    assert "--only: nonsense is not one of environment, tests" in capsys.readouterr().err
+    assert gpu_suite.main(["--quick", "--out", "/proc/nowhere"]) == 2
     assert "--out /proc/nowhere" in capsys.readouterr().err
 
 
-def test_full_sections_fit_the_time(load, tmp_path):
+def test_full_sections_fit_the_time(tmp_path):
     """Reserves fit the total, every script exists, and names say what --only takes."""
-    sections, suite = load("parts.suite.sections"), load("gpu_suite")
     full, quick = sections.full_sections(), sections.quick_sections()
-    assert sum(part.reserve for part in full) < suite.TOTAL_SECONDS < 540
+    assert sum(part.reserve for part in full) < gpu_suite.TOTAL_SECONDS < 540
     assert [part.name for part in full] == [part.name for part in quick]
     for part in full:
-        for command in (part.command(tmp_path, 60.0), *part.helpers):
+        for command in (part.command(tmp_path, 60.0), *map(sections.script, part.helpers)):
             script = command[1]
             assert os.path.isfile(script), script
             # The options are ones the script knows: --help is after them all.
@@ -245,13 +236,7 @@ def test_full_sections_fit_the_time(load, tmp_path):
 @pytest.mark.slow
 def test_quick_suite_end_to_end(tmp_path):
     out = tmp_path / "record"
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "gpu_suite.py"), "--quick", "--out", str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = run_script("gpu_suite.py", "--quick", "--out", out, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("tests", "tuning"):
         assert f"{name}: skipped, 0 s: needs a CUDA GPU" in done.stdout
@@ -270,24 +255,22 @@ def test_quick_suite_end_to_end(tmp_path):
     assert "no result" in summary and "## Targets" not in summary
 
 
-def test_every_tunable_kernel_is_reached_by_its_ops(load):
+def test_every_tunable_kernel_is_reached_by_its_ops():
     """Without a GPU: a forced candidate shows up in what the op would launch."""
     pytest.importorskip("triton")
-    tune, torch = load("tune_kernels"), importlib.import_module("torch")
-    from tats_fast.kernels import dispatch
     from tats_fast.kernels.fused.launch import recording
 
-    options = tune.make_parser().parse_args(["--case", "vit_b_r95"])
-    benches = functools.cache(lambda op: tune.Bench(op, options, 1, torch.device("cpu")))
-    found = {tunable.name: (tunable, ops) for tunable, ops in tune.tunables()}
-    assert len(found) >= 6
-    for tunable, ops in found.values():
+    options = tune_kernels.make_parser().parse_args(["--case", "vit_b_r95"])
+    benches = functools.cache(lambda op: tune_kernels.Bench(op, options, 1, torch.device("cpu")))
+    tunables = {tunable.name: (tunable, ops) for tunable, ops in tune_kernels.tunables()}
+    assert len(tunables) >= 6
+    for tunable, ops in tunables.values():
         assert ops, tunable.name
         assert str(tunable.candidates[tunable.chosen[0]])
         for candidate in tunable.candidates:
             with dispatch.assume_gpu(), recording(90) as launches:
                 for op in ops:
-                    tune.forcing(tunable.name, candidate, benches(op).both)()
+                    tune_kernels.forcing(tunable.name, candidate, benches(op).both)()
             sizes = dict(candidate.sizes)
             assert any(
                 {name: launch.arguments.get(name) for name in sizes} == sizes

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from dataclasses import replace
 
+import ops
+import plots
+import predict
 import pytest
 import torch
+from parts import bench, costs
+from parts.ops import cases, gate, report
 from project import ROOT
 
 from tats_fast import kernels
+from tats_fast.config import load_config
 from tats_fast.kernels import dispatch
 from tats_fast.pretrain.flops import training_step
 
@@ -23,15 +28,7 @@ ENTRY_KEYS = {
 }
 
 
-@pytest.fixture
-def load(monkeypatch):
-    """Importer of the scripts, which find each other in their own folder."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
-
-
-def tiny_problem(load, op, batch=3):
-    cases = load("parts.ops.cases")
+def tiny_problem(op, batch=3):
     shape = replace(cases.CASES["tiny"], batch=batch, dtype=torch.float32)
     return cases.Problem(op, shape, torch.device("cpu"), seed=0)
 
@@ -44,12 +41,12 @@ def tiny_problem(load, op, batch=3):
         *("policy_logprob", "policy_sample"),
     ],
 )
-def test_counted_bytes_are_those_of_the_tensors(load, op):
-    problem = tiny_problem(load, op)
+def test_counted_bytes_are_those_of_the_tensors(op):
+    problem = tiny_problem(op)
     inputs = sum(x.nbytes for x in problem.inputs.values())
     outputs = problem.runner("reference")()
     moved = inputs + sum(out.nbytes for out in outputs)
-    counted = load("parts.costs").op_costs(op, problem.shape)
+    counted = costs.op_costs(op, problem.shape)
     assert counted.forward[0].bytes == moved
     # Backward: the inputs it needs, each output's gradient, and the gradients it makes.
     needed = {
@@ -61,16 +58,15 @@ def test_counted_bytes_are_those_of_the_tensors(load, op):
     assert counted.backward[0].bytes == sum(x.nbytes for x in needed) + seeds + made
 
 
-def test_counted_bytes_of_what_is_read_in_part(load):
-    costs = load("parts.costs")
-    problem = tiny_problem(load, "token_gather")  # 3 clips, 18 tokens, 5 visible, C = 32
+def test_counted_bytes_of_what_is_read_in_part():
+    problem = tiny_problem("token_gather")  # 3 clips, 18 tokens, 5 visible, C = 32
     (picked,) = problem.runner("reference")()
     index, rows = problem.inputs["index"], min(3 * 5, 18) * 32 * 4
     counted = costs.op_costs("token_gather", problem.shape)
     assert counted.forward[0].bytes == 2 * picked.nbytes + index.nbytes + rows
     whole = problem.inputs["x"].nbytes
     assert counted.backward[0].bytes == picked.nbytes + index.nbytes + whole
-    problem = tiny_problem(load, "masked_mse")
+    problem = tiny_problem("masked_mse")
     prediction, index = problem.inputs["prediction"], problem.inputs["index"]
     pixels = prediction.numel()
     counted = costs.op_costs("masked_mse", problem.shape)
@@ -87,11 +83,10 @@ def counted_by_torch(call):
     return counter.get_total_flops()
 
 
-def test_counted_flops_are_those_of_the_products(load):
+def test_counted_flops_are_those_of_the_products():
     """PyTorch's own counter on an implementation without recomputation: the reference's spatial
     stage, and a block with joint attention."""
-    costs = load("parts.costs")
-    problem = tiny_problem(load, "trajectory_attention")
+    problem = tiny_problem("trajectory_attention")
     forward = counted_by_torch(problem.runner("reference"))
     counted = costs.op_costs("trajectory_attention", problem.shape)
     assert counted.forward[0].flops == forward
@@ -110,9 +105,8 @@ def test_counted_flops_are_those_of_the_products(load):
     assert sum(c.flops for c in counted.forward) == counted_by_torch(lambda: block(x))
 
 
-def test_floors_at_vit_base(load):
+def test_floors_at_vit_base():
     """By hand at ViT-B, one clip, bf16, on 4.3 TB/s and 790 TFLOP/s."""
-    costs, cases = load("parts.costs"), load("parts.ops.cases")
     ceiling = costs.Ceilings(4.3e12, 790e12, "test")
     shape = replace(cases.CASES["vit_b_r95"], batch=1)
     forward, _ = costs.op_costs("trajectory_attention", shape).seconds(ceiling)
@@ -123,13 +117,10 @@ def test_floors_at_vit_base(load):
     assert backward == pytest.approx((78 * 768 * 2 + 78 * 8 + 1568 * 768 * 2) / 4.3e12)  # by bytes
 
 
-def test_step_costs_agree_with_model_flops(load):
+def test_step_costs_agree_with_model_flops():
     """The step's products against flops.py: no gradient of the patches, but scores, q^ and z
     again."""
-    costs, cases = load("parts.costs"), load("parts.ops.cases")
-    config = importlib.import_module("tats_fast.config.reading").load_config(
-        overrides=["masking.ratio=0.95", "ppo.epochs=1"]
-    )
+    config = load_config(overrides=["masking.ratio=0.95", "ppo.epochs=1"])
     model, shape = config.model, replace(cases.CASES["vit_b_r95"], batch=1)
     step = costs.step_costs(shape, model.depth, model.decoder_depth, 1)
     products = sum(part.flops for part in step.parts.values())
@@ -142,16 +133,16 @@ def test_step_costs_agree_with_model_flops(load):
     assert products == training_step(config) + again - embed - critic
 
 
-def test_ops_end_to_end(tmp_path, load, capsys):
+def test_ops_end_to_end(tmp_path, capsys):
     file, chart = tmp_path / "record.json", tmp_path / "chart.png"
     arguments = [*TINY, "--impl", "reference,torch,triton", "--json", str(file)]
-    assert load("ops").main([*arguments, "--plot", str(chart)]) == 0
+    assert ops.main([*arguments, "--plot", str(chart)]) == 0
     out = capsys.readouterr().out
     record = json.loads(file.read_text())
     assert set(record) == {"hardware", "versions", "commit", "config", "ops", "floors"}
     assert set(record["ops"]) == {*kernels.ops(), "sampler_attention", "sampler_block"}
-    for op, cases in record["ops"].items():
-        entries = cases["tiny"]
+    for op, by_case in record["ops"].items():
+        entries = by_case["tiny"]
         assert list(entries) == ["reference", "torch", "triton"] or "torch" in entries
         assert "interpreter" in entries["triton"]["skipped"]
         own = op not in ("token_gather", "decoder_assemble", "policy_logprob", "policy_sample")
@@ -208,16 +199,16 @@ def first(change):
         ("policy_logprob", lambda out: (out[0], 1.001 * out[1]), "output 1"),
     ],
 )
-def test_gate_closes(load, monkeypatch, capsys, op, change, named):
+def test_gate_closes(monkeypatch, capsys, op, change, named):
     break_op(monkeypatch, op, change)
-    assert load("ops").main([*TINY, "--op", op, "--impl", "torch"]) == 1
+    assert ops.main([*TINY, "--op", op, "--impl", "torch"]) == 1
     out, err = capsys.readouterr()
     assert f"{op}, tiny: torch disagrees with the reference: {named}" in err
     assert err.count("\n") == 1
     assert "fwd+bwd" not in out
 
 
-def test_keep_going_records_what_is_wrong_and_times_the_rest(load, monkeypatch, capsys, tmp_path):
+def test_keep_going_records_what_is_wrong_and_times_the_rest(monkeypatch, capsys, tmp_path):
     def crash(*_):
         raise RuntimeError("out of shared memory\nand more")
 
@@ -225,24 +216,23 @@ def test_keep_going_records_what_is_wrong_and_times_the_rest(load, monkeypatch, 
     break_op(monkeypatch, "masked_mse", lambda x: 1.001 * x)
     monkeypatch.setitem(dispatch._registry["policy_logprob"], "torch", crash)
     arguments = [*TINY, "--op", "masked_mse,policy_logprob,policy_sample", "--impl", "torch"]
-    assert load("ops").main([*arguments, "--keep-going", "--json", str(file)]) == 1
-    ops = json.loads(file.read_text())["ops"]
-    assert "disagrees" in ops["masked_mse"]["tiny"]["torch"]["failed"]
-    assert ops["policy_logprob"]["tiny"]["torch"] == {"failed": "out of shared memory"}
-    assert all(set(ops[op]["tiny"]["reference"]) == ENTRY_KEYS for op in ops)
+    assert ops.main([*arguments, "--keep-going", "--json", str(file)]) == 1
+    recorded = json.loads(file.read_text())["ops"]
+    assert "disagrees" in recorded["masked_mse"]["tiny"]["torch"]["failed"]
+    assert recorded["policy_logprob"]["tiny"]["torch"] == {"failed": "out of shared memory"}
+    assert all(set(by_case["tiny"]["reference"]) == ENTRY_KEYS for by_case in recorded.values())
     assert "failed torch: out of shared memory" in capsys.readouterr().out
 
 
-def test_gate_sees_a_wrong_op_inside_the_module(load, monkeypatch, capsys):
+def test_gate_sees_a_wrong_op_inside_the_module(monkeypatch, capsys):
     break_op(monkeypatch, "trajectory_temporal", lambda x: 1.001 * x)
-    assert load("ops").main([*TINY, "--op", "sampler_block", "--impl", "torch"]) == 1
+    assert ops.main([*TINY, "--op", "sampler_block", "--impl", "torch"]) == 1
     assert "sampler_block, tiny: torch disagrees" in capsys.readouterr().err
 
 
-def test_order_of_near_ties_is_free(load):
+def test_order_of_near_ties_is_free():
     """Two tokens whose keys differ by less than rounding may change places; others may not."""
-    gate, cases = load("parts.ops.gate"), load("parts.ops.cases")
-    problem = tiny_problem(load, "policy_sample")
+    problem = tiny_problem("policy_sample")
     with torch.no_grad():
         problem.inputs["logits"][:, 1] = problem.inputs["logits"][:, 0]
         problem.inputs["uniform"][:, 1] = problem.inputs["uniform"][:, 0]
@@ -260,8 +250,7 @@ def test_order_of_near_ties_is_free(load):
     assert cases.why_not("policy_sample", "torch", "cpu") == "has no level torch of its own"
 
 
-def test_module_runs_under_autocast_with_fp32_parameters(load):
-    cases = load("parts.ops.cases")
+def test_module_runs_under_autocast_with_fp32_parameters():
     shape = replace(cases.CASES["tiny"], batch=1, dtype=torch.bfloat16)
     problem = cases.Problem("sampler_attention", shape, torch.device("cpu"), seed=0)
     (out,) = problem.runner("torch")()
@@ -272,10 +261,10 @@ def test_module_runs_under_autocast_with_fp32_parameters(load):
 
 
 @pytest.mark.slow
-def test_compiled_is_measured(load, tmp_path):
+def test_compiled_is_measured(tmp_path):
     file = tmp_path / "record.json"
     arguments = [*TINY, "--op", "masked_mse", "--impl", "compiled", "--json", str(file)]
-    assert load("ops").main(arguments) == 0
+    assert ops.main(arguments) == 0
     entries = json.loads(file.read_text())["ops"]["masked_mse"]["tiny"]
     assert list(entries) == ["reference", "compiled"]
     assert entries["compiled"].get("skipped", "").startswith("torch.compile failed") or (
@@ -283,8 +272,7 @@ def test_compiled_is_measured(load, tmp_path):
     )
 
 
-def test_targets_are_judged(load):
-    report = load("parts.ops.report")
+def test_targets_are_judged():
 
     def record(device, dtype, gpu, times):
         entries = {name: {"fwd_bwd_ms": {"p50": value}} for name, value in times.items()}
@@ -302,8 +290,8 @@ def test_targets_are_judged(load):
     assert not report.target_lines(record("cuda", "fp32", "NVIDIA H200", times))
 
 
-def test_prediction_is_marked_and_follows_the_formulas(load, capsys):
-    assert load("predict").main(["--batch", "64"]) == 0
+def test_prediction_is_marked_and_follows_the_formulas(capsys):
+    assert predict.main(["--batch", "64"]) == 0
     out = capsys.readouterr().out
     assert out.count("PREDICTED") == 3
     # 40% of 989 TFLOP/s over 276.1 GFLOP per clip.
@@ -311,20 +299,18 @@ def test_prediction_is_marked_and_follows_the_formulas(load, capsys):
     assert row[2] == "276" and row[-2] == "1,433"
 
 
-def test_chart_of_a_record_and_of_something_else(load, tmp_path, capsys):
-    plots = load("plots")
+def test_chart_of_a_record_and_of_something_else(tmp_path, capsys):
     (tmp_path / "x.json").write_text("[1]")
     image = str(tmp_path / "x.png")
     assert plots.main([str(tmp_path / "x.json"), image]) == 2
-    assert "no record of ops.py or throughput.py" in capsys.readouterr().err
+    assert "no record of ops.py, throughput.py" in capsys.readouterr().err
     assert plots.main([str(tmp_path / "x.json"), "x.pdf"]) == 2
     assert "must end in .png" in capsys.readouterr().err
 
 
-def test_chart_without_matplotlib_is_refused_before_measuring(load, monkeypatch, capsys):
-    plots = load("plots")
-    monkeypatch.setattr(plots, "find_spec", lambda name: None)
-    assert load("ops").main([*TINY, "--plot", "chart.png"]) == 2
+def test_chart_without_matplotlib_is_refused_before_measuring(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    assert ops.main([*TINY, "--plot", "chart.png"]) == 2
     out, err = capsys.readouterr()
     assert "matplotlib is not installed" in err and err.count("\n") == 1 and out == ""
 

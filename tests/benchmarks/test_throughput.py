@@ -1,4 +1,4 @@
-"""The benchmarks: FLOP formulas, the record's layout, and a gate that closes."""
+"""benchmarks/throughput.py: the record's layout, a gate that closes, and the clips."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+import throughput
 import torch
+from parts.ops import timing
+from parts.step import paths, stages
+from parts.step.clips import moving_texture, texture
 from project import ROOT
+from scripts import run_script
 
-from tats_fast.config.reading import build_config, load_config
+from tats_fast.config import load_config
+from tats_fast.kernels import dispatch
 from tats_fast.models.patchify import motion_energy, patchify, roughness
-from tats_fast.pretrain.flops import training_step
 
 BENCHMARKS = ROOT / "benchmarks"
 TINY = (
@@ -28,64 +34,9 @@ PATH_KEYS = {"clips_per_s", "step_ms", "stages_ms", "peak_mem_mb", "tflops", "mf
 RECORD_KEYS = {"hardware", "versions", "commit", "config"}
 
 
-@pytest.fixture
-def benchmark_module(monkeypatch):
-    """Importer of the scripts, which find each other in their own folder."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
-
-
-def run_script(name, *arguments):
-    return subprocess.run(
-        [sys.executable, str(BENCHMARKS / name), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-# The cost table of docs/method.md at ViT-B, 16 x 224 x 224, GFLOP per clip, forward.
-@pytest.mark.parametrize(
-    ("visible", "parts", "total"),
-    [
-        (235, (3.7, 42.0, 37.3, 1.7), 84.7),
-        (156, (3.7, 27.4, 37.3, 1.8), 70.2),
-        (78, (3.7, 13.5, 37.3, 1.8), 56.3),
-    ],
-)
-def test_autoencoder_flops(benchmark_module, visible, parts, total):
-    flops = benchmark_module("tats_fast.models.flops")
-    count = flops.mae(load_config().model, visible)
-    assert tuple(round(part / 1e9, 1) for part in count) == parts
-    assert round(count.total / 1e9, 1) == total
-
-
-def test_sampler_and_step_flops(benchmark_module):
-    flops = benchmark_module("tats_fast.models.flops")
-    model = load_config().model
-    joint = flops.sampler(model, "joint")
-    naive, absorbed = flops.sampler(model, absorbed=False), flops.sampler(model, absorbed=True)
-    assert [round(x / 1e9, 1) for x in (joint, naive, absorbed)] == [29.8, 61.2, 35.8]
-    attention = model.decoder_depth * flops.attention(1568, model.decoder_width)
-    assert round(attention / 1e9, 1) == 15.1
-    stages = [flops.temporal_stage(1568, 8, 768, 12, "projected", a) for a in (False, True)]
-    assert [round(x / 1e9, 1) for x in stages] == [29.6, 4.2]
-    assert round(3 * (flops.mae(model, 78).total + naive) / 1e9) == 353
-    for settings, expected in (
-        (["ppo.epochs=1"], 276),
-        (["masking.strategy=adamae", "sampler.attention=joint"], 258),
-        (["masking.strategy=random"], 169),
-    ):
-        config = load_config(overrides=["masking.ratio=0.95", *settings])
-        assert round(training_step(config) / 1e9) == expected
-    once, twice = (training_step(build_config({"ppo": {"epochs": k}})) for k in (1, 2))
-    assert twice - once == 3 * absorbed
-
-
 def test_throughput_end_to_end(tmp_path):
     file = tmp_path / "record.json"
-    done = run_script("throughput.py", *TINY, "--peak-tflops", "1", "--json", str(file))
+    done = run_script("throughput.py", *TINY, "--peak-tflops", 1, "--json", file)
     assert done.returncode == 0, done.stderr
     record = json.loads(file.read_text())
     assert set(record) == {*RECORD_KEYS, "paths"}
@@ -109,9 +60,7 @@ def test_throughput_end_to_end(tmp_path):
         assert all(value > 0 for value in path["stages_ms"].values())
 
 
-def test_stages_sum_to_the_step_they_were_measured_in(benchmark_module):
-    stages, paths = benchmark_module("parts.step.stages"), benchmark_module("parts.step.paths")
-    throughput = benchmark_module("throughput")
+def test_stages_sum_to_the_step_they_were_measured_in():
     config = throughput.read_config(throughput.make_parser().parse_intermixed_args(TINY), 2)
     clips, _ = paths.load_clips(config.model, 2, 0)
     device = torch.device("cpu")
@@ -119,17 +68,12 @@ def test_stages_sum_to_the_step_they_were_measured_in(benchmark_module):
     seconds = []
 
     def timed_step():
-        import time
-
         start = time.perf_counter()
         contender.step()
         seconds.append(time.perf_counter() - start)
 
-    clock = stages.StageClock(device)
     forward = contender.learner.sampler.forward
-    with stages.instrumented(contender.learner, clock):
-        spent = clock.measure(timed_step)
-    spent.pop("data_wait")
+    spent = stages.stages_ms(timed_step, contender.learner, device)
     assert sum(spent.values()) == pytest.approx(1e3 * seconds[0], rel=0.05)
     # Nothing stays wrapped.
     assert contender.learner.sampler.forward == forward
@@ -138,8 +82,6 @@ def test_stages_sum_to_the_step_they_were_measured_in(benchmark_module):
 
 def break_op(monkeypatch, op, change):
     """Let the torch level of ``op`` return something else first."""
-    from tats_fast.kernels import dispatch
-
     right = dispatch._registry[op]["torch"]
 
     def wrong(*args):
@@ -171,8 +113,7 @@ class _WrongGradient(torch.autograd.Function):
         ("trajectory_attention", _WrongGradient.apply, "grad_norm_sampler_attention"),
     ],
 )
-def test_throughput_gate_closes(benchmark_module, monkeypatch, capsys, op, change, named):
-    throughput = benchmark_module("throughput")
+def test_throughput_gate_closes(monkeypatch, capsys, op, change, named):
     break_op(monkeypatch, op, change)
     assert throughput.main(TINY) == 1
     out, err = capsys.readouterr()
@@ -181,34 +122,31 @@ def test_throughput_gate_closes(benchmark_module, monkeypatch, capsys, op, chang
     assert "clips/s" not in out
 
 
-def test_keep_going_records_the_wrong_path_and_times_the_others(
-    benchmark_module, monkeypatch, capsys, tmp_path
-):
+def test_keep_going_records_the_wrong_path_and_times_the_others(monkeypatch, capsys, tmp_path):
     file = tmp_path / "record.json"
     break_op(monkeypatch, "masked_mse", lambda x: 1.001 * x)
     arguments = [*TINY, "--steps", "1", "--keep-going", "--json", str(file)]
-    assert benchmark_module("throughput").main(arguments) == 1
+    assert throughput.main(arguments) == 1
     paths = json.loads(file.read_text())["paths"]
     assert set(paths["reference"]) == set(paths["sdpa"]) == PATH_KEYS
     assert list(paths["fast"]) == ["failed"] and "disagrees" in paths["fast"]["failed"]
     assert "failed fast: path fast disagrees with reference" in capsys.readouterr().out
 
 
-def test_a_path_that_does_not_compile_is_skipped(benchmark_module, monkeypatch, tmp_path, capsys):
+def test_a_path_that_does_not_compile_is_skipped(monkeypatch, tmp_path, capsys):
     def refuse(self, **_):
         raise RuntimeError("no compiler\nhere")
 
     monkeypatch.setattr(torch.nn.Module, "compile", refuse)
     file = tmp_path / "record.json"
     arguments = [*TINY, "--paths", "reference,compiled", "--steps", "1", "--json", str(file)]
-    assert benchmark_module("throughput").main(arguments) == 0
+    assert throughput.main(arguments) == 0
     skipped = json.loads(file.read_text())["paths"]["compiled"]
     assert skipped == {"skipped": "torch.compile failed: no compiler"}
     assert "skipped compiled" in capsys.readouterr().out
 
 
-def test_clips_without_a_decoder(benchmark_module, monkeypatch):
-    paths = benchmark_module("parts.step.paths")
+def test_clips_without_a_decoder(monkeypatch):
     model = load_config(overrides=["model.image_size=32", "masking.ratio=0.5"]).model
     real, source = paths.load_clips(model, 2, 0)
     assert real.shape == (2, 16, 32, 32, 3) and real.dtype == torch.uint8 and "real" in source
@@ -218,26 +156,22 @@ def test_clips_without_a_decoder(benchmark_module, monkeypatch):
     assert "generated moving textures" in source and "av" in source
 
 
-def test_generated_clips_move_in_some_places_more_than_in_others(benchmark_module):
-    synthetic = benchmark_module("parts.step.clips")
+def test_generated_clips_move_in_some_places_more_than_in_others():
     clips = [
-        torch.from_numpy(synthetic.moving_texture(16, 64, np.random.default_rng(seed)))
-        for seed in (3, 3, 4)
+        torch.from_numpy(moving_texture(16, 64, np.random.default_rng(seed))) for seed in (3, 3, 4)
     ]
     assert torch.equal(clips[0], clips[1]) and not torch.equal(clips[0], clips[2])
     patches = patchify(clips[2][None], 2, 16)
     energy = motion_energy(patches, 2)
     assert energy.max() > 3 * energy.median() and roughness(patches, 16).min() > 0
     # The pan is by whole pixels: what leaves on one side of a texture enters on the other.
-    tile = synthetic.texture(16, np.random.default_rng(0)).astype(int)
+    tile = texture(16, np.random.default_rng(0)).astype(int)
     inside, across = abs(np.diff(tile, axis=0)).mean(), abs(tile[0] - tile[-1]).mean()
     assert across < 3 * inside
 
 
-def test_gpu_steps_are_timed_in_bursts_whose_first_step_does_not_count(
-    benchmark_module, monkeypatch
-):
-    timing, now, order = benchmark_module("parts.ops.timing"), [0.0], []
+def test_gpu_steps_are_timed_in_bursts_whose_first_step_does_not_count(monkeypatch):
+    now, order = [0.0], []
 
     class Event:
         def __init__(self, enable_timing):
@@ -268,7 +202,7 @@ def test_gpu_steps_are_timed_in_bursts_whose_first_step_does_not_count(
 def test_several_batch_sizes_in_one_record(tmp_path):
     file, chart = tmp_path / "record.json", tmp_path / "chart.png"
     arguments = [*TINY, "--batches", "1", "2", "--steps", "1", "--paths", "fast,fast_eager"]
-    done = run_script("throughput.py", *arguments, "--json", str(file), "--plot", str(chart))
+    done = run_script("throughput.py", *arguments, "--json", file, "--plot", chart)
     assert done.returncode == 0, done.stderr
     record = json.loads(file.read_text())
     assert set(record) == {*RECORD_KEYS, "paths", "batches"}
@@ -282,7 +216,7 @@ def test_several_batch_sizes_in_one_record(tmp_path):
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("throughput", ["--paths", "quick"], "--paths quick: must be of reference, sdpa"),
+        ("throughput", ["--paths", "quick"], "--paths: quick is not one of reference, sdpa"),
         ("throughput", ["--batch", "0"], "--batch: 0 must be at least 1"),
         ("throughput", ["--model", "vit_bas"], "did you mean vit_base?"),
         ("throughput", ["model.attention=eager"], "every path sets its own"),
@@ -290,15 +224,15 @@ def test_several_batch_sizes_in_one_record(tmp_path):
         ("throughput", ["--plot", "chart.pdf"], "must end in .png"),
         ("throughput", ["--batches", "2", "0"], "--batches: 0 must be at least 1"),
         ("throughput", ["train.compile=true"], "every path sets its own"),
-        ("ops", ["--op", "softmax"], "--op softmax: must be of trajectory_attention"),
-        ("ops", ["--case", "vit_b"], "--case vit_b: must be of vit_b_r95"),
-        ("ops", ["--impl", "cuda"], "--impl cuda: must be of reference, torch"),
+        ("ops", ["--op", "softmax"], "--op: softmax is not one of trajectory_attention"),
+        ("ops", ["--case", "vit_b"], "--case: vit_b is not one of vit_b_r95"),
+        ("ops", ["--impl", "cuda"], "--impl: cuda is not one of reference, torch"),
         ("ops", ["--json", "/no/such/folder/x.json"], "cannot be written"),
         ("profile_step", ["--path", "quick"], "invalid choice"),
     ],
 )
-def test_bad_arguments_get_one_line(benchmark_module, capsys, script, arguments, message):
-    module = benchmark_module(script)
+def test_bad_arguments_get_one_line(capsys, script, arguments, message):
+    module = importlib.import_module(script)
     try:
         code = module.main(["--device", "cpu", *arguments])
     except SystemExit as stop:

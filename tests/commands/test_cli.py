@@ -54,7 +54,7 @@ def fails(capsys, arguments, code, *parts):
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("masking.ratio=1.2", ["masking.ratio=1.2", "for example 0.9"]),
+        ("masking.ratio=1.2", ["masking.ratio=1.2", "below 1"]),
         ("model.image_size=33", ["model.image_size=33", "for example 32"]),
         ("model.heads=3", ["model.width=32", "model.heads=3"]),
         ("masking.ratio=0.999", ["masking.ratio=0.999", "0 of 64 tokens"]),

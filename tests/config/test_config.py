@@ -41,7 +41,7 @@ BAD = {
     "masking.ratio=1.2": "masking.ratio=1.2: must be at least 0 and below 1",
     "model.image_size=225": "multiple of model.patch_size=16, for example 224",
     "model.num_frames=15": "multiple of model.tubelet_size=2, for example 16",
-    "model.heads=7": "model.width=768: must be divisible by model.heads=7, for example 770",
+    "model.heads=7": "model.width=768: must be a multiple of model.heads=7, for example 770",
     "sampler.heads=7": "sampler.heads=7: must divide model.width=768",
     "data.repeats=3": "train.batch_size=256: must be divisible by data.repeats=3, for example 255",
     "data.repeats=0": "data.repeats=0",
@@ -59,9 +59,9 @@ BAD = {
     "optim.base_lr=fast": "optim.base_lr=fast: must be a number",
     "optim.base_lr=-1": "optim.base_lr=-1.0: must be above 0",
     "optim.base_lr=.nan": "optim.base_lr=nan: must be above 0",
-    "optim.betas=[0.9]": "must be two numbers in [0, 1)",
-    "data.scales=[1.5]": "each must be in (0, 1]",
-    "distributed.zero_stage=3": "distributed.zero_stage=3: must be 0, 1 or 2",
+    "optim.betas=[0.9]": "must be two numbers, such as",
+    "data.scales=[1.5]": "data.scales=1.5: must be above 0 and at most 1",
+    "distributed.zero_stage=3": "distributed.zero_stage=3: must be at least 0 and at most 2",
     "ppo.epochs=0": "ppo.epochs=0: must be at least 1",
     "masking.schedule=linear": "needs masking.start_ratio",
     "masking.start_ratio=0.5": "needs masking.schedule=linear or cosine",
@@ -146,7 +146,7 @@ def test_every_field_is_documented():
     for cls in (node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)):
         for here, following in zip(cls.body, [*cls.body[1:], None], strict=True):
             whole = cls.name in ("RunConfig", "FinetuneConfig")  # their fields are sections
-            if isinstance(here, ast.AnnAssign) and not whole:
+            if isinstance(here, ast.AnnAssign) and not whole and here.target.id != "section":
                 is_doc = isinstance(following, ast.Expr) and isinstance(
                     following.value, ast.Constant
                 )

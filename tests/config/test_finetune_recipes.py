@@ -242,7 +242,8 @@ def test_a_recipe_trains_and_is_tested(name, demo_clips, tmp_path):
     overrides = [f"{key}={value}" for key, value in settings.items()]
     config = load_finetune_config(FILES[name], overrides)
     run = Finetuner(config, World(0, 1, torch.device("cpu")))
-    assert "4 videos = 1 processes x 2 micro-batches x 2, 2 clip(s) of each" in run.describe()
+    words = "batch 4 = 1 processes x 2 micro-batches x 2 videos, 2 clip(s) of each;"
+    assert words in "\n".join(run.describe())
     run.run()
     assert (run.folder / "evaluation" / "evaluation.json").exists()
     [trained], [tested] = (

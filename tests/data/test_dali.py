@@ -201,9 +201,9 @@ def test_damage_that_only_decoding_shows(videos, tmp_path, workers):
 def _packets(path):
     """(position of the data in the file, size, keyframe) of every packet."""
     with open_video(path) as (container, stream):
-        found = [(bytes(p), p.is_keyframe) for p in container.demux(stream) if p.size]
+        packets = [(bytes(p), p.is_keyframe) for p in container.demux(stream) if p.size]
     data = Path(path).read_bytes()
-    return [(data.index(packet), len(packet), keyframe) for packet, keyframe in found]
+    return [(data.index(packet), len(packet), keyframe) for packet, keyframe in packets]
 
 
 def test_the_decoder_says_which_clip_failed(videos, caplog):

@@ -10,9 +10,12 @@ import sys
 import time
 
 import pytest
+from children import heed_interrupts
+from records import read_record
 
 from tats_fast.config import ConfigError
-from tats_fast.data.workers.jobs import read_record, run_jobs
+from tats_fast.data.video import DecodeError
+from tats_fast.data.workers.jobs import run_jobs
 from tats_fast.data.workers.progress import JobProgress
 
 
@@ -46,8 +49,8 @@ def run(tmp_path):
 
     def go(items, **options):
         calls.write_text("")
-        given = {"record": record, "workers": 2, "title": "files"} | options
-        outcomes = run_jobs(work, items, **given)
+        options = {"record": record, "workers": 2, "title": "files"} | options
+        outcomes = run_jobs(work, items, **options)
         return outcomes, sorted(calls.read_text().splitlines())
 
     go.record = record
@@ -111,24 +114,36 @@ def test_torn_and_damaged_lines_are_done_again(run, files):
     assert run(files) == (first, files)
 
 
-def test_key_and_file_may_differ(run, tmp_path, files):
-    record = tmp_path / "other.jsonl"
+def test_a_result_that_is_gone_is_made_again(run, tmp_path, files, capsys):
+    def target(path):
+        return tmp_path / f"{os.path.basename(path)}.copy"
+
+    def copy(path):
+        target(path).touch()
+        return {"copied": True}
 
     def go():
-        return run_jobs(
-            lambda item: {"twice": 2 * item[1]},
-            [(path, number) for number, path in enumerate(files)],
-            record=record,
-            workers=1,
-            title="pairs",
-            key=lambda item: f"no {item[1]}",
-            file=lambda item: item[0],
-        )
+        options = {"record": run.record, "workers": 1, "title": "files"}
+        return run_jobs(copy, files, result=target, **options)
 
-    assert go() == {f"no {i}": {"twice": 2 * i} for i in range(6)}
-    os.utime(files[5], (1, 1))
-    go()
-    assert len(record.read_text().splitlines()) == 7
+    first = go()
+    (tmp_path / "3.txt.copy").unlink()
+    assert go() == first
+    assert (tmp_path / "3.txt.copy").exists()
+    assert "1 results are gone and are made again" in capsys.readouterr().out
+    assert len(run.record.read_text().splitlines()) == 7
+
+
+def test_a_video_that_does_not_decode_is_a_plain_verdict(tmp_path):
+    def fail(path):
+        raise DecodeError(path, "no frame")
+
+    (tmp_path / "a").touch()
+    options = {"record": tmp_path / "record.jsonl", "workers": 1, "title": "files"}
+    for _ in range(2):  # and not tried again
+        outcomes = run_jobs(fail, [str(tmp_path / "a")], **options)
+        assert outcomes == {str(tmp_path / "a"): {"error": "no frame"}}
+    assert len((tmp_path / "record.jsonl").read_text().splitlines()) == 1
 
 
 def test_names_that_are_not_utf8(run, tmp_path):
@@ -144,6 +159,7 @@ def test_names_that_are_not_utf8(run, tmp_path):
 SLOW = """
 import sys, time
 from pathlib import Path
+from tats_fast.data.video import DecodeError
 from tats_fast.data.workers.jobs import run_jobs
 
 def work(path):
@@ -155,11 +171,6 @@ try:
 except KeyboardInterrupt:
     sys.exit(130)
 """
-
-
-def heed_interrupts():
-    """Also where this test runs in the background of a shell, which ignores them."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("how, code", [(signal.SIGKILL, -9), (signal.SIGINT, 130)])

@@ -12,7 +12,7 @@ import torch
 from data_files import numbers, write_video
 
 from tats_fast.config import DataConfig
-from tats_fast.data.bad_files import BadFiles, TooManyBadFiles
+from tats_fast.data.bad_files import BadFileRecord, TooManyBadFiles
 from tats_fast.data.cutter import ClipCutter
 from tats_fast.data.eval_clips import eval_plan, load_eval_clips
 from tats_fast.data.lists import Video
@@ -88,8 +88,8 @@ def test_clips_vary_with_epoch_and_seed(videos):
 
 def test_stride_and_scales_reach_the_decoder(videos):
     clip = load(videos, config={"stride": 3, "scales": (1.0,)})[0].clips[0].numpy()
-    shown = numbers(clip)  # a crop of scale 1 is the whole square frame
-    assert [b - a for a, b in pairwise(shown)] == [3] * 3
+    frames = numbers(clip)  # a crop of scale 1 is the whole square frame
+    assert [b - a for a, b in pairwise(frames)] == [3] * 3
 
 
 def test_half_of_the_clips_are_mirrored(videos):
@@ -175,11 +175,11 @@ def test_workers_survive_ctrl_c(videos):
 
 def children() -> list[int]:
     with open(f"/proc/self/task/{os.getpid()}/children") as file:
-        found = [int(pid) for pid in file.read().split()]
+        pids = [int(pid) for pid in file.read().split()]
     for task in os.listdir("/proc/self/task"):  # children belong to the thread that forked them
         with open(f"/proc/self/task/{task}/children") as file:
-            found += [int(pid) for pid in file.read().split()]
-    return sorted(set(found))
+            pids += [int(pid) for pid in file.read().split()]
+    return sorted(set(pids))
 
 
 def test_a_killed_worker_costs_no_clip(videos):
@@ -330,10 +330,8 @@ def test_eval_clips_are_fixed_and_strict(broken):
     assert clips.bad == [(broken[2].path, "not a video container")]
     assert clips.clips.shape == (4, FRAMES, SIZE, SIZE, 3)
     assert numbers(clips.clips[0].numpy()) == [12, 14, 16, 18]
-    again = load_eval_clips(broken, 5, FRAMES, 2, SIZE, threads=3)
+    again = load_eval_clips(broken, 5, FRAMES, 2, SIZE)
     assert torch.equal(clips.clips, again.clips)
-    parts = [load_eval_clips(broken, 5, FRAMES, 2, SIZE, rank=r, world_size=2) for r in range(2)]
-    assert sorted(parts[0].indices + parts[1].indices) == clips.indices
     none = load_eval_clips(broken[2:3], 2, FRAMES, 2, SIZE)
     assert none.clips.shape == (0, FRAMES, SIZE, SIZE, 3)
     assert len(none.bad) == 1
@@ -346,7 +344,7 @@ def test_eval_windows_differ_when_there_are_few_videos(videos):
 
 def test_bad_files_are_recorded_once(tmp_path, caplog):
     path = tmp_path / "run" / "bad_files.txt"
-    bad = BadFiles(path, num_videos=10, max_fraction=0.3)
+    bad = BadFileRecord(path, num_videos=10, max_fraction=0.3)
     with caplog.at_level(logging.WARNING, logger="tats_fast"):
         bad.record([("a.mp4", "missing"), ("b\t.mp4", "empty file"), ("a.mp4", "missing")])
         bad.record([("a.mp4", "missing")])
@@ -359,8 +357,8 @@ def test_bad_files_are_recorded_once(tmp_path, caplog):
 
 def test_bad_files_count_on_after_resume(tmp_path):
     path = tmp_path / "bad_files.txt"
-    BadFiles(path, 10, 0.3).record([("a", "missing"), ("b", "missing")])
-    resumed = BadFiles(path, 10, 0.3)
+    BadFileRecord(path, 10, 0.3).record([("a", "missing"), ("b", "missing")])
+    resumed = BadFileRecord(path, 10, 0.3)
     resumed.record([("a", "missing"), ("c", "missing")])  # 3 of 10: just allowed
     with pytest.raises(TooManyBadFiles, match=r"4 of 10 .*data\.max_bad_fraction=0\.3") as error:
         resumed.record([("d", "missing")])
@@ -369,7 +367,7 @@ def test_bad_files_count_on_after_resume(tmp_path):
 
 
 def test_bad_files_without_a_file(tmp_path):
-    bad = BadFiles(None, 4, 0.25)
+    bad = BadFileRecord(None, 4, 0.25)
     bad.record([("a", "missing")])
     with pytest.raises(TooManyBadFiles):
         bad.record([("b", "missing")])

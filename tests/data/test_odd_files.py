@@ -166,7 +166,7 @@ def test_readable_files_are_never_replaced(listing):
 
 def test_evaluation_reports_each_and_replaces_none(listing):
     videos = read_videos(listing)
-    clips = load_eval_clips(videos, len(videos), FRAMES, STRIDE, SIZE, threads=2)
+    clips = load_eval_clips(videos, len(videos), FRAMES, STRIDE, SIZE)
     assert {os.path.basename(path): reason for path, reason in clips.bad} == {
         name: reason for name, (_, reason) in BAD.items()
     }

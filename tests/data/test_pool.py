@@ -9,7 +9,7 @@ import time
 import pytest
 from children import gone, left_behind
 
-from tats_fast.data.workers import pool
+from tats_fast.data.workers import processes
 from tats_fast.data.workers.pool import Lost, Workers
 
 
@@ -155,7 +155,7 @@ def test_interrupts_do_not_reach_the_workers():
 
 
 def test_processes_are_renewed_before_they_grow(monkeypatch):
-    monkeypatch.setattr(pool, "_LIFE", 10)
+    monkeypatch.setattr(processes, "LIFE", 10)
     with Workers(lambda item: (item, os.getpid()), 2) as workers:
         outcomes = [outcome for _, outcome in workers.map(range(100))]
         assert workers.replaced == 0

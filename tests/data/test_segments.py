@@ -31,11 +31,11 @@ def videos(tmp_path):
 
 
 def test_one_frame_of_each_segment(videos):
-    shown = {40: [], 5: []}
+    taken = {40: [], 5: []}
     for batch in batches(videos, WHOLE, count=12):
         for index, clip in zip(batch.videos, batch.clips.numpy(), strict=True):
-            shown[(40, 5)[index]].append(numbers(clip))
-    for total, clips in shown.items():
+            taken[(40, 5)[index]].append(numbers(clip))
+    for total, clips in taken.items():
         assert len(clips) == 12
         # Another draw every pass, of which a video of 5 frames has not many.
         assert len({tuple(clip) for clip in clips}) > (6 if total == 40 else 2)

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from children import gone, left_behind, pids_then_much
 
-from tats_fast.data.workers.pool import Lost
-from tats_fast.data.workers.stream import Done, stream_parts
+from tats_fast.data.workers.pool import Done, Lost, stream_parts
 
 
 def count_to(item):
@@ -35,10 +34,10 @@ def count_to(item):
 
 def collected(events):
     """{item: its events in order}."""
-    found = {}
+    by_item = {}
     for item, event in events:
-        found.setdefault(item, []).append(event)
-    return found
+        by_item.setdefault(item, []).append(event)
+    return by_item
 
 
 def whole(item: int) -> list:
@@ -54,11 +53,11 @@ def test_every_part_comes_once_and_in_order(count):
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_death_costs_its_item_alone(count):
     items = [1, 2, "die", 3, 4, "leave", 5]
-    found = collected(stream_parts(count_to, items, count))
+    by_item = collected(stream_parts(count_to, items, count))
     for item, how in (("die", "SIGKILL"), ("leave", "exit 3")):
         parts = [(item, 0), (item, 1)]  # what was sent before counts
-        assert found.pop(item) == [*parts, Lost(f"the process reading it died ({how})")]
-    assert found == {n: whole(n) for n in (1, 2, 3, 4, 5)}
+        assert by_item.pop(item) == [*parts, Lost(f"the process reading it died ({how})")]
+    assert by_item == {n: whole(n) for n in (1, 2, 3, 4, 5)}
 
 
 @pytest.mark.parametrize("items", [["die"], ["die", 1]], ids=["last", "next_in_hand"])
@@ -72,16 +71,16 @@ def test_a_death_within_a_message_is_one_too(items):
     with contextlib.closing(stream_parts(function, items, 1)) as events:
         assert next(events) == ("die", "first")
         time.sleep(0.5)
-        found = collected(events)
-    assert found.pop("die") == [Lost("the process reading it died (SIGKILL)")]
-    assert [len(events) for events in found.values()] == [3] * len(items[1:])
+        by_item = collected(events)
+    assert by_item.pop("die") == [Lost("the process reading it died (SIGKILL)")]
+    assert [len(events) for events in by_item.values()] == [3] * len(items[1:])
 
 
 def test_a_hanging_item_is_given_up():
     start = time.monotonic()
-    found = collected(stream_parts(count_to, [1, "hang", 2], 1, timeout=0.5))
+    by_item = collected(stream_parts(count_to, [1, "hang", 2], 1, timeout=0.5))
     lost = Lost("took longer than 0.5 s", died=False)
-    assert found == {1: whole(1), "hang": [("hang", 0), ("hang", 1), lost], 2: whole(2)}
+    assert by_item == {1: whole(1), "hang": [("hang", 0), ("hang", 1), lost], 2: whole(2)}
     assert time.monotonic() - start < 10
 
 
@@ -153,17 +152,17 @@ def test_interrupts_do_not_reach_the_processes():
     first = next(events)
     (child,) = multiprocessing.active_children()
     os.kill(child.pid, signal.SIGINT)
-    found = collected(events)
-    assert [first[1], *found[5]] == whole(5) and found[6] == whole(6)
+    by_item = collected(events)
+    assert [first[1], *by_item[5]] == whole(5) and by_item[6] == whole(6)
 
 
 def test_processes_leave_with_their_parent():
     """Also those that wait in the middle of a part that nobody will read."""
     code = """
 from children import pids_then_much
-from tats_fast.data.workers import processes, stream
+from tats_fast.data.workers import pool, processes
 processes._PARENT_CHECK = 0.1
-events = stream.stream_parts(pids_then_much, range(5), 3)
+events = pool.stream_parts(pids_then_much, range(5), 3)
 pids = set()
 while len(pids) < 3:
     _, event = next(events)
@@ -202,4 +201,4 @@ def test_processes_leave_the_garbage_of_their_parent_alone():
 
 def test_needs_a_process():
     with pytest.raises(ValueError, match="at least 1 process, got 0"):
-        stream_parts(count_to, [], 0)
+        next(stream_parts(count_to, [], 0))

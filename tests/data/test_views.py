@@ -106,8 +106,8 @@ def test_views_of_a_video_that_ends_early(tmp_path):
     cut = tmp_path / "b.avi"
     cut.write_bytes(raw[: len(raw) // 2])
     (view,) = decode_views(str(cut), lambda n: segment_views(n, 4, 2)[:1], side_crops(1), 32)[:, 0]
-    shown = numbers(view)
-    assert shown[0] == 0 and 4 <= shown[-1] < 20  # of the frames that are there, not of 40
+    frames = numbers(view)
+    assert frames[0] == 0 and 4 <= frames[-1] < 20  # of the frames that are there, not of 40
 
 
 def test_views_are_strict(tmp_path):

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import run as demo
 import torch
-from project import ROOT
+from motion_clips import DRIFTS, FRAMES, SIDE, SPEED, random_texture, render, write_set
 
 from tats_fast.config import save_config
 from tats_fast.data.lists import read_videos
 from tats_fast.data.video import load_clip
 from tats_fast.engine.distributed import join_world
 from tats_fast.interchange import read_weights
-from tats_fast.pretrain.trainer import make_learner
-from tats_fast.recognition.probe_heads import accuracy, fit_linear
-
-sys.path.append(str(ROOT / "demo"))
-
-import run as demo
-from motion_clips import DRIFTS, FRAMES, SIDE, SPEED, random_texture, render, write_set
+from tats_fast.pretrain.learner import make_learner
+from tats_fast.recognition.accuracy import top_accuracy
+from tats_fast.recognition.probe_heads import fit_linear
 
 CLASSES = tuple(DRIFTS)
 OPPOSITES = (("left", "right"), ("up", "down"))
@@ -96,7 +92,7 @@ def test_single_frames_tell_nothing_and_frames_without_order_half():
     def top1(pictures) -> float:
         features, unseen = (picture_statistics(pictures(clips)) for clips in (train, test))
         scores = fit_linear(features, known, len(CLASSES), weight_decay=1e-2, batch_norm=True)
-        return accuracy(scores(unseen), true)
+        return top_accuracy(scores(unseen), true)
 
     # 256 questions: chance is 25% with a deviation of 2.7 points; these are three of them.
     for frame in (0, FRAMES // 2, FRAMES - 1):
@@ -132,11 +128,11 @@ def test_a_written_set_is_labelled_readable_and_of_its_seed(tmp_path):
 def test_the_control_has_the_weights_that_the_run_started_from(tiny_config, tmp_path):
     config = tiny_config(seed=7)
     save_config(config, tmp_path / "config.yaml")
-    started = make_learner(config, join_world("cpu")).runner.module.state_dict()
+    started = make_learner(config, join_world("cpu")).mae.state_dict()
     for _ in range(2):  # a second demo replaces the file of the first
-        found = read_weights(demo.untrained(tmp_path))
-        assert found.model == config.model and found.state.keys() == started.keys()
-        assert all(torch.equal(found.state[name], started[name]) for name in started)
+        weights = read_weights(demo.untrained(tmp_path))
+        assert weights.model == config.model and weights.state.keys() == started.keys()
+        assert all(torch.equal(weights.state[name], started[name]) for name in started)
 
 
 def test_the_demo_names_both_accuracies(tmp_path):

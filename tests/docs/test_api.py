@@ -64,7 +64,7 @@ def test_newest_checkpoint_of_a_run_counts(mae, tmp_path):
     newer = randomize(tats_fast.create_model(**TINY_MODEL))
     write_run(run, newer, step=1000)
     weight = tats_fast.load_encoder(run).embed.proj.weight
-    assert torch.equal(weight, newer.embed.proj.weight)
+    assert torch.equal(weight, newer.encoder.embed.proj.weight)
 
 
 def test_encoder_can_be_trained(mae, tmp_path):

@@ -20,9 +20,11 @@ from tats_fast.engine.distributed import World, draw_seed
 from tats_fast.engine.logs import drop_lines_after
 from tats_fast.engine.loop import NonFiniteLoss
 from tats_fast.engine.optim import lr_at, make_optimizer, parameter_groups, skip_step_if
+from tats_fast.engine.runner import Update
 from tats_fast.models.restore import load_models
-from tats_fast.pretrain.step import StepPlan, train_step
-from tats_fast.pretrain.trainer import Trainer, make_learner
+from tats_fast.pretrain.learner import make_learner
+from tats_fast.pretrain.step import StepPlan, pretrain_step
+from tats_fast.pretrain.trainer import Trainer
 from tats_fast.run_folder import list_checkpoints
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -240,7 +242,7 @@ def test_damaged_and_hostile_checkpoints_are_refused(run_config, tmp_path):
             return os.system, (f"touch {tmp_path}/owned",)
 
     torch.save({"mae": Hostile()}, path)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="refused: it holds something else than tensors"):
         load_models(tmp_path / "run")
     assert not (tmp_path / "owned").exists()
 
@@ -248,7 +250,7 @@ def test_damaged_and_hostile_checkpoints_are_refused(run_config, tmp_path):
 def test_non_finite_loss_skips_the_step_then_stops_the_run(run_config, tmp_path, monkeypatch):
     config = run_config(train={"steps": 20, "max_skipped": 3, "log_every": 1})
     trainer = Trainer(config, CPU)
-    embed = trainer.learner.runner.module.embed
+    embed = trainer.learner.mae.encoder.embed
     forward, calls = embed.forward, []
 
     def poisoned(patches):
@@ -259,7 +261,7 @@ def test_non_finite_loss_skips_the_step_then_stops_the_run(run_config, tmp_path,
     monkeypatch.setattr(embed, "forward", poisoned)
     with pytest.raises(NonFiniteLoss, match="3 steps in a row"):
         trainer.run()
-    for parameter in trainer.learner.runner.module.parameters():
+    for parameter in trainer.learner.mae.parameters():
         assert torch.isfinite(parameter).all()
     assert torch.isfinite(torch.stack(list(trainer.learner.reward_scale))).all()
     run_dir = tmp_path / "run"
@@ -299,14 +301,12 @@ def test_accumulation_equals_one_large_batch(run_config):
         step = learner.runner.step
 
         def keep(lr, skip, learner=learner, captured=captured, step=step):
-            captured.update(
-                {n: p.grad.clone() for n, p in learner.runner.module.named_parameters()}
-            )
+            captured.update({n: p.grad.clone() for n, p in learner.mae.named_parameters()})
             return step(lr, skip)
 
         learner.runner.step = keep
         # All tokens' draws identical in both: one generator feeds the clips in order.
-        train_step(learner, list(clips.chunk(accumulation)), StepPlan(0, 1e-3, 16, False))
+        pretrain_step(learner, list(clips.chunk(accumulation)), StepPlan(0, 1e-3, 16, False))
         losses.append(captured)
     for name, grad in losses[0].items():
         torch.testing.assert_close(losses[1][name], grad, rtol=1e-4, atol=1e-6)
@@ -326,7 +326,7 @@ def test_warmup_rests_the_sampler(run_config):
         plan = trainer._plan()
         assert plan.warmup
         clips = torch.randint(0, 256, (4, 8, 32, 32, 3), dtype=torch.uint8)
-        train_step(trainer.learner, [clips], plan)
+        pretrain_step(trainer.learner, [clips], plan)
         trainer.position = type(trainer.position)(step=trainer.position.step + 1)
     assert not trainer._plan().warmup
     after = trainer.learner.sampler.parameters()
@@ -337,7 +337,7 @@ def test_warmup_rests_the_sampler(run_config):
 def test_detached_tokens_keep_the_policy_out_of_the_embedding(run_config, monkeypatch, detach):
     """With the reconstruction's own gradient removed, the embedding gets none - or some."""
     learner = make_learner(run_config(sampler={"detach_tokens": detach}), CPU)
-    mae, backward = learner.runner.module, learner.runner.backward
+    mae, backward = learner.mae, learner.runner.backward
     monkeypatch.setattr(
         "tats_fast.pretrain.step.kernels.masked_mse",
         lambda prediction, *_: prediction.square().mean(-1) * 0 + torch.rand(4, 48),
@@ -346,12 +346,12 @@ def test_detached_tokens_keep_the_policy_out_of_the_embedding(run_config, monkey
     gradients = []
 
     def keep(_lr, skip):
-        gradients.append(mae.embed.proj.weight.grad)
-        return skip
+        gradients.append(mae.encoder.embed.proj.weight.grad)
+        return Update(skip, skip)
 
     monkeypatch.setattr(learner.runner, "step", keep)
     clips = torch.randint(0, 256, (4, 8, 32, 32, 3), dtype=torch.uint8)
-    train_step(learner, [clips], StepPlan(0, 1e-3, 16, False))
+    pretrain_step(learner, [clips], StepPlan(0, 1e-3, 16, False))
     assert (gradients[0].abs().max() == 0) == detach
 
 

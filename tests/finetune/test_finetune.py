@@ -19,7 +19,7 @@ from tats_fast.data.labels import class_ids
 from tats_fast.data.lists import read_videos
 from tats_fast.engine.distributed import World
 from tats_fast.engine.loop import NonFiniteLoss
-from tats_fast.finetune.step import StepPlan, augmented, train_step
+from tats_fast.finetune.step import augmented, finetune_step
 from tats_fast.finetune.trainer import Finetuner
 from tats_fast.recognition.scores import Views, class_scores
 
@@ -171,13 +171,13 @@ def test_a_stand_in_brings_its_own_label(config, tmp_path, monkeypatch):
     )
     seen = []
 
-    def look(learner, clips, labels, plan):
+    def look(learner, clips, labels, step, lr):
         for batch, label in zip(clips, labels, strict=True):
             levels = batch.float().mean(dim=(1, 2, 3, 4)).unflatten(0, (-1, 2))
             seen.extend(zip(levels.tolist(), label.tolist(), strict=True))
         return {"loss": torch.zeros(()), "train_top1": torch.zeros(()), "skipped": torch.zeros(())}
 
-    monkeypatch.setattr("tats_fast.finetune.trainer.train_step", look)
+    monkeypatch.setattr("tats_fast.finetune.trainer.finetune_step", look)
     run.run()
     assert run.position.skipped_clips > 10  # the stand-in happened
     for levels, label in seen:
@@ -220,7 +220,7 @@ def test_class_weights_balance_the_loss(config, labelled, tmp_path):
     assert made.class_weights.tolist() == [0.5, 2.0, 1.0, 2.0]
     clips = torch.randint(0, 256, (4, 8, 32, 32, 3), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 3])
-    metrics = train_step(made, [clips], [labels], StepPlan(0, 0.0))
+    metrics = finetune_step(made, [clips], [labels], 0, 0.0)
     # The head starts with nearly equal logits: log 4 per clip, times the mean weight 5.5 / 4.
     assert metrics["loss"].item() == pytest.approx(1.375 * np.log(4), rel=1e-2)
 
@@ -228,13 +228,13 @@ def test_class_weights_balance_the_loss(config, labelled, tmp_path):
 def test_layers_learn_at_their_rates(config):
     made = learner(config, "optim.layer_decay=0.5")
     clips = torch.randint(0, 256, (4, 8, 32, 32, 3), dtype=torch.uint8)
-    train_step(made, [clips], [torch.tensor([0, 1, 2, 3])], StepPlan(0, 0.8))
+    finetune_step(made, [clips], [torch.tensor([0, 1, 2, 3])], 0, 0.8)
     rates = {
         id(parameter): group["lr"]
         for group in made.runner.optimizer.param_groups
         for parameter in group["params"]
     }
-    names = ("encoder.embed.proj.weight", "encoder.encoder.0.mlp.fc1.bias", "head.weight")
+    names = ("encoder.embed.proj.weight", "encoder.blocks.0.mlp.fc1.bias", "head.weight")
     parameters = dict(made.module.named_parameters())
     # Depth 2: the head 1, the blocks 0.5 and 0.25, the embedding 0.125 of the rate.
     assert [rates[id(parameters[n])] for n in names] == pytest.approx([0.1, 0.2, 0.8])
@@ -261,7 +261,7 @@ def test_bf16_computes_near_fp32_and_keeps_fp32_weights(config):
     for precision in ("fp32", "bf16"):
         made = learner(config, *EXACT, f"train.precision={precision}")
         torch.nn.init.normal_(made.module.head.weight)  # else every loss is log 4
-        metrics = train_step(made, clips, [torch.tensor([0, 1, 2, 3])], StepPlan(0, 1e-3))
+        metrics = finetune_step(made, clips, [torch.tensor([0, 1, 2, 3])], 0, 1e-3)
         losses.append(metrics["loss"].item())
         assert {p.dtype for p in made.module.parameters()} == {torch.float32}
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.05)
@@ -280,7 +280,7 @@ def test_no_step_waits_for_the_device(config, monkeypatch):
     labels = [torch.tensor([0, 1]), torch.tensor([2, 3])]  # two clips of each video
     monkeypatch.setattr(torch, "tensor", from_host)
     with RefuseToWait():
-        train_step(made, clips, labels, StepPlan(0, 0.1))
+        finetune_step(made, clips, labels, 0, 0.1)
 
 
 def test_starts_from_nothing_by_preset(config):
@@ -322,10 +322,10 @@ def test_bad_settings_stop_before_any_work(config, tmp_path, overrides, part):
     [
         ("model.preset=vit_base", "init_from has its own sizes"),
         ("data.area=[1,0.5]", "data.area=[1.0, 0.5]: must be two numbers"),
-        ("data.stride=-1", "data.stride=-1: must be 0 (segments) or more"),
+        ("data.stride=-1", "data.stride=-1: must be at least 0"),
         ("augment.mixup=0.01", "augment.mixup=0.01: 0, or 0.1 to 2"),
         ("optim.layer_decay=0", "optim.layer_decay=0.0: must be above 0"),
-        ("train.ema_decay=1", "train.ema_decay=1.0: must be in [0, 1)"),
+        ("train.ema_decay=1", "train.ema_decay=1.0: must be at least 0 and below 1"),
         ("train.accumulation=3", "train.batch_size=8: must be divisible by train.accumulation=3"),
         ("data.repeat=2", "data.repeat=2: unknown key; did you mean repeats?"),
         ("masking.ratio=0.9", "masking={'ratio': 0.9}: a key of tats-fast pretrain alone"),
@@ -354,7 +354,7 @@ def test_labels_must_fit(config, labelled, tmp_path):
     with pytest.raises(ConfigError, match="surveillance_nofi086"):
         Finetuner(config(f"data.classes={names}"), CPU)
     names.write_text("one\none\n")
-    with pytest.raises(ConfigError, match="one is there twice"):
+    with pytest.raises(ConfigError, match="one appears twice"):
         Finetuner(config(f"data.classes={names}"), CPU)
 
 
@@ -367,15 +367,15 @@ def test_classes_beside_the_list_are_taken(config, labelled, tmp_path):
     run = Finetuner(config(f"data.train={listed}", "data.eval=null"), CPU)
     assert run.learner.module.classes == ("nothing", *NAMES)
     assert run.labels.unique().tolist() == [1, 2, 3, 4]
-    assert "names from" in run.describe()
+    assert "names from" in "\n".join(run.describe())
 
 
 def test_other_kinds_of_checkpoint_are_refused_in_one_line(config, pretrained, tmp_path, capsys):
-    with pytest.raises(ConfigError, match="no checkpoint of fine-tuning"):
+    with pytest.raises(ConfigError, match="no checkpoint of tats-fast finetune"):
         Finetuner(config(f"train.resume={pretrained}"), CPU)
     Finetuner(config(name="run"), CPU).run()
     arguments = [f"data.train={tmp_path}", f"output_dir={tmp_path}", "name=run", "device=cpu"]
     sizes = [f"model.{key}={value}" for key, value in TINY_MODEL.items()]
     write_frames(tmp_path / "a.mp4", [np.zeros((32, 32, 3), np.uint8)] * 9)
     assert main(["pretrain", *arguments, *sizes]) == 2
-    assert "no checkpoint of pretraining" in capsys.readouterr().err
+    assert "no checkpoint of tats-fast pretrain" in capsys.readouterr().err

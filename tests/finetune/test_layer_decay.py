@@ -26,7 +26,7 @@ def test_rates_equal_the_table(classifier):
     optimizer = torch.optim.AdamW(groups, lr=1.0)
     set_lr(optimizer, 2e-3)
     rate = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
-    own = [classifier.encoder.embed, *classifier.encoder.encoder, classifier.head]
+    own = [classifier.encoder.embed, *classifier.encoder.blocks, classifier.head]
     assert len(own) == len(TABLE)
     for module, scale in zip(own, TABLE, strict=True):
         for parameter in module.parameters():
@@ -62,10 +62,10 @@ def test_decay_of_one_is_one_rate(classifier):
 
 def test_layer_ids():
     assert layer_id("encoder.positions", 12) == 0
-    assert layer_id("encoder.encoder.0.norm1.bias", 12) == 1
-    assert layer_id("encoder.encoder.11.mlp.fc1.weight", 12) == 12
+    assert layer_id("encoder.blocks.0.norm1.bias", 12) == 1
+    assert layer_id("encoder.blocks.11.mlp.fc1.weight", 12) == 12
     assert layer_id("head.weight", 12) == 13
-    for name in ("encoder.encoder.12.norm1.bias", "module.head.weight", "decoder.0.norm1.bias"):
+    for name in ("encoder.blocks.12.norm1.bias", "module.head.weight", "decoder.0.norm1.bias"):
         with pytest.raises(ValueError, match="not a parameter of a classifier"):
             layer_id(name, 12)
 

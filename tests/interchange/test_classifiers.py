@@ -124,7 +124,7 @@ def test_epsilons_would_show():
     ours.fc_norm.eps = 1e-6
     assert (logits(ours, video) - expected).abs().max() > 1e-4
     ours.fc_norm.eps = 1e-5
-    for block in ours.encoder.encoder:
+    for block in ours.encoder.blocks:
         block.norm1.eps = block.norm2.eps = 1e-3
     assert (logits(ours, video) - expected).abs().max() > 1e-4
 
@@ -175,7 +175,7 @@ def test_encoder_of_a_classifier(run, exported):
     _, video = random_clip(SIZES["plain"])
     for path in (run, exported, run / "checkpoints" / "step_000100" / "model.pt"):
         encoder = tats_fast.load_encoder(path)
-        assert isinstance(encoder.encoder_norm, torch.nn.Identity)
+        assert isinstance(encoder.norm, torch.nn.Identity)
         with torch.no_grad():
             assert torch.equal(encoder(video), classifier.encoder(video))
 
@@ -185,7 +185,7 @@ def test_a_head_on_the_first_token_is_left_out(tmp_path):
     weights = read_weights(tmp_path / "theirs")
     assert weights.head is None and weights.classes == ()
     assert "first token alone (classifier.bias, classifier.weight)" in weights.notes[0]
-    with pytest.raises(ConfigError, match=r"no classifier but an encoder.*first token") as e:
+    with pytest.raises(ConfigError, match=r"an encoder without a classifier.*first token") as e:
         tats_fast.load_classifier(tmp_path / "theirs")
     assert str(tmp_path) in str(e.value) and "\n" not in str(e.value)
 
@@ -208,7 +208,7 @@ def test_an_encoder_is_no_classifier(tmp_path):
     )
     weights = read_weights(tmp_path / "encoder.pt")
     assert weights.head is None and weights.head_norm_eps == 1e-5
-    with pytest.raises(ConfigError, match="these weights: no classifier"):
+    with pytest.raises(ConfigError, match="these weights: an encoder without a classifier"):
         build_classifier(weights)
 
 
@@ -225,10 +225,10 @@ def change_ours(run, change) -> None:
         (lambda s, _: s.pop("head.weight"), "head.weight is missing"),
         (lambda s, _: s.pop("head.bias"), "head.bias is missing"),
         (lambda s, _: s.pop("fc_norm.bias"), "fc_norm.bias is missing"),
-        (lambda s, _: s.pop("encoder.encoder.1.attention.qkv.q_bias"), "qkv.q_bias is missing"),
+        (lambda s, _: s.pop("encoder.blocks.1.attention.qkv.q_bias"), "qkv.q_bias is missing"),
         (lambda s, _: s.update({"extra.bias": torch.ones(1)}), "extra.bias is unknown"),
         (lambda s, _: s.update({"encoder.extra": torch.ones(1)}), "extra is unknown"),
-        (lambda s, _: s.update({"encoder.encoder_norm.bias": torch.ones(24)}), "encoder_norm.bias"),
+        (lambda s, _: s.update({"encoder.norm.bias": torch.ones(24)}), "encoder.norm.bias"),
         (lambda s, _: s.update({"fc_norm.bias": torch.ones(7)}), "fc_norm.bias has shape (7,)"),
         (lambda s, _: s.update({"head.weight": torch.ones(5, 7)}), "head.weight has shape (5, 7)"),
         (lambda _, c: c["classes"].append("sixth"), "names 6 classes, but its classifier has 5"),

@@ -49,7 +49,7 @@ def test_visualize_needs_an_autoencoder(run, demo_clips, tmp_path, capsys):
     command = ["visualize", "--checkpoint", str(run), "--video", str(demo_clips), "--out"]
     assert main([*command, str(tmp_path / "page")]) == 2
     error = capsys.readouterr().err
-    assert "needs the autoencoder" in error and error.count("\n") == 1
+    assert "needs an autoencoder" in error and error.count("\n") == 1
     assert not (tmp_path / "page").exists()
 
 

@@ -214,7 +214,7 @@ def test_classification_loads_the_export(make_export):
     with torch.no_grad():
         features = encoder(video)
         assert_close(plain.classifier(features[:, 0]), plain(frames_first(video)).logits)
-        encoder.encoder_norm = nn.Identity()
+        encoder.norm = nn.Identity()
         mean = pooled.fc_norm(encoder(video).mean(1))
         assert_close(pooled.classifier(mean), pooled(frames_first(video)).logits)
 
@@ -288,11 +288,11 @@ ATTENTION = "videomae.encoder.layer.1.attention.attention."
         ),
         (
             lambda s: s.update({"videomae.layernorm.bias": torch.ones(7)}),
-            ["encoder_norm.bias has shape (7,), expected (24,)"],
+            ["encoder.norm.bias has shape (7,), expected (24,)"],
         ),
         (
             lambda s: s.update({ATTENTION + "value.bias": torch.ones(24)}),
-            [ATTENTION + "v_bias is there under two names with different values"],
+            [ATTENTION + "v_bias appears under two names with different values"],
         ),
     ],
     ids=["missing", "unknown", "block", "shape", "twice"],

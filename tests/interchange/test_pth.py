@@ -153,7 +153,7 @@ def refusal(path, **given) -> str:
             lambda s: s.update({"encoder.norm.bias": torch.ones(7)}),
             "has shape (7,), expected (24,)",
         ),
-        (lambda s: s.update({"module.mask_token": torch.ones(1)}), "mask_token is there twice"),
+        (lambda s: s.update({"module.mask_token": torch.ones(1)}), "mask_token appears twice"),
         (lambda s: s.update({"lr": 0.1}), "lr is not a tensor"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

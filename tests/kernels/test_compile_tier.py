@@ -5,21 +5,18 @@ What is compiled are the launches that the ops make, with their own arguments an
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import kernel_resources as resources
 import pytest
 import torch
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import kernel_resources as resources  # noqa: E402
-
-from tats_fast.kernels import dispatch  # noqa: E402
+from tats_fast.kernels import dispatch
+from tats_fast.kernels.example_inputs import MAKERS, Shape
 
 pytestmark = [
     pytest.mark.compile,
@@ -31,10 +28,10 @@ pytestmark = [
     ),
 ]
 
-OPS = tuple(resources.op_calls(resources.Shape()))
-SHAPE = resources.Shape()
+OPS = tuple(MAKERS)
+SHAPE = Shape()
 MATRIX_OPS = ("trajectory_attention", "trajectory_temporal")  # all their kernels multiply matrices
-SMALL = resources.Shape(batch=1, frames=3, places=36, heads=2, dim=32, decoder_width=48, visible=9)
+SMALL = Shape(batch=1, frames=3, places=36, heads=2, dim=32, decoder_width=48, visible=9)
 
 
 def limit(arch):
@@ -50,11 +47,11 @@ def test_chosen_configuration_at_vit_base(op, arch):
     launches = list(resources.launches(op, SHAPE, arch))
     assert launches, f"{op} launches nothing at level triton"
     for launch in launches:
-        found = resources.compile_launch(launch, arch)
-        assert found.stack == 0, f"{found} spills"
-        assert found.shared <= limit(arch), found
+        compiled = resources.compile_launch(launch, arch)
+        assert compiled.stack == 0, f"{compiled} spills"
+        assert compiled.shared <= limit(arch), compiled
         if op in MATRIX_OPS:
-            assert found.matrix, f"{found}: no tensor-core instruction"
+            assert compiled.matrix, f"{compiled}: no tensor-core instruction"
 
 
 @pytest.mark.slow
@@ -62,8 +59,8 @@ def test_chosen_configuration_at_vit_base(op, arch):
 @pytest.mark.parametrize("op", OPS)
 def test_every_candidate_compiles_and_fits(op, arch):
     for launch in resources.launches(op, SHAPE, arch, candidates=True):
-        found = resources.compile_launch(launch, arch)
-        assert found.shared <= limit(arch), found
+        compiled = resources.compile_launch(launch, arch)
+        assert compiled.shared <= limit(arch), compiled
 
 
 @pytest.mark.parametrize(
@@ -101,3 +98,11 @@ def test_the_table_in_the_docs_names_every_kernel():
     for op in OPS:
         for launch in resources.launches(op, SHAPE, 90):
             assert f"| {resources.kernel_name(launch)} | sm_90 |" in text
+
+
+def test_every_triton_file_has_the_key_to_its_names():
+    key = "Names: i_ index, o_ offsets, p_ pointers, b_ block of values, m_ mask"
+    for path in (ROOT / "kernels" / "fused").glob("*.py"):
+        text = path.read_text()
+        if "_kernel(" in text:
+            assert key in ast.get_docstring(ast.parse(text)), path.name

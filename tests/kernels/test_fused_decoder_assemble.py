@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import DEVICE, DTYPES, check, interpreted
+from kernel_checks import DEVICE, DTYPES, check, example, interpreted
 
 from tats_fast import kernels
 
@@ -26,17 +26,11 @@ SHAPES = [
 
 
 def case(shape, dtype, packed):
-    """Inputs of the op; packed, the clips' visible tokens are none, all, and N_v of them."""
-    batch, tokens, length, width, count = shape
-    order = torch.stack([torch.randperm(tokens, device=DEVICE)[:length] for _ in range(batch)])
-    offsets, rows = None, (batch, count)
-    if packed:
-        counts = torch.tensor([count, 0, length, count][:batch])
-        offsets = torch.cat([torch.zeros(1), counts.cumsum(0)]).to(DEVICE, torch.int32)
-        rows = (int(counts.sum()),)
-    visible = torch.randn(*rows, width, device=DEVICE).to(dtype).requires_grad_()
-    token = torch.randn(width, device=DEVICE, requires_grad=True)
-    return [visible, token, torch.randn(tokens, width, device=DEVICE), order, offsets]
+    batch, tokens, length, width, visible = shape
+    sizes = {"batch": batch, "places": tokens, "decoder_width": width, "visible": visible}
+    inputs = example("decoder_assemble", **sizes, dtype=dtype, packed=packed)
+    inputs[3] = inputs[3][:, :length]
+    return inputs
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["fixed", "packed"])

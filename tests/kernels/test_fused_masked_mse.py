@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import DEVICE, DTYPES, check, interpreted
+from kernel_checks import DEVICE, DTYPES, check, example, interpreted
 
 from tats_fast import kernels
 
@@ -34,15 +34,9 @@ def masked_mse(prediction, patches, index):
 
 def case(shape, dtype, pixels, packed=False):
     batch, tokens, dim, count = shape
-    patches = torch.randint(0, 256, (batch, tokens, dim), dtype=torch.uint8, device=DEVICE)
-    if pixels != "uint8":
-        patches = (patches.float() / 255).to(pixels)
-    index = torch.stack([torch.randperm(tokens, device=DEVICE)[:count] for _ in range(batch)])
-    if packed:  # clips contribute different numbers of tokens
-        index = kernels.batch_rows(index, tokens).flatten()
-        index = index[torch.randperm(len(index), device=DEVICE)[: len(index) // 2 + 1]]
-    prediction = torch.randn(*index.shape, dim, device=DEVICE).to(dtype).requires_grad_()
-    return [prediction, patches, index]
+    sizes = {"batch": batch, "places": tokens, "patch_dim": dim, "visible": tokens - count}
+    prediction, patches, index = example("masked_mse", **sizes, dtype=dtype, packed=packed)
+    return [prediction, patches if pixels == "uint8" else (patches / 255).to(pixels), index]
 
 
 @pytest.mark.parametrize("pixels", PIXELS[:2], ids=str)

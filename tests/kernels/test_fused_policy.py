@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import DEVICE, DTYPES, check, interpreted
+from kernel_checks import DEVICE, DTYPES, check, example, interpreted
 
 from tats_fast import kernels
 
@@ -16,9 +16,9 @@ FLOORS = [0.0, 0.05, 1.0]
 TINY = torch.finfo(torch.float32).tiny
 
 
-def case(shape, dtype, scale=3.0):
-    logits = (scale * torch.randn(shape, device=DEVICE)).to(dtype).requires_grad_()
-    return logits, torch.rand(shape, device=DEVICE)
+def case(shape, dtype):
+    batch, tokens = shape
+    return example("policy_sample", batch=batch, places=tokens, dtype=dtype)[:2]
 
 
 # The rule compares the largest errors of two ways to add: the kernel, nearer to the truth than
@@ -56,7 +56,7 @@ def assert_draw(logits, uniform, floor):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_logprob_equals_reference(shape, dtype, floor):
-    check(kernels.policy_logprob, case(shape, dtype)[:1], dtype, floor, rounding=ROUNDING)
+    check(kernels.policy_logprob, [case(shape, dtype)[0], floor], dtype, ROUNDING)
 
 
 @pytest.mark.parametrize("floor", FLOORS[:2])
@@ -64,7 +64,7 @@ def test_logprob_equals_reference(shape, dtype, floor):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sample_equals_reference(shape, dtype, floor):
     logits, uniform = case(shape, dtype)
-    check(sampled_policy, [logits, uniform], dtype, floor, rounding=ROUNDING)
+    check(sampled_policy, [logits, uniform, floor], dtype, ROUNDING)
     assert_draw(logits, uniform, floor)
 
 
@@ -73,8 +73,8 @@ def test_strided(floor):
     logits = torch.randn(3, 80, device=DEVICE)[:, 40:].requires_grad_()
     uniform = torch.rand(3, 80, device=DEVICE)[:, :40]
     for view in (logits, torch.randn(40, 3, device=DEVICE).T.requires_grad_()):
-        check(kernels.policy_logprob, [view], torch.float32, floor)
-        check(sampled_policy, [view, uniform], torch.float32, floor)
+        check(kernels.policy_logprob, [view, floor], torch.float32)
+        check(sampled_policy, [view, uniform, floor], torch.float32)
         assert_draw(view, uniform, floor)
     assert_draw(torch.zeros(40, device=DEVICE).expand(3, 40), uniform, floor)
 
@@ -84,9 +84,9 @@ def test_far_apart_logits_stay_finite(floor):
     """The frame strategy: a frame's rank, times a thousand, outweighs any noise."""
     rank = torch.stack([torch.randperm(8, device=DEVICE) for _ in range(2)])
     logits = (1e3 * rank.float()).repeat_interleave(12, dim=1).requires_grad_()
-    check(kernels.policy_logprob, [logits], torch.float32, floor)
+    check(kernels.policy_logprob, [logits, floor], torch.float32)
     uniform = torch.rand(2, 96, device=DEVICE)
-    check(sampled_policy, [logits, uniform], torch.float32, floor)
+    check(sampled_policy, [logits, uniform, floor], torch.float32)
     assert_draw(logits, uniform, floor)
 
 
@@ -142,7 +142,7 @@ def test_only_one_output_used_and_repeated_runs():
     logits, uniform = case((2, 33), torch.float32)
     for floor in FLOORS[:2]:
         for which in (0, 1):
-            check(lambda *a, w=which: kernels.policy_logprob(*a)[w], [logits], torch.float32, floor)
+            check(lambda *a, w=which: kernels.policy_logprob(*a)[w], [logits, floor], torch.float32)
         with kernels.use("triton"):
             runs = [kernels.policy_sample(logits, uniform, floor) for _ in range(2)]
         assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
@@ -162,10 +162,10 @@ def test_registered_and_compiles(floor):
     from tats_fast.kernels.fused import policy as fused
 
     logits, uniform = case((2, 9), torch.float32)
-    torch.library.opcheck(fused.policy_logprob_fwd, (logits, floor))
-    torch.library.opcheck(fused.policy_sample_fwd, (logits, uniform, floor))
+    torch.library.opcheck(fused.policy_fwd, (logits, None, floor))
+    torch.library.opcheck(fused.policy_fwd, (logits, uniform, floor))
     grads = torch.randn(2, 9, device=DEVICE), torch.randn(2, device=DEVICE)
-    torch.library.opcheck(fused.policy_logprob_bwd, (logits.detach(), *grads, floor))
+    torch.library.opcheck(fused.policy_bwd, (logits.detach(), *grads, floor))
     for op, inputs in ((fused.policy_logprob, ()), (fused.policy_sample, (uniform,))):
         compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
         ours, plain = compiled(logits, *inputs, floor), op(logits, *inputs, floor)

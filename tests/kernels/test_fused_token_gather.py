@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import DEVICE, DTYPES, check, interpreted
+from kernel_checks import DEVICE, DTYPES, check, example, interpreted
 
 from tats_fast import kernels
 
@@ -23,24 +23,20 @@ SHAPES = [
 ]
 
 
-def case(shape, dtype):
-    batch, tokens, width, count = shape
-    x = torch.randn(batch, tokens, width, device=DEVICE).to(dtype).requires_grad_()
-    index = torch.stack([torch.randperm(tokens, device=DEVICE)[:count] for _ in range(batch)])
-    positions = torch.randn(tokens, width, device=DEVICE)
-    return x, index, positions
+def case(shape, dtype, packed=False):
+    sizes = dict(zip(("batch", "places", "dim", "visible"), shape, strict=True))
+    return example("token_gather", **sizes, dtype=dtype, packed=packed)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_reference(shape, dtype):
-    x, index, positions = case(shape, dtype)
-    check(kernels.token_gather, [x, index, positions], dtype)
+    check(kernels.token_gather, case(shape, dtype), dtype)
 
 
 def test_without_positions_packed_and_strided():
     _, index, positions = case((3, 20, 24, 6), torch.float32)
-    rows = kernels.batch_rows(index, 20)[0].new_tensor([1, 19, 20, 33, 40, 41, 59])
+    _, rows, _ = case((3, 20, 24, 6), torch.float32, packed=True)
     strided = torch.randn(20, 3, 48, device=DEVICE).transpose(0, 1)[..., 24:].requires_grad_()
     for index_ in (index, rows):
         check(kernels.token_gather, [strided, index_, None], torch.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import DEVICE, DOT_DTYPES, check, interpreted
+from kernel_checks import DEVICE, DOT_DTYPES, check, every_candidate, example, interpreted
 
 from tats_fast import kernels
 
@@ -25,13 +25,11 @@ SHAPES = [
 ]
 VIT_B = (2, 8, 196, 12, 64)
 SMALL = (1, 2, 83, 1, 16)
-NAMES = ("FORWARD", "QUERIES", "KEYS")
 
 
-def case(shape, dtype, scale=1.0):
-    batch, frames, places, heads, dim = shape
-    qkv = torch.randn(batch, frames * places, 3, heads, dim, device=DEVICE) * scale
-    return qkv.to(dtype).requires_grad_()
+def case(shape, dtype):
+    sizes = dict(zip(("batch", "frames", "places", "heads", "dim"), shape, strict=True))
+    return example("trajectory_attention", **sizes, dtype=dtype)
 
 
 def module():
@@ -50,18 +48,14 @@ def kernels_only(monkeypatch):
 @pytest.mark.parametrize("dtype", DOT_DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES + [VIT_B] * (DEVICE == "cuda"), ids=str)
 def test_equals_reference(shape, dtype):
-    check(kernels.trajectory_attention, [case(shape, dtype)], dtype, shape[1])
+    check(kernels.trajectory_attention, case(shape, dtype), dtype)
 
 
 @pytest.mark.usefixtures("kernels_only")
-@pytest.mark.parametrize("name", NAMES)
-def test_every_configuration(name):
-    from tats_fast.kernels.fused import launch
-
-    tunable = getattr(module(), name)
-    for config in tunable.candidates:
-        with launch.forced(tunable.name, config):
-            check(kernels.trajectory_attention, [case(SMALL, torch.float16)], torch.float16, 2)
+@pytest.mark.parametrize("part", ["fwd", "dq", "dkv"])
+def test_every_configuration(part):
+    for _ in every_candidate(f"trajectory_attention_{part}"):
+        check(kernels.trajectory_attention, case(SMALL, torch.float16), torch.float16)
 
 
 @pytest.mark.usefixtures("kernels_only")
@@ -71,13 +65,16 @@ def test_strided():
     swapped = torch.randn(21, 2, 3, 2, 16, device=DEVICE).transpose(0, 1).requires_grad_()
     spread = torch.randn(2, 21, 3, 16, 2, device=DEVICE).mT.requires_grad_()
     for qkv in (cut, swapped, spread):
-        check(kernels.trajectory_attention, [qkv], torch.float32, 3)
+        check(kernels.trajectory_attention, [qkv, 3], torch.float32)
 
 
 @pytest.mark.usefixtures("kernels_only")
 def test_large_scores():
     """Maxima hundreds apart from frame to frame and from tile to tile."""
-    check(kernels.trajectory_attention, [case(SMALL, torch.float32, scale=16.0)], torch.float32, 2)
+    qkv, frames = case(SMALL, torch.float32)
+    check(
+        kernels.trajectory_attention, [(16 * qkv.detach()).requires_grad_(), frames], torch.float32
+    )
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NaN in the interpreter's numpy
@@ -85,7 +82,7 @@ def test_large_scores():
 @pytest.mark.parametrize("part", [1, 2], ids=["k", "v"])
 def test_frames_do_not_leak(part):
     """What is not finite in one frame's keys or values stays in that frame's outputs."""
-    qkv = case((1, 3, 21, 1, 16), torch.float32).detach()
+    qkv = case((1, 3, 21, 1, 16), torch.float32)[0].detach()
     with kernels.use("triton"):
         expected, _ = kernels.trajectory_attention(qkv, 3)
         qkv[:, 21:42, part] = torch.nan
@@ -97,8 +94,8 @@ def test_frames_do_not_leak(part):
 @pytest.mark.usefixtures("kernels_only")
 @pytest.mark.parametrize("output", [0, 1], ids=["y", "own"])
 def test_gradient_of_one_output(output):
-    qkv = case((1, 3, 7, 2, 8), torch.float32)
-    check(lambda x: kernels.trajectory_attention(x, 3)[output], [qkv], torch.float32)
+    inputs = case((1, 3, 7, 2, 8), torch.float32)
+    check(lambda *args: kernels.trajectory_attention(*args)[output], inputs, torch.float32)
 
 
 @pytest.mark.usefixtures("kernels_only")
@@ -106,7 +103,7 @@ def test_same_bits_every_time():
     found = []
     for _ in range(2):
         torch.manual_seed(0)
-        qkv = case(SMALL, torch.float16)
+        qkv, _ = case(SMALL, torch.float16)
         with kernels.use("triton"):
             y, own = kernels.trajectory_attention(qkv, 2)
             found.append([y, *torch.autograd.grad(y.square().sum() + own.sum(), qkv)])
@@ -122,14 +119,14 @@ def test_falls_back(kind, monkeypatch):
         module(), "trajectory_attention_torch", lambda *args: calls.append(1) or composed(*args)
     )
     dtype = torch.float64 if kind == "fp64" else torch.float32
-    qkv = case((1, 2, 3, 1, 136 if kind == "wide head" else 8), dtype)
+    inputs = case((1, 2, 3, 1, 136 if kind == "wide head" else 8), dtype)
     # In fp64 the truth is the reference itself, whose own error is then zero.
-    check(kernels.trajectory_attention, [qkv], dtype, 2, rounding=8.0)
+    check(kernels.trajectory_attention, inputs, dtype, rounding=8.0)
     assert calls
 
 
 def test_autocast():
-    qkv = case((1, 2, 5, 1, 16), torch.float32)
+    qkv, _ = case((1, 2, 5, 1, 16), torch.float32)
     with kernels.use("triton"), torch.autocast(DEVICE, dtype=torch.float16):
         y, own = kernels.trajectory_attention(qkv, 2)
     assert y.dtype == own.dtype == torch.float16
@@ -139,7 +136,7 @@ def test_autocast():
 
 def test_opcheck():
     op, backward = module().trajectory_attention_fwd, module().trajectory_attention_bwd
-    qkv = case((2, 2, 5, 2, 8), torch.float32)
+    qkv, _ = case((2, 2, 5, 2, 8), torch.float32)
     torch.library.opcheck(op, (qkv, 2))
     with torch.no_grad():
         y, own, lse = op(qkv, 2)
@@ -147,7 +144,7 @@ def test_opcheck():
 
 
 def test_compiles_whole():
-    qkv = case((1, 2, 5, 2, 8), torch.float32)
+    qkv, _ = case((1, 2, 5, 2, 8), torch.float32)
 
     def run(x):
         y, own = kernels.trajectory_attention(x, 2)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 
 from tats_fast import kernels
+from tats_fast.kernels.example_inputs import MAKERS, Shape
 from tats_fast.kernels.reference import normalized_patches
 from tats_fast.models.patchify import motion_energy, patchify, unpatchify
 
@@ -167,3 +170,27 @@ def test_masked_mse_torch_equals_reference(dtype, shape):
         results.append((error.detach(), grad))
     torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["fixed", "packed"])
+@pytest.mark.parametrize("op", kernels.ops())
+def test_example_inputs_are_the_arguments_of_the_op(op, packed):
+    sizes = {"batch": 3, "frames": 2, "places": 4, "heads": 2, "dim": 2, "visible": 3}
+    shape = Shape(**sizes, decoder_width=4, patch_dim=12, dtype=torch.float32, packed=packed)
+    inputs = MAKERS[op](shape)
+    function = getattr(kernels, op)
+    assert list(inputs) == list(inspect.signature(function).parameters)
+    outputs = function(*inputs.values())
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    leaves = [x for x in inputs.values() if isinstance(x, torch.Tensor) and x.requires_grad]
+    grads = torch.autograd.grad(sum(out.sum() for out in outputs if out.requires_grad), leaves)
+    assert all(x.isfinite().all() for x in (*outputs, *grads))
+
+
+def test_packed_inputs_part_the_tokens():
+    shape = Shape(batch=3, frames=1, places=4, heads=1, dim=1, patch_dim=3, visible=1, packed=True)
+    visible = MAKERS["token_gather"](shape)["index"]
+    masked = MAKERS["masked_mse"](shape)["index"]
+    assert [int((visible // 4 == clip).sum()) for clip in range(3)] == [1, 0, 4]
+    assert [int((masked // 4 == clip).sum()) for clip in range(3)] == [3, 4, 0]
+    assert MAKERS["decoder_assemble"](shape)["offsets"].tolist() == [0, 1, 1, 5]

@@ -45,7 +45,7 @@ def test_logits_equal_a_hand_computation(model, video):
     kernel = encoder.embed.proj.weight.unflatten(1, (2, 8, 8, 3)).permute(0, 4, 1, 2, 3)
     x = torch.conv3d(video, kernel, encoder.embed.proj.bias, stride=(2, 8, 8))
     x = x.flatten(2).transpose(1, 2) + encoder.positions
-    for block in encoder.encoder:
+    for block in encoder.blocks:
         x = x + block.attention(block.norm1(x))
         x = x + block.mlp(block.norm2(x))
     pooled = sum(x[:, n] for n in range(x.shape[1])) / x.shape[1]
@@ -76,7 +76,7 @@ def test_drop_path_rises_linearly():
 
 
 def test_blocks_have_the_rates(model):
-    rates = [block.drop_path for block in model(depth=3, drop_path=0.2).encoder.encoder]
+    rates = [block.drop_path for block in model(depth=3, drop_path=0.2).encoder.blocks]
     assert rates == pytest.approx([0.0, 0.1, 0.2])
 
 
@@ -126,10 +126,10 @@ def test_recomputing_draws_the_same_branches():
 def test_takes_the_encoder_of_pretraining(model, tiny_config):
     mae = MaskedAutoencoder(tiny_config().model)
     classifier = model()
-    left_out = classifier.load_encoder(mae.state_dict())
-    assert sorted(left_out) == ["encoder_norm.bias", "encoder_norm.weight"]
+    left_out = classifier.load_encoder(mae.encoder.state_dict())
+    assert sorted(left_out) == ["norm.bias", "norm.weight"]
     for name, tensor in classifier.encoder.state_dict().items():
-        assert torch.equal(tensor, mae.state_dict()[name]), name
+        assert torch.equal(tensor, mae.encoder.state_dict()[name]), name
     assert classifier.load_encoder(classifier.encoder.state_dict()) == ()
 
 
@@ -139,8 +139,8 @@ def test_weights_that_do_not_fit(model):
     name = "embed.proj.bias"
     with pytest.raises(ValueError, match=f"{name} is missing"):
         classifier.load_encoder({key: value for key, value in state.items() if key != name})
-    with pytest.raises(ValueError, match=r"encoder\.7\.norm1\.bias is unknown"):
-        classifier.load_encoder({**state, "encoder.7.norm1.bias": torch.zeros(32)})
+    with pytest.raises(ValueError, match=r"blocks\.7\.norm1\.bias is unknown"):
+        classifier.load_encoder({**state, "blocks.7.norm1.bias": torch.zeros(32)})
     with pytest.raises(ValueError, match=r"has shape \(3,\), expected \(32,\)"):
         classifier.load_encoder({**state, name: torch.zeros(3)})
 
@@ -153,7 +153,7 @@ def test_epsilons_of_the_head_and_the_encoder_are_separate(model):
     """Transformers fixes the head's; the encoder's is that of pretraining."""
     classifier = model(norm_eps=1e-12)
     assert classifier.fc_norm.eps == 1e-5
-    assert {block.norm1.eps for block in classifier.encoder.encoder} == {1e-12}
+    assert {block.norm1.eps for block in classifier.encoder.blocks} == {1e-12}
     assert model(head_norm_eps=1e-6).fc_norm.eps == 1e-6
 
 

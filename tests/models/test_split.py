@@ -66,8 +66,8 @@ def test_dense_split_is_slices():
     split = TokenSplit(order=orders(), count=7, length=30)
     assert torch.equal(split.visible, split.order[:, :7])
     assert torch.equal(split.masked, split.order[:, 7:30])
-    assert split.shown.sum() == 7 * CLIPS and split.scored.sum() == 23 * CLIPS
-    assert not (split.shown * split.scored).any()
+    assert split.visible_mask.sum() == 7 * CLIPS and split.scored.sum() == 23 * CLIPS
+    assert not (split.visible_mask * split.scored).any()
 
 
 @pytest.mark.parametrize("length", [TOKENS, 20])
@@ -82,7 +82,7 @@ def test_packed_split_clip_by_clip(length):
     assert split.visible.tolist() == visible
     assert split.masked.tolist() == masked
     assert split.masked_slots.tolist() == slots
-    assert split.shown.sum(1).tolist() == counts
+    assert split.visible_mask.sum(1).tolist() == counts
     assert split.scored.sum(1).tolist() == [length - count for count in counts]
     values = torch.rand(len(masked))
     assert torch.equal(split.scatter(values).flatten()[masked], values)
@@ -128,8 +128,8 @@ def mae(tiny_config):
 
 def run(mae, patches, split):
     mae.zero_grad()
-    result = mae(patches, lambda *_: split)
-    error = kernels.masked_mse(result.prediction, patches, split.masked)
+    prediction = mae(patches, split)
+    error = kernels.masked_mse(prediction, patches, split.masked)
     error.mean().backward()
     return split.scatter(error.detach()), [p.grad.clone() for p in mae.parameters()]
 

@@ -27,7 +27,7 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def labels(annotations, split: str) -> dict[str, int | None]:
-    return {row.name: row.label for row in annotations.split(split)}
+    return {row.name: row.label for row in annotations.rows if row.split == split}
 
 
 UCF = {
@@ -63,7 +63,7 @@ def test_ucf101_unknown_class_and_renumbered_rows_are_named(tmp_path):
     read = READERS["ucf101"](str(tmp_path), 1)
     assert list(labels(read, "train").values()) == [0]
     notes = "\n".join(read.notes)
-    assert "1 rows left out, of the unknown class 'Knitting'" in notes
+    assert "left out 1 rows of the unknown class 'Knitting'" in notes
     assert "1 rows are not numbered as in classInd.txt" in notes
 
 
@@ -88,7 +88,7 @@ def test_hmdb51_flags_and_odd_names(tmp_path, below):
     assert labels(read, "val") == {"brush_hair/second.avi": 0, "wave/b wave.avi": 1}
     third = READERS["hmdb51"](str(tmp_path), 3)
     assert third.classes == read.classes  # ids do not depend on the split
-    assert any("has not, the file of 'brush_hair'" in note for note in third.notes)
+    assert any("lacks a file that others have, of 'brush_hair'" in note for note in third.notes)
 
 
 SSV2_LABELS = json.dumps({"Pushing something": "1", "Holding something": "0"})
@@ -114,7 +114,7 @@ def test_ssv2_ids_as_text_brackets_and_test_without_labels(tmp_path, stem):
     assert read.classes == ["Holding something", "Pushing something"]
     assert labels(read, "train") == labels(read, "val") == {"78687": 0, "42": 1}
     assert labels(read, "test") == {"9": None}
-    assert any("2 rows left out, of the unknown class 'Eating something'" in n for n in read.notes)
+    assert any("left out 2 rows of the unknown class 'Eating something'" in n for n in read.notes)
 
 
 KINETICS_HEAD = "label,youtube_id,time_start,time_end,split"
@@ -224,7 +224,7 @@ def test_folder_of_classes_splits_or_neither():
     assert labels(split, "val") == {"val/b/2.mp4": 1}
     assert "no train video has the class 'b'" in split.notes
     plain = read_folder(["train/1.mp4", "validation/2.mp4"])
-    assert plain.classes == [] and len(plain.split("val")) == 1
+    assert plain.classes == [] and len(labels(plain, "val")) == 1
 
 
 def test_copies_have_different_names():
@@ -268,5 +268,5 @@ def test_damaged_files_are_one_sentence(tmp_path, dataset, files, message):
 
 def test_missing_folder_is_one_sentence(tmp_path):
     for reader in READERS.values():
-        with pytest.raises(ConfigError, match="--annotations"):
+        with pytest.raises(ConfigError, match="annotations"):
             reader(str(tmp_path / "none"), 1)

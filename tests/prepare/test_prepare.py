@@ -47,9 +47,9 @@ class Benchmark:
             shutil.copy(self.clip[path.suffix], path)
 
     def run(self, dataset: str, *options: str) -> int:
-        given = () if dataset == "folder" else ("--annotations", str(self.annotations))
+        files = () if dataset == "folder" else ("--annotations", str(self.annotations))
         folders = ("--videos", str(self.videos), "--out", str(self.out))
-        return main(["prepare", dataset, *given, *folders, "--workers", "2", *options])
+        return main(["prepare", dataset, *files, *folders, "--workers", "2", *options])
 
     def listed(self, name: str) -> dict[str, int | str | None]:
         """File name -> label of a list, read as a run would."""
@@ -95,10 +95,10 @@ def test_ucf101(bench, capsys):
         **{"codec": "mpeg4", "duration": 0.48, "bytes": source.stat().st_size},
         "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
     }
-    shown = capsys.readouterr().out
-    assert "note: 3 classes; the official files have 101" in shown
-    assert "note: 1 videos in the folder are in none of these lists" in shown
-    assert [line.split() for line in shown.splitlines() if line.startswith(("train", "val"))] == [
+    text = capsys.readouterr().out
+    assert "note: 3 classes; the official files have 101" in text
+    assert "note: 1 videos in the folder are in none of these lists" in text
+    assert [line.split() for line in text.splitlines() if line.startswith(("train", "val"))] == [
         ["train", "4", "3", "1", "0", "0"],
         ["val", "1", "1", "0", "0", "0"],
     ]
@@ -190,10 +190,10 @@ def test_name_with_a_line_end_is_reported(bench, capsys):
     bench.add("a.mp4", "b\nc.mp4")
     assert bench.run("folder") == 0
     assert bench.listed("train.txt") == {"a.mp4": None}
-    assert "line end in its name" in capsys.readouterr().out
+    assert "a name with a line break cannot be listed" in capsys.readouterr().out
 
 
-def test_copies_are_listed_and_a_broken_source_is_left_out(bench, capsys):
+def test_copies_are_listed_and_a_broken_source_is_left_out(bench):
     bench.add("run/ü 1.avi", "run/2.mp4", "sit/3.webm")
     (bench.videos / "sit/4.mp4").write_bytes(b"x")
     assert bench.run("folder", "--transcode", "--short-side", "32", "--gop", "4") == 0
@@ -206,7 +206,6 @@ def test_copies_are_listed_and_a_broken_source_is_left_out(bench, capsys):
     assert (entry["codec"], entry["width"], entry["frames"]) == ("h264", 32, 12)
     assert entry["source"] == str(bench.videos / "run/ü 1.avi")
     assert bench.lines("unreadable.txt") == [f"{bench.videos / 'sit/4.mp4'}\tnot a video container"]
-    assert "clips/s from the copies" in capsys.readouterr().out
     copies = {p: p.stat().st_mtime_ns for p in (bench.out / "videos").rglob("*.mp4")}
     gone = bench.out / "videos/sit/3.mp4"
     gone.unlink()
@@ -221,7 +220,7 @@ def test_output_inside_the_videos_folder_is_not_read_again(bench):
     bench.add("run/1.mp4", "sit/2.mp4")
     bench.out = bench.videos / "out"
     for _ in range(2):
-        assert bench.run("folder", "--transcode", "mjpeg") == 0
+        assert bench.run("folder", "--transcode", "h264") == 0
         assert bench.lines("train.txt") == ["videos/run/1.mp4\t0", "videos/sit/2.mp4\t1"]
 
 

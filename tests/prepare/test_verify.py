@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import av
 import numpy as np
 import pytest
 from data_files import write_audio, write_video
+from records import read_record
 
 from tats_fast.cli import main
 from tats_fast.data.bad_files import drop_quarantined
-from tats_fast.data.lists import Video, read_videos
+from tats_fast.data.lists import read_videos
 from tats_fast.data.video import DecodeError, decode_window
-from tats_fast.data.workers.jobs import read_record
-from tats_fast.prepare.examine import Claims, probe
-from tats_fast.prepare.examine_read import Findings
-from tats_fast.prepare.files import write_lines
-from tats_fast.prepare.verify_lists import bad_lines, good_lines
+from tats_fast.prepare.examine import Claims, examine
+from tats_fast.prepare.findings import Findings
 
 FASTSTART = {"options": {"g": "10", "bf": "0"}, "container_options": {"movflags": "+faststart"}}
 NOT_UTF8 = os.fsdecode(b"caf\xe9 \xff.mp4")
@@ -188,7 +181,7 @@ def test_every_verdict(folder, tmp_path, capsys, mode):
 
 
 def test_the_record_says_what_was_found(folder, tmp_path):
-    full = probe(str(folder / "plain.mp4"), "full", 0.5, 10)
+    full = examine(str(folder / "plain.mp4"), "full", 0.5, 10)
     assert full == {
         "codec": "h264",
         "pix_fmt": "yuv420p",
@@ -202,9 +195,9 @@ def test_the_record_says_what_was_found(folder, tmp_path):
         "frames": 12,
         "warnings": [],
     }
-    assert probe(str(folder / "plain.mp4"), "quick", 0.5, 10) == full | {"frames": None}
-    assert probe(str(folder / "turned.mp4"), "full", 0.5, 10)["rotation"] == 90
-    broken = probe(str(folder / "damaged.avi"), "full", 0.5, 10)
+    assert examine(str(folder / "plain.mp4"), "quick", 0.5, 10) == full | {"frames": None}
+    assert examine(str(folder / "turned.mp4"), "full", 0.5, 10)["rotation"] == 90
+    broken = examine(str(folder / "damaged.avi"), "full", 0.5, 10)
     assert broken["frames"] == 15
     assert broken["error"].endswith("after 15 frames")
 
@@ -231,10 +224,10 @@ def test_both_modes_agree_on_what_is_cut_off(tmp_path, name):
     for share, expected in ((0.8, "ends early"), (0.97, None), (0.25, "truncated")):
         cut(tmp_path / name, share, **CUTS[name])
         for mode in ("quick", "full"):
-            facts = probe(str(tmp_path / name), mode, 0.5, 1)
+            facts = examine(str(tmp_path / name), mode, 0.5, 1)
             if expected == "truncated":
                 assert facts["error"].startswith("truncated: ")
-                assert "error" not in probe(str(tmp_path / name), mode, 0.05, 1)
+                assert "error" not in examine(str(tmp_path / name), mode, 0.05, 1)
             else:
                 assert "error" not in facts
                 assert ("ends early" in facts["warnings"]) == (expected is not None)
@@ -255,7 +248,7 @@ def test_sound_that_goes_on_does_not_make_a_video_truncated(tmp_path):
         out.mux(video.encode())
         out.mux(sound.encode())
     for mode in ("quick", "full"):
-        facts = probe(str(path), mode, 0.5, 1)
+        facts = examine(str(path), mode, 0.5, 1)
         assert facts["duration"] > 5
         assert facts["warnings"] == ["no frame count in the header"]
 
@@ -272,33 +265,7 @@ def test_the_more_generous_claim_decides():
 def test_no_permission(tmp_path):
     plain(tmp_path / "a.mp4")
     (tmp_path / "a.mp4").chmod(0)
-    assert "Permission denied" in probe(str(tmp_path / "a.mp4"), "quick", 0.5, 1)["error"]
-
-
-NAMES = [
-    "a.mp4", "a b.mp4", "a, b.mp4", "a,1.mp4", "a::b.mp4", "a.mp4 3", "#a.mp4", "# a", "a 7",
-    "c.avi d", " a.mp4", "a.mp4 ", '"a".mp4', '"a.mp4"', "a\u2028b.mp4", "ä→.mp4", NOT_UTF8,
-    "a\x0bb.mp4", "path", "x.mp4,y", "\ufeffa.mp4", "'a'.mp4",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "label",
-    [None, 0, -3, "golf", "long jump", "a, b", "c::d", "0 -1", "#5", "1 2 3 4", "é"],
-)
-def test_good_lists_are_read_back_as_they_were(tmp_path, monkeypatch, label):
-    monkeypatch.setattr("tats_fast.data.lists._require_some_exist", lambda *args: None)
-    uniform = [Video(f"/v w/{name}", label) for name in NAMES]
-    mixed = [Video(f"/v w/{n}", label if i % 2 else None) for i, n in enumerate(NAMES)]
-    plain_names = [Video(f"/v w/{name}", label) for name in NAMES if name.endswith(".mp4")]
-    for videos in (uniform, mixed, plain_names, uniform[:1]):
-        write_lines(tmp_path / "good.txt", good_lines(videos))
-        assert read_videos(tmp_path / "good.txt") == videos
-
-
-def test_bad_lists_hold_one_line_per_file():
-    lines = bad_lines({"/a\nb\tc.mp4": "two\nlines", "/d.mp4": "missing"})
-    assert lines == ["/a b c.mp4\ttwo lines", "/d.mp4\tmissing"]
+    assert "Permission denied" in examine(str(tmp_path / "a.mp4"), "quick", 0.5, 1)["error"]
 
 
 def test_a_folder_without_labels_gives_a_plain_list(tmp_path, monkeypatch, capsys):
@@ -325,86 +292,6 @@ def test_repeated_files_keep_their_rows(tmp_path):
     assert read_bad(tmp_path / "out" / "bad.txt") == {f"{tmp_path}/no.mp4": "missing"}
 
 
-def test_hangs_deaths_and_deletions_cost_their_file(tmp_path, monkeypatch):
-    for name in ("0 first", "deleted", "dies", "hangs", "raises", "z last"):
-        plain(tmp_path / f"{name}.mp4")
-
-    def odd_probe(path, *options):
-        name = os.path.basename(path)
-        if name == "0 first.mp4":
-            os.remove(tmp_path / "deleted.mp4")
-        if name == "dies.mp4":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if name == "hangs.mp4":
-            time.sleep(60)
-        if name == "raises.mp4":
-            raise MemoryError
-        return probe(path, *options)
-
-    monkeypatch.setattr("tats_fast.prepare.verify.probe", odd_probe)
-    arguments = ["verify", f"--root={tmp_path}", f"--out={tmp_path}/out", "--workers=1"]
-    assert main([*arguments, "--timeout=1"]) == 1
-    bad = read_bad(tmp_path / "out" / "bad.txt")
-    assert {os.path.basename(path): reason for path, reason in bad.items()} == {
-        "deleted.mp4": "missing",
-        "dies.mp4": "the process reading it died (SIGKILL)",
-        "hangs.mp4": "took longer than 1 s",
-        "raises.mp4": "MemoryError",
-    }
-    good = [os.path.basename(video.path) for video in read_videos(tmp_path / "out" / "good.txt")]
-    assert good == ["0 first.mp4", "z last.mp4"]
-
-
-def heed_interrupts():
-    """Also where this test runs in the background of a shell, which ignores them."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("how, code", [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_a_stopped_run_continues(tmp_path, how, code):
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    write_video(folder / "00.mp4", 150, width=320, height=240, options={"preset": "ultrafast"})
-    for number in range(1, 40):
-        os.link(folder / "00.mp4", folder / f"{number:02d}.mp4")
-    arguments = ["verify", f"--root={folder}", f"--out={tmp_path}/out", "--mode=full"]
-    record = tmp_path / "out" / "verify.jsonl"
-    command = [sys.executable, "-m", "tats_fast.cli", *arguments, "--workers=1"]
-    with open(tmp_path / "errors", "wb") as errors:
-        process = subprocess.Popen(command, stderr=errors, preexec_fn=heed_interrupts)
-    while not record.exists() or record.read_bytes().count(b"\n") < 5:
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(how)
-    assert process.wait(timeout=5) == code
-    said = "error: interrupted\n" if how == signal.SIGINT else ""
-    assert (tmp_path / "errors").read_text() == said
-    assert not (tmp_path / "out" / "good.txt").exists()
-    before = record.read_bytes()
-    finished = before[: before.rfind(b"\n") + 1]
-    assert 5 <= finished.count(b"\n") < 40
-    assert main([*arguments, "--workers=2"]) == 0
-    assert record.read_bytes().startswith(finished)
-    keys = [json.loads(line)["key"] for line in record.read_text().splitlines()]
-    assert sorted(keys) == sorted(str(path) for path in folder.iterdir())  # each once
-    assert len(read_videos(tmp_path / "out" / "good.txt")) == 40
-
-
-def test_only_what_changed_is_looked_at_again(tmp_path):
-    for name in ("a.mp4", "b.mp4"):
-        plain(tmp_path / name)
-    arguments = ["verify", f"--root={tmp_path}", f"--out={tmp_path}/out"]
-    lines = tmp_path / "out" / "verify.jsonl"
-    for extra, count in (([], 2), ([], 2), (["--mode=full"], 4), (["--mode=full"], 4)):
-        assert main([*arguments, *extra]) == 0
-        assert len(lines.read_text().splitlines()) == count
-    (tmp_path / "b.mp4").write_bytes(b"")
-    assert main([*arguments, "--mode=full"]) == 1
-    assert len(lines.read_text().splitlines()) == 5
-    assert read_bad(tmp_path / "out" / "bad.txt") == {f"{tmp_path}/b.mp4": "empty file"}
-
-
 @pytest.mark.parametrize(
     "options, words",
     [
@@ -416,7 +303,10 @@ def test_only_what_changed_is_looked_at_again(tmp_path):
         (["--list=list.txt", "--workers=0"], ["--workers=0: must be at least 1"]),
         (["--list=list.txt", "--timeout=0"], ["--timeout=0.0: must be above 0"]),
         (["--list=list.txt", "--frames=0"], ["--frames=0: must be at least 1"]),
-        (["--list=list.txt", "--min-share=nan"], ["--min-share=nan: must be between 0 and 1"]),
+        (
+            ["--list=list.txt", "--min-share=nan"],
+            ["--min-share=nan: must be at least 0 and at most 1"],
+        ),
         (["--list=list.txt", "--out=a.mp4"], ["a.mp4", "cannot be written"]),
         (["--list=good.txt", "--out=."], ["--out=.", "would overwrite --list"]),
     ],

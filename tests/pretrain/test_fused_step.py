@@ -10,8 +10,8 @@ from tats_fast import kernels
 from tats_fast.engine.distributed import World
 from tats_fast.models import TokenSplit
 from tats_fast.models.patchify import patchify
-from tats_fast.pretrain.step import StepPlan, train_step
-from tats_fast.pretrain.trainer import make_learner
+from tats_fast.pretrain.learner import make_learner
+from tats_fast.pretrain.step import StepPlan, pretrain_step
 
 pytestmark = [pytest.mark.interpret, pytest.mark.gpu, interpreted]
 
@@ -36,7 +36,7 @@ def learner_for(tiny_config, way):
     config = tiny_config(train=train, model=SIZES, **WAYS[way])
     learner = make_learner(config, World(0, 1, torch.device(DEVICE)))
     generator = torch.Generator(DEVICE).manual_seed(1)
-    for module in (learner.runner.module, learner.sampler):
+    for module in (learner.mae, learner.sampler):
         # Every part of the model must matter: at the start biases are zero and the critic exact.
         for parameter in module.parameters():
             parameter.data.normal_(std=0.2, generator=generator)
@@ -65,7 +65,7 @@ def test_same_step(tiny_config, way):
                 )
             )
         with kernels.use(level):
-            metrics = train_step(learner, [batch], StepPlan(0, 1e-3, 6, False))
+            metrics = pretrain_step(learner, [batch], StepPlan(0, 1e-3, 6, False))
         results.append((metrics, gradients))
     (plain, expected), (fused, found) = results
     for name in ("loss_recon", "loss_value", "entropy_frac", "motion_lift", "frame_spread"):
@@ -79,7 +79,7 @@ def test_same_step(tiny_config, way):
 def test_one_graph_with_custom_ops(tiny_config):
     """Triton kernels are no break in a compiled model."""
     learner = learner_for(tiny_config, "dense")
-    mae, sampler = learner.runner.module, learner.sampler
+    mae, sampler = learner.mae, learner.sampler
     patches, noise = patchify(clips(), 2, 8), torch.rand(2, 27, device=DEVICE)
 
     def forward(patches, noise):

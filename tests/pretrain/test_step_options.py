@@ -11,8 +11,8 @@ from tats_fast.engine.distributed import World
 from tats_fast.models import TokenSplit
 from tats_fast.models.execution import blocks
 from tats_fast.models.patchify import patchify
-from tats_fast.pretrain.step import StepPlan, train_step
-from tats_fast.pretrain.trainer import make_learner
+from tats_fast.pretrain.learner import make_learner
+from tats_fast.pretrain.step import StepPlan, pretrain_step
 
 CPU = World(0, 1, torch.device("cpu"))
 PLAN = StepPlan(step=0, lr=1e-3, visible=16, warmup=False)
@@ -32,7 +32,7 @@ def clips(count=4):
 
 
 def parameters(learner):
-    modules = (learner.runner.module, learner.sampler)
+    modules = (learner.mae, learner.sampler)
     return [p.detach().clone() for module in modules for p in module.parameters()]
 
 
@@ -50,7 +50,7 @@ def test_same_step(tiny_config, option, way, monkeypatch):
     results = []
     for train in ({}, {option: True}):
         learner = learner_for(tiny_config, train, **WAYS[way])
-        metrics = [train_step(learner, [batch], PLAN) for _ in range(2)]
+        metrics = [pretrain_step(learner, [batch], PLAN) for _ in range(2)]
         results.append((metrics[-1], parameters(learner)))
     (plain, expected), (other, found) = results
     for name, value in plain.items():
@@ -83,14 +83,16 @@ def test_compiled_by_inductor_trains_alike(tiny_config):
     losses = []
     for compile_ in (False, True):
         learner = learner_for(tiny_config, {"compile": compile_})
-        losses.append([train_step(learner, [batch], PLAN)["loss_recon"].item() for _ in range(3)])
+        losses.append(
+            [pretrain_step(learner, [batch], PLAN)["loss_recon"].item() for _ in range(3)]
+        )
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_model_and_sampler_are_one_graph(tiny_config, way):
     learner = learner_for(tiny_config, **WAYS[way])
-    mae, sampler = learner.runner.module, learner.sampler
+    mae, sampler = learner.mae, learner.sampler
     patches = patchify(clips(), 2, 8)
     noise = torch.rand(4, 64)
 
@@ -121,9 +123,9 @@ def test_model_and_sampler_are_one_graph(tiny_config, way):
 def test_no_step_waits_for_the_device(tiny_config, sections):
     learner = learner_for(tiny_config, **sections)
     batches = list(clips().chunk(learner.config.train.accumulation))
-    train_step(learner, batches, PLAN)  # optimizers create their state in the first step
+    pretrain_step(learner, batches, PLAN)  # optimizers create their state in the first step
     with RefuseToWait():
-        train_step(learner, batches, PLAN)
+        pretrain_step(learner, batches, PLAN)
 
 
 def test_the_watch_for_waiting_sees_one():

@@ -26,7 +26,7 @@ from tats_fast.data.lists import Video
 from tats_fast.data.views import decode_views, side_crops
 from tats_fast.models.classifier import VideoClassifier
 from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD
-from tats_fast.recognition import scores as module
+from tats_fast.recognition import decoding as module
 from tats_fast.recognition.scores import Views, class_scores, merged
 
 CLASSES = ("run", "walk", "jump")
@@ -135,7 +135,7 @@ def test_neither_batches_nor_workers_nor_order_matter(videos, how, turned):
 
 def test_the_classifier_is_left_as_it_was(videos):
     classifier = make_classifier().train()
-    classifier.encoder.encoder[0].eval()  # frozen
+    classifier.encoder.blocks[0].eval()  # frozen
     modes = [m.training for m in classifier.modules()]
     class_scores(classifier, videos[:1], Views(clips=1, crops=1), **HOW)
     assert [m.training for m in classifier.modules()] == modes
@@ -214,7 +214,7 @@ def test_labels_become_class_ids():
     assert ids([7, 30, 4], ("30", "4", "07")) == [2, 0, 1]  # by name, not position
     assert ids([12, "run"], ("run", "12")) == [1, 0]  # among words "12" is a word
     for labels, classes, message in (
-        (["swim"], CLASSES, "--list: the label swim of v.mp4 is none of the checkpoint's 3"),
+        (["swim"], CLASSES, "^list: the label swim of v.mp4 is not one of the checkpoint's 3"),
         ([3], CLASSES, r"the label 3 of .* \(0, 1, 2\)"),
         ([-1], CLASSES, "the label -1 of"),
         ([1], ("30", "4"), r"the label 1 of .* 2 classes \(30, 4\)"),

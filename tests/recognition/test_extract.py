@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -15,22 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_files import numbers, write_video
-from models_exchanged import randomize, write_run
-from project import ROOT, TINY_MODEL
+from data_files import write_video
+from models_exchanged import randomize
+from project import TINY_MODEL
+from records import read_lines
 from safetensors.numpy import load_file
 
-from tats_fast.cli import main
 from tats_fast.config import ConfigError, ModelConfig
-from tats_fast.data import windows as windows_module
 from tats_fast.data.clip import centre_crop
 from tats_fast.data.lists import Video
 from tats_fast.data.pixels import FrameScaler
-from tats_fast.data.video import Deadline, DecodeError, decoded_frames, open_video
+from tats_fast.data.video import DecodeError, decoded_frames, open_video
 from tats_fast.data.views import segment_views
-from tats_fast.data.windows import Length, video_windows, window_batches, window_starts
-from tats_fast.data.workers.stream import stream_parts
-from tats_fast.models import MaskedAutoencoder
+from tats_fast.data.windows import video_windows
+from tats_fast.data.workers.pool import stream_parts
 from tats_fast.models.encoder import VideoEncoder
 from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD
 from tats_fast.recognition import extract as module
@@ -57,7 +51,7 @@ def all_frames(path: str) -> np.ndarray:
     """(F, 32, 32, 3), each frame alone."""
     pictures = []
     with open_video(path) as (container, stream):
-        for frame in decoded_frames(container, stream, Deadline(path, None)):
+        for frame in decoded_frames(container.demux(stream)):
             pictures.append(np.empty((32, 32, 3), np.uint8))
             FrameScaler(32, centre_crop).write(frame, pictures[-1])
     return np.stack(pictures)
@@ -76,107 +70,17 @@ def by_hand(encoder: VideoEncoder, path: str, chosen: list[list[int]]) -> torch.
 
 
 def index_of(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
+    return read_lines(out / "index.jsonl")
 
 
 def contents(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-@pytest.mark.parametrize(
-    ("total", "num_frames", "stride", "hop", "expected"),
-    [
-        (1, 8, 2, 16, [0]),
-        (15, 8, 2, 16, [0]),  # the window's own length
-        (16, 8, 2, 16, [0]),  # the 16th frame lies between two kept ones
-        (17, 8, 2, 16, [0, 2]),  # frames 2, 4, ..., 16
-        (18, 8, 2, 16, [0, 2]),
-        (32, 8, 2, 16, [0, 16]),
-        (40, 8, 2, 16, [0, 16, 24]),  # 24 + 14 = 38, the last kept frame
-        (10, 4, 1, 4, [0, 4, 6]),
-        (10, 4, 1, 2, [0, 2, 4, 6]),
-        (11, 4, 1, 3, [0, 3, 6, 7]),
-        # A hop that the stride does not divide: every frame is kept (gcd(2, 3) = 1), span 7.
-        (12, 4, 2, 3, [0, 3, 5]),
-        (13, 4, 2, 3, [0, 3, 6]),
-        # Gaps of 6 between windows: up to 6 frames may stay behind the last one as well.
-        (14, 4, 1, 10, [0, 10]),
-        (10, 4, 1, 10, [0]),
-        (11, 4, 1, 10, [0, 7]),
-        (5, 1, 4, 2, [0, 2, 4]),
-    ],
-)
-def test_starts(total, num_frames, stride, hop, expected):
-    assert window_starts(total, num_frames, stride, hop) == expected
-
-
-def test_starts_of_nothing():
-    with pytest.raises(ValueError, match="at least 1 frame in the video, got 0"):
-        window_starts(0, 8, 2, 16)
-
-
-@pytest.mark.parametrize(("stride", "hop"), [(2, 16), (1, 3), (3, 4), (2, 40), (1, 1)])
-def test_windows_show_the_frames_they_say(tmp_path, stride, hop):
-    for total in (7, 8, 23, 60):
-        path = str(write_video(tmp_path / f"{total}.mp4", total))
-        found = list(video_windows(path, 8, stride, hop, 32))
-        assert [window.start for window in found] == window_starts(total, 8, stride, hop)
-        for window in found:
-            shown = list(range(window.start, min(window.start + 7 * stride + 1, total), stride))
-            assert numbers(window.clip) == shown + shown[-1:] * (8 - len(shown))
-
-
-def read_through(path: Path) -> tuple[list[int], Length]:
-    """Starts of the windows (T = 8, stride 2, hop 16), and what the reading returned."""
-    windows = video_windows(str(path), 8, 2, 16, 32)
-    starts = []
-    while True:
-        try:
-            starts.append(next(windows).start)
-        except StopIteration as end:
-            return starts, end.value
-
-
-def test_headers_are_not_believed(tmp_path):
-    no_length = write_video(tmp_path / "live.webm", 40, "libvpx", container_options={"live": "1"})
-    assert read_through(no_length)[0] == [0, 16, 24]
-    clock = write_video(tmp_path / "clock.mp4", 40, rate=1000)
-    assert read_through(clock) == ([0, 16, 24], Length(40, None))
-    cut = write_video(tmp_path / "cut.mkv", 200, options={"g": "1"})
-    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
-    starts, length = read_through(cut)
-    assert 50 < length.frames < 150 and starts == window_starts(length.frames, 8, 2, 16)
-
-
-def test_a_long_video_is_decoded_once(tmp_path, monkeypatch):
-    path = str(write_video(tmp_path / "long.mp4", 250))
-    opened = []
-
-    def counted(name):
-        opened.append(name)
-        return open_video(name)
-
-    monkeypatch.setattr(windows_module, "open_video", counted)
-    windows = video_windows(path, 8, 2, 16, 32)
-    first = next(windows)
-    assert numbers(first.clip) == [0, 2, 4, 6, 8, 10, 12, 14]
-    assert [window.start for window in windows] == [*range(16, 225, 16), 234]
-    assert opened == [path]
-
-
-def test_batches_keep_the_order():
-    def window(start):
-        return windows_module.Window(start, np.empty(0))
-
-    events = [("a", window(0)), ("b", window(0)), ("a", "end"), ("b", window(8)), ("b", "end")]
-    assert list(window_batches(iter(events), 2)) == [events[:2], events[2:]]
-    assert list(window_batches(iter(events), 3)) == [events[:4], events[4:]]
-
-
 def test_features_are_those_of_the_windows(encoder, videos, tmp_path):
-    found = extract_features(encoder.train(), videos, SETTINGS, tmp_path / "out")
+    done = extract_features(encoder.train(), videos, SETTINGS, tmp_path / "out")
     assert encoder.training, "the encoder is left as it was"
-    assert found == Extraction(videos=3, skipped=0, windows=5, bad=[])
+    assert done == Extraction(videos=3, skipped=0, windows=5, bad=[])
     short = [0, 2, 4, 4, 4, 4, 4, 4]
     chosen = [[list(range(s, s + 15, 2)) for s in (0, 16, 24)], [short], [list(range(0, 15, 2))]]
     for number, line in enumerate(index_of(tmp_path / "out")):
@@ -268,8 +172,8 @@ def test_resumes_after_an_interruption(encoder, videos, tmp_path, monkeypatch):
     with open(out / "index.jsonl", "a") as index:
         index.write('{"number": 3, "pa')
     (out / ".000007_40.npy.tmp").write_bytes(b"half")
-    found = extract_features(encoder, listed, settings, out)
-    assert found == Extraction(videos=6, skipped=3, windows=10, bad=[])
+    done = extract_features(encoder, listed, settings, out)
+    assert done == Extraction(videos=6, skipped=3, windows=10, bad=[])
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -286,8 +190,8 @@ def test_a_finished_call_is_not_repeated(encoder, videos, tmp_path, monkeypatch)
     todo: list[int] = []
     monkeypatch.setattr(module, "stream_parts", watched)
     relabelled = [Video(video.path, "x") for video in videos]
-    found = extract_features(encoder, relabelled, SETTINGS, out)
-    assert found == Extraction(videos=3, skipped=3, windows=5, bad=[])
+    done = extract_features(encoder, relabelled, SETTINGS, out)
+    assert done == Extraction(videos=3, skipped=3, windows=5, bad=[])
     assert {line["label"] for line in index_of(out)} == {"x"}
     extract_features(encoder, videos[:1], SETTINGS, out)
     extract_features(encoder, videos, SETTINGS, out)
@@ -318,7 +222,7 @@ def test_a_folder_holds_one_kind_of_features(encoder, videos, tmp_path):
         extract_features(encoder, videos, other, out)
     with pytest.raises(ConfigError, match=r"number 0 is .*40.mp4 there and .*16.mp4 in this"):
         extract_features(encoder, videos[::-1], SETTINGS, out)
-    encoder.encoder[1].norm1.bias.data[0] += 1e-3
+    encoder.blocks[1].norm1.bias.data[0] += 1e-3
     with pytest.raises(ConfigError, match=r"other settings \(encoder [0-9a-f]{64}\)"):
         extract_features(encoder, videos, SETTINGS, out)
     (out / "settings.json").write_text("[]")
@@ -357,16 +261,16 @@ def test_bad_videos_cost_themselves_alone(encoder, videos, tmp_path, monkeypatch
     settings = ExtractSettings(stride=2, workers=2, timeout=1.0)
     with monkeypatch.context() as patch:
         patch.setattr(module, "video_windows", decode)
-        found = extract_features(encoder, listed, settings, tmp_path / "out")
-    assert found.bad == [(str(p), reason) for p, reason in zip(bad, reasons, strict=True)]
-    assert (found.videos, found.windows) == (2, 4)
+        done = extract_features(encoder, listed, settings, tmp_path / "out")
+    assert done.bad == [(str(p), reason) for p, reason in zip(bad, reasons, strict=True)]
+    assert (done.videos, done.windows) == (2, 4)
     lines = index_of(tmp_path / "out")
     assert [line["number"] for line in lines] == list(range(8))
     assert lines[3] == {"number": 3, "path": str(bad[2]), "label": "y", "error": reasons[2]}
     names = {path.name for path in (tmp_path / "out").iterdir()}
     files = {"000000_40.npy", "000007_16.npy"}
     assert names == files | {"index.jsonl", "settings.json", ".lock"}
-    for path, reason in found.bad:
+    for path, reason in done.bad:
         assert f"could not read {path}: {reason}" in caplog.text
 
     again = extract_features(encoder, listed, settings, tmp_path / "out")
@@ -399,8 +303,8 @@ def test_odd_names(encoder, videos, tmp_path):
         listed.append(Video(str(path)))
     listed += [listed[0], listed[0]]
     settings = ExtractSettings(stride=2)
-    found = extract_features(encoder, listed, settings, tmp_path / "out")
-    assert found == Extraction(videos=13, skipped=0, windows=13, bad=[])
+    done = extract_features(encoder, listed, settings, tmp_path / "out")
+    assert done == Extraction(videos=13, skipped=0, windows=13, bad=[])
     lines = index_of(tmp_path / "out")
     assert [line["path"] for line in lines] == [video.path for video in listed]
     files = [line["file"] for line in lines]
@@ -433,7 +337,7 @@ def test_what_cannot_be_written_is_one_line(encoder, videos, tmp_path, monkeypat
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError, match="cannot be written: Not a directory"):
         extract_features(encoder, videos, SETTINGS, tmp_path / "file" / "out")
-    encoder.encoder_norm.weight.data.fill_(1e6)
+    encoder.norm.weight.data.fill_(1e6)
     with pytest.raises(ConfigError, match="features are not finite in fp16"):
         settings = ExtractSettings(stride=2, what="tokens")
         extract_features(encoder, videos, settings, tmp_path / "tokens")
@@ -443,13 +347,13 @@ def test_what_cannot_be_written_is_one_line(encoder, videos, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("what", "max", "--what=max: expected mean or tokens"),
-        ("format", "pt", "--format=pt: expected npy or safetensors"),
-        ("stride", -1, "--stride=-1: must be at least 0"),
-        ("hop", 0, "--hop=0: must be at least 1"),
-        ("batch_size", 0, "--batch-size=0: must be"),
-        ("workers", 0, "--workers=0: must be"),
-        ("timeout", 0.0, "--timeout=0.0: must be above 0"),
+        ("what", "max", "what=max: must be one of mean, tokens"),
+        ("format", "pt", "format=pt: must be one of npy, safetensors"),
+        ("stride", -1, "stride=-1: must be at least 0"),
+        ("hop", 0, "hop=0: must be at least 1"),
+        ("batch_size", 0, "batch_size=0: must be"),
+        ("workers", 0, "workers=0: must be"),
+        ("timeout", 0.0, "timeout=0.0: must be above 0"),
     ],
 )
 def test_impossible_settings_are_refused(field, value, message):
@@ -458,85 +362,5 @@ def test_impossible_settings_are_refused(field, value, message):
 
 
 def test_one_window_has_no_hop():
-    with pytest.raises(ConfigError, match="--hop=8: with --stride=0 a video is one window"):
+    with pytest.raises(ConfigError, match="hop=8: with stride=0 a video is one window"):
         ExtractSettings(stride=0, hop=8)
-
-
-@pytest.fixture
-def run(tmp_path) -> Path:
-    mae = randomize(MaskedAutoencoder(ModelConfig(**TINY_MODEL)), std=0.1)
-    write_run(tmp_path / "runs" / "my_run", mae)
-    return tmp_path / "runs" / "my_run"
-
-
-def test_command(run, videos, tmp_path, capsys):
-    (tmp_path / "list.csv").write_text("clips/40.mp4,cat\nclips/gone.mp4,dog\nclips/16.mp4,cat\n")
-    command = ["extract-features", "--checkpoint", str(run), "--videos", str(tmp_path / "list.csv")]
-    command += ["--out", str(tmp_path / "out"), "--stride", "2", "--device", "cpu"]
-    assert main([*command, "model.num_frames=4"]) == 1
-    printed = capsys.readouterr().out
-    assert "out: 7 windows of 2 videos\n" in printed
-    assert "1 of 3 videos could not be read; index.jsonl says why" in printed
-    lines = index_of(tmp_path / "out")
-    assert [line["label"] for line in lines] == ["cat", "dog", "cat"]
-    assert lines[0]["starts"] == [0, 8, 16, 24, 32] and lines[1]["error"] == "missing"
-    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
-    assert settings["stride"] == 2
-    own = [*command[:6], str(tmp_path / "own"), "--device", "cpu"]  # as trained: 4
-    assert main(own) == 1
-    assert json.loads((tmp_path / "own" / "settings.json").read_text())["stride"] == 4
-    os.link(videos[1].path, tmp_path / "clips" / "gone.mp4")
-    assert main([*command, "model.num_frames=4"]) == 0
-    assert "out: 8 windows of 3 videos, 2 of them from before\n" in capsys.readouterr().out
-    assert main(command) == 2
-    error = capsys.readouterr().err
-    assert re.fullmatch(r"error: --out=.*: holds features of other settings \(.*\n", error)
-
-
-def test_interrupting_the_command_loses_nothing(run, videos, tmp_path):
-    listed = tmp_path / "list.txt"
-    listed.write_text(f"{videos[0].path}\n" * 60)
-    out = tmp_path / "out"
-    command = ["extract-features", "--checkpoint", str(run), "--videos", str(listed)]
-    command += ["--out", str(out), "--stride", "1", "--hop", "2", "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tats_fast", *command, "--workers", "1", "--batch-size", "2"],
-        **{"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True},
-        # Started in the background, where Ctrl-C is ignored, tests would hand that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    while not (out / "index.jsonl").exists() or len(index_of(out)) < 3:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=30)[1]
-    assert process.returncode == 130 and errors == "error: interrupted\n"
-    lines = index_of(out)
-    assert 3 <= len(lines) < 60
-    files = {path.name: path.stat().st_mtime_ns for path in out.glob("*.npy")}
-    # The file that was just finished may lack its line.
-    assert {line["file"] for line in lines} <= files.keys() and len(files) <= len(lines) + 1
-    assert main([*command, "--workers", "2"]) == 0
-    assert len(index_of(out)) == 60
-    for line in lines:
-        assert (out / line["file"]).stat().st_mtime_ns == files[line["file"]]
-    arrays = [np.load(out / line["file"]) for line in index_of(out)]
-    assert all(np.allclose(array, arrays[0], rtol=1e-4, atol=1e-5) for array in arrays)
-
-
-def test_documented_commands_and_snippets_run(run, videos, tmp_path, monkeypatch):
-    (tmp_path / "val.csv").write_text("clips/40.mp4,1\nclips/16.mp4,0\n")
-    monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "features.md").read_text()
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    names: dict = {}
-    for kind, block in blocks:
-        if kind == "python":
-            exec(compile(block, "docs/features.md", "exec"), names)
-        else:
-            for command in block.replace("\\\n", "").splitlines():
-                program, *arguments = shlex.split(command)
-                assert program == "tats-fast" and main(arguments) == 0
-    assert len(blocks) == 3
-    assert names["features"].shape[1:] == (32,) and len(names["seconds"]) == len(names["features"])

@@ -56,3 +56,9 @@ def much_or_nothing(item):
     if item == "hang":
         time.sleep(60)
     return bytes(1_000_000)  # does not fit in the pipe
+
+
+def heed_interrupts() -> None:
+    """For a child's start: also where the tests run in the background of a shell, which ignores
+    interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

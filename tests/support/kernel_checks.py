@@ -7,14 +7,16 @@ as PyTorch's own reference does in the kernel's dtype, plus one rounding of the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from tats_fast import kernels
+from tats_fast.kernels.example_inputs import MAKERS, Shape
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETING else "cpu"
@@ -26,6 +28,25 @@ interpreted = pytest.mark.skipif(
     DEVICE == "cpu" and not INTERPRETING,
     reason="needs TRITON_INTERPRET=1 from the start of the process: make test-interpret",
 )
+
+
+def example(op: str, **sizes: Any) -> list[Any]:
+    """Arguments of ``op`` in order, from its maker; one frame and one head unless ``sizes`` say so,
+    so that ``places`` are a clip's tokens and ``dim`` is their width."""
+    with torch.device(DEVICE):
+        return list(MAKERS[op](Shape(**{"frames": 1, "heads": 1, **sizes})).values())
+
+
+def every_candidate(name: str) -> Iterator[None]:
+    """Each candidate configuration of the tunable kernel ``name`` in force, one after another."""
+    from kernel_resources import tunables
+
+    from tats_fast.kernels.fused.launch import forced
+
+    (candidates,) = (t.candidates for t, _ in tunables() if t.name == name)
+    for config in candidates:
+        with forced(name, config):
+            yield
 
 
 @contextmanager
@@ -42,37 +63,36 @@ def poisoned():
 
 def check(
     op: Callable[..., Tensor | tuple[Tensor, ...]],
-    inputs: Sequence[Tensor | None],
+    inputs: Sequence[Any],
     dtype: torch.dtype,
-    *arguments: object,
     rounding: float = 2.0,
 ) -> None:
-    """Compare ``op(*inputs, *arguments)`` at level ``triton`` with the reference, output and every
-    gradient, under random cotangents.
+    """Compare ``op(*inputs)`` at level ``triton`` with the reference, output and every gradient,
+    under random cotangents.
 
     Args:
-        inputs: floating ones get gradients where they require them; their strides are kept.
+        inputs: floating tensors get gradients where they require them; their strides are kept.
         rounding: allowed roundings of the largest entry on top of twice PyTorch's own error.
     """
     cotangents: list[Tensor] = []
 
     def run(level: str, wide: bool) -> dict[str, Tensor]:
-        given = [_copy(x, torch.float64 if wide else None) for x in inputs]
+        arguments = [_copy(x, torch.float64 if wide else None) for x in inputs]
         with kernels.use(level), poisoned():
-            outputs = op(*given, *arguments)
+            outputs = op(*arguments)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             floating = [out for out in outputs if out.requires_grad]
             if not cotangents:
                 cotangents.extend(torch.randn(out.shape, device=out.device) for out in floating)
-            wanted = {f"gradient {i}": x for i, x in enumerate(given) if _wants_gradient(x)}
-            found = {f"output {i}": out.detach() for i, out in enumerate(outputs)}
+            wanted = {f"gradient {i}": x for i, x in enumerate(arguments) if _wants_gradient(x)}
+            results = {f"output {i}": out.detach() for i, out in enumerate(outputs)}
             if wanted:
                 pairs = zip(floating, cotangents, strict=True)
                 # Rounded to the kernel's dtype for all, so that all get the same numbers.
                 seeds = [c.to(_narrow(out, dtype)).to(out.dtype) for out, c in pairs]
                 grads = torch.autograd.grad(floating, list(wanted.values()), seeds)
-                found |= dict(zip(wanted, grads, strict=True))
-        return found
+                results |= dict(zip(wanted, grads, strict=True))
+        return results
 
     truth, own, ours = run("reference", True), run("reference", False), run("triton", False)
     for name, exact in truth.items():
@@ -88,29 +108,28 @@ def check(
         assert error <= limit, f"{name}: error {error:.2e}, allowed {limit:.2e} of {size:.2e}"
 
 
-def _copy(x: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
-    if x is None or not x.is_floating_point():
+def _copy(x: Any, dtype: torch.dtype | None) -> Any:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
         return x
     # clone keeps the strides of a dense tensor only: views of a larger one are cut out again.
-    whole = x.detach()
     if dtype is not None:
-        copy = whole.to(dtype)
+        copy = x.detach().to(dtype)
     else:
         copy = torch.empty_strided(
             (sum(s * (n - 1) for s, n in zip(x.stride(), x.shape, strict=True)) + 1,), (1,),
             dtype=x.dtype, device=x.device,
         ).as_strided(x.shape, x.stride())  # fmt: skip
-        copy.copy_(whole)
+        copy.copy_(x.detach())
     return copy.requires_grad_(x.requires_grad)
 
 
-def _wants_gradient(x: Tensor | None) -> bool:
-    return x is not None and x.requires_grad
+def _wants_gradient(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad
 
 
 def _narrow(out: Tensor, dtype: torch.dtype) -> torch.dtype:
     return dtype if out.dtype in (dtype, torch.float64) else out.dtype
 
 
-def _error(found: Tensor, exact: Tensor) -> float:
-    return (found.double() - exact).abs().max().item()
+def _error(actual: Tensor, exact: Tensor) -> float:
+    return (actual.double() - exact).abs().max().item()

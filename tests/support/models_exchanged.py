@@ -113,7 +113,7 @@ def pretraining_outputs(mae: MaskedAutoencoder, clips: torch.Tensor):
     order = torch.cat([order[:, :count].sort().values, order[:, count:].sort().values], dim=1)
     split = TokenSplit(order=order, count=count, length=config.num_tokens)
     with torch.no_grad():
-        prediction = mae(patches, lambda *_: split).prediction
+        prediction = mae(patches, split)
     loss = kernels.masked_mse(prediction, patches, split.masked).mean()
     hidden = torch.zeros(len(clips), config.num_tokens, dtype=torch.bool)
     return prediction, loss, hidden.scatter(1, split.masked, True)

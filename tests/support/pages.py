@@ -1,4 +1,4 @@
-"""A small model, its checkpoint, and a parser for the pages of a report."""
+"""A small model, its checkpoint and logs, and a parser for the pages of a report."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ from tats_fast.config.reading import build_config
 from tats_fast.models.restore import build_models
 
 NAMES = ("sampler", "random", "motion")
+METRICS = [
+    {"step": 10, "loss_recon": 1.25, "strategy": "random (warm-up)", "entropy_frac": None},
+    {"step": 20, "loss_recon": 1.0, "lr": 1e-4, "entropy_frac": 0.9, "clips_per_s": 7.0},
+    {"step": 30, "loss_recon": 1.0, "lr": 1e-4, "entropy_frac": 0.9, "clips_per_s": 7.0},
+]
+EVALUATIONS = [
+    {"step": 0, "loss_recon_random": 1.6, "entropy_frac": 0.9991, "motion_lift_random": 1.011},
+    {"step": 15, "loss_recon_random": 1.3},
+    {"step": 30, "loss_recon_random": 1.2, "entropy_frac": 0.8765, "motion_lift_random": 0.987}
+    | {"motion_lift_sampler": 1.543, "motion_lift_motion": 3.21},
+]
 
 
 def tiny(strategy: str = "tats") -> RunConfig:

@@ -1,1 +1,1 @@
-"""Parts of the benchmarks."""
+"""Parts of decode.py: cases, decoders, training runs and text; no command line."""

@@ -1,4 +1,4 @@
-"""Who decodes in decode.py: our loader's backends, and other libraries inside the same loader.
+"""The decoders that decode.py compares: our backends, and other libraries in the same loader.
 
 Every contender gets the same windows in the same order from the same number of processes. Ours also
 draw the multi-scale crop that training uses; the others squash the whole frame to the square, which
@@ -60,8 +60,8 @@ def unavailable(backend: str) -> str | None:
     return None
 
 
-class _Decord(ClipCutter):
-    """decord, one thread per process, scaling as it decodes."""
+class _Outside(ClipCutter):
+    """A decoder of whole frames, squashed to the square, inside our loader."""
 
     def __call__(self, task: Task) -> str | None:
         draw = ClipDraw.of(self.seed, *task.key, task.attempt)
@@ -72,11 +72,10 @@ class _Decord(ClipCutter):
         return None
 
     def read(self, path: str, window: float) -> np.ndarray:
-        """The clip at ``window``: (T, S, S, 3) uint8."""
-        from decord import VideoReader
-
-        reader = VideoReader(path, width=SIZE, height=SIZE, num_threads=1)
-        return reader.get_batch(self.frames(len(reader), window)).asnumpy()
+        """The clip at ``window``: (T, S, S, 3) uint8. Here by PyAV, for comparison."""
+        clips = np.empty((1, FRAMES, SIZE, SIZE, 3), np.uint8)
+        decode_crops(path, clips, self.config.stride, window, [lambda w, h: (0, 0, w, h)])
+        return clips[0]
 
     def frames(self, total: int, window: float) -> list[int]:
         """Numbers of the frames that our backends would take."""
@@ -85,35 +84,30 @@ class _Decord(ClipCutter):
         return [min(start + index * stride, total - 1) for index in range(FRAMES)]
 
 
-class _Torchcodec(_Decord):
-    """torchcodec in the same way."""
+class _Decord(_Outside):
+    """One thread per process, scaling as it decodes."""
 
     def read(self, path: str, window: float) -> np.ndarray:
-        """The clip at ``window``: (T, S, S, 3) uint8."""
+        from decord import VideoReader
+
+        reader = VideoReader(path, width=SIZE, height=SIZE, num_threads=1)
+        return reader.get_batch(self.frames(len(reader), window)).asnumpy()
+
+
+class _Torchcodec(_Outside):
+    """In the same way."""
+
+    def read(self, path: str, window: float) -> np.ndarray:
         from torchcodec.decoders import VideoDecoder
         from torchcodec.transforms import Resize
 
         # "approximate" trusts the header instead of reading the file through first.
-        decoder = VideoDecoder(
-            path,
-            dimension_order="NHWC",
-            seek_mode="approximate",
-            transforms=[Resize((SIZE, SIZE))],
-        )
+        settings = {"dimension_order": "NHWC", "seek_mode": "approximate"}
+        decoder = VideoDecoder(path, transforms=[Resize((SIZE, SIZE))], **settings)
         return decoder.get_frames_at(self.frames(len(decoder), window)).data.numpy()
 
 
-class _WholeFrame(_Decord):
-    """PyAV doing what the others are asked for: what their clips are compared with."""
-
-    def read(self, path: str, window: float) -> np.ndarray:
-        """The clip at ``window``: (T, S, S, 3) uint8."""
-        clips = np.empty((1, FRAMES, SIZE, SIZE, 3), np.uint8)
-        decode_crops(path, clips, self.config.stride, window, [lambda w, h: (0, 0, w, h)])
-        return clips[0]
-
-
-_CUTTERS = {"decord": _Decord, "torchcodec": _Torchcodec, "whole frame": _WholeFrame}
+_CUTTERS = {"decord": _Decord, "torchcodec": _Torchcodec, "whole frame": _Outside}
 
 
 @lru_cache
@@ -127,15 +121,16 @@ def _decoder(backend: str, threads: int) -> DaliDecoder | None:
 
 @dataclass(frozen=True)
 class Taken:
-    """What ``clips`` clips cost. cpu_seconds: of this process and its workers, all threads."""
+    """What ``clips`` clips cost."""
 
     clips: int
     seconds: float
     cpu_seconds: float
+    """Of this process and its workers, all threads."""
 
 
-class NotNative(Exception):
-    """The backend handed windows to PyAV."""
+class Refused(Exception):
+    """Why a backend is not timed on a case: it gives other clips, or handed windows to PyAV."""
 
 
 class Contender:
@@ -150,7 +145,7 @@ class Contender:
         """Load whole batches of at least ``clips`` clips with new worker processes, on the clock.
 
         Raises:
-            DecodeError: a file, or NotNative: some windows.
+            DecodeError: a file, or Refused: some windows went to PyAV.
         """
         began, cpu = time.perf_counter(), _cpu_seconds()
         done = sum(len(batch) for batch in self._batches(clips, self.workers))
@@ -168,22 +163,16 @@ class Contender:
     def _batches(self, clips: int, workers: int) -> Iterator[torch.Tensor]:
         formats = None if self._decoder is None else self._decoder.formats
         stop = -(-clips // BATCH) * BATCH
-        cutter = _CUTTERS.get(self.backend, ClipCutter)(
-            self._videos,
-            self._config,
-            FRAMES,
-            SIZE,
-            SEED,
-            rows_needed(BATCH, workers),
-            formats,
-        )
+        shape = (FRAMES, SIZE, SEED, rows_needed(BATCH, workers))
+        make_cutter = _CUTTERS.get(self.backend, ClipCutter)
+        cutter = make_cutter(self._videos, self._config, *shape, formats)
         order = StreamBatches(len(self._videos), SEED, BATCH, stop_sample=stop)
-        with closing(ClipLoader(cutter, order, BATCH, workers, self._decoder)) as loader:
+        with closing(ClipLoader(cutter, order, workers, self._decoder)) as loader:
             for batch in loader:
                 for path, reason in batch.bad:
                     raise DecodeError(path, reason)
                 if batch.on_host:
-                    raise NotNative(f"not native: {batch.on_host} of {BATCH} windows went to PyAV")
+                    raise Refused(f"not native: {batch.on_host} of {BATCH} windows went to PyAV")
                 yield batch.clips
 
 

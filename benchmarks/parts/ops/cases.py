@@ -11,14 +11,13 @@ import copy
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import torch
-from kernel_resources import Shape
 from torch import Tensor, nn
 
 from tats_fast import kernels
 from tats_fast.kernels import dispatch
+from tats_fast.kernels.example_inputs import MAKERS, RATIO_OPS, SHARED, Shape, normal
 from tats_fast.models.layers import Block, TrajectoryAttention, initialize
 
 IMPLEMENTATIONS = ("reference", "torch", "compiled", "triton", "triton_compiled")
@@ -26,7 +25,7 @@ IMPLEMENTATIONS = ("reference", "torch", "compiled", "triton", "triton_compiled"
 ``triton_compiled`` exists for composites: Triton ops, torch.compile around them, as the step's
 ``fast`` path on a GPU."""
 COMPOSITES = ("sampler_attention", "sampler_block")
-FLOOR = 0.05
+OPS = (*MAKERS, *COMPOSITES)
 
 CASES = {
     "vit_b_r95": Shape(visible=78),
@@ -37,12 +36,7 @@ CASES = {
 }
 """ViT-B and ViT-S at 16 x 224 x 224 and ratio .95 or .85, the demo's model on 96-pixel clips, and
 one for tests. The ratio matters to ``RATIO_OPS`` only."""
-RATIO_OPS = ("token_gather", "decoder_assemble", "masked_mse")
 DEFAULT_CASES = ("vit_b_r95", "vit_b_r85", "vit_s_r95", "small")
-OPS = (
-    *("trajectory_attention", "trajectory_temporal", "token_gather", "decoder_assemble"),
-    *("masked_mse", "policy_logprob", "policy_sample", *COMPOSITES),
-)
 
 
 def cases_of(op: str, chosen: tuple[str, ...]) -> list[str]:
@@ -82,14 +76,17 @@ class Problem:
         torch.manual_seed(seed)
         with device:  # drawn there: a billion normals take a CPU core half a minute
             self.module = _module(op, shape) if op in COMPOSITES else None
-            self.inputs = _inputs(op, shape)
-        for name, x in self.inputs.items():
-            x.requires_grad_(x.is_floating_point() and name not in ("positions", "uniform"))
+            if self.module is None:
+                arguments = MAKERS[op](shape)
+            else:
+                arguments = {"x": normal(shape.batch, shape.tokens, shape.width, dtype=shape.dtype)}
+        self.inputs = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
+        self._constants = {name: x for name, x in arguments.items() if name not in self.inputs}
 
     def leaves(self) -> dict[str, Tensor]:
         """What gradients are taken for, by name."""
-        found = {name: x for name, x in self.inputs.items() if x.requires_grad}
-        return found | (dict(self.module.named_parameters()) if self.module else {})
+        inputs = {name: x for name, x in self.inputs.items() if x.requires_grad}
+        return inputs | (dict(self.module.named_parameters()) if self.module else {})
 
     def last_clips(self, count: int) -> Problem:
         """The same problem, of the last ``count`` clips."""
@@ -105,7 +102,7 @@ class Problem:
 
     def per_clip(self, name: str) -> bool:
         """Whether the leaf's or input's first dimension counts clips."""
-        return name in _PER_CLIP
+        return name in self.inputs and name not in SHARED
 
     def double(self) -> Problem:
         """The same problem on the same rounded numbers, in fp64."""
@@ -129,9 +126,8 @@ class Problem:
         if self.module is None:
             with kernels.use(level):
                 function = kernels.resolve(self.op, self.device.type)
-            arguments = (*self.inputs.values(), *_constants(self.op, self.shape))
         else:
-            function, arguments = self.module, tuple(self.inputs.values())
+            function = self.module
         if compiled:
             # Several problems share a function: past the default limit dynamo would run it eagerly.
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
@@ -145,66 +141,16 @@ class Problem:
                 stack.enter_context(kernels.use(level))
                 if narrow:
                     stack.enter_context(torch.autocast(self.device.type, self.shape.dtype))
-                out = function(*arguments)
+                out = function(*self.inputs.values(), *self._constants.values())
             return out if isinstance(out, tuple) else (out,)
 
         return run
 
 
-_PER_CLIP = {
-    *("qkv", "q2", "y", "x", "index", "visible", "order", "prediction", "patches", "logits"),
-    "uniform",
-}
-
-
 def _module(op: str, shape: Shape) -> nn.Module:
-    width = shape.heads * shape.dim
+    width = shape.width
     module: nn.Module = TrajectoryAttention(width, shape.heads, shape.frames, "projected")
     if op == "sampler_block":
         module = Block(width, 4.0, module)
     initialize(module)
     return module
-
-
-def _constants(op: str, shape: Shape) -> tuple[Any, ...]:
-    """What follows the tensors in an op's arguments."""
-    if op == "trajectory_attention":
-        return (shape.frames,)
-    return (FLOOR,) if op.startswith("policy") else ()
-
-
-def _inputs(op: str, shape: Shape) -> dict[str, Tensor]:
-    """Random tensors in the order of the op's arguments."""
-    batch, tokens, width = shape.batch, shape.frames * shape.places, shape.heads * shape.dim
-
-    def normal(*size: int, dtype: torch.dtype = shape.dtype, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(size)).to(dtype)
-
-    order = torch.rand(batch, tokens).argsort(dim=1)
-    if op in COMPOSITES:
-        return {"x": normal(batch, tokens, width)}
-    if op == "trajectory_attention":
-        return {"qkv": normal(batch, tokens, 3, shape.heads, shape.dim)}
-    if op == "trajectory_temporal":
-        q2 = normal(batch, tokens, shape.heads, shape.dim, scale=shape.dim**-0.5)
-        weights = {f"weight_{n}": normal(width, width, scale=width**-0.5) for n in "kv"}
-        y = normal(batch, tokens, shape.frames, width)
-        return {"q2": q2, "y": y, **weights, "bias_v": normal(width)}
-    if op == "token_gather":
-        positions = normal(tokens, width, dtype=torch.float32)
-        index = order[:, : shape.visible].contiguous()
-        return {"x": normal(batch, tokens, width), "index": index, "positions": positions}
-    if op == "decoder_assemble":
-        width = shape.decoder_width
-        tables = [normal(n, width, dtype=torch.float32) for n in (1, tokens)]
-        return {
-            "visible": normal(batch, shape.visible, width),
-            **{"mask_token": tables[0][0].clone(), "positions": tables[1], "order": order},
-        }
-    if op == "masked_mse":
-        masked = order[:, shape.visible :].contiguous()
-        patches = torch.randint(256, (batch, tokens, shape.patch_dim), dtype=torch.uint8)
-        prediction = normal(batch, masked.shape[1], shape.patch_dim)
-        return {"prediction": prediction, "patches": patches, "index": masked}
-    logits = {"logits": normal(batch, tokens)}
-    return logits if op == "policy_logprob" else {**logits, "uniform": torch.rand(batch, tokens)}

@@ -36,9 +36,7 @@ class Gate:
         small = problem.last_clips(self._clips)
         wide = small.double()
         self._cotangents: list[Tensor] = []
-        self._keys = None
-        if problem.op == "policy_sample":
-            self._keys = _sorting_keys(wide)
+        self._keys = _sorting_keys(wide) if problem.op == "policy_sample" else None
         self._truth = self._results(wide, wide.runner("reference"))
         own = self._results(small, small.runner("reference"))
         self._own = {name: _error(own[name], exact) for name, exact in self._truth.items()}
@@ -52,13 +50,13 @@ class Gate:
         Raises:
             WrongResult: one sentence; the runner is not to be timed.
         """
-        found = self._results(self._problem, runner)
+        results = self._results(self._problem, runner)
         worst = 0.0
         for name, exact in self._truth.items():
             size = exact.abs().max().item()
-            error = _error(found[name], exact)
+            error = _error(results[name], exact)
             module = self._problem.module is not None
-            dtype = self._problem.shape.dtype if module else found[name].dtype
+            dtype = self._problem.shape.dtype if module else results[name].dtype
             allowed = (3 if module else 2) * self._own[name] + SLACK[dtype] * size
             if error != error or (judge and error > allowed):  # NaN fails whoever it is
                 raise WrongResult(f"{name} is off by {error:.2g}, allowed {allowed:.2g}")
@@ -73,28 +71,25 @@ class Gate:
         floating = [out for out in outputs if out.requires_grad]
         if not self._cotangents:  # once, rounded to the compute dtype, the same for all
             narrow = self._problem.shape.dtype
-            for out in floating:
-                self._cotangents.append(torch.randn_like(out).to(narrow).double())
-        seeds = []
-        for out, cotangent in zip(floating, self._cotangents, strict=True):
-            seed = torch.zeros_like(out)
-            seed[-self._clips :] = cotangent.to(out.dtype)
-            seeds.append(seed)
+            self._cotangents = [torch.randn_like(out).to(narrow).double() for out in floating]
+        seeds = [torch.zeros_like(out) for out in floating]
+        for seed, cotangent in zip(seeds, self._cotangents, strict=True):
+            seed[-self._clips :] = cotangent.to(seed.dtype)
         leaves = problem.leaves()
         gradients = torch.autograd.grad(floating, list(leaves.values()), seeds)
-        found = {}
+        results = {}
         for index, out in enumerate(outputs):
             last = out.detach()[-self._clips :]
             if not last.is_floating_point():
                 last = self._in_order(last)
-            found[f"output {index}"] = last
+            results[f"output {index}"] = last
         for name, gradient in zip(leaves, gradients, strict=True):
             part = gradient[-self._clips :] if problem.per_clip(name) else gradient
-            found[f"the gradient of {name}"] = part
-        return found
+            results[f"the gradient of {name}"] = part
+        return results
 
     def _in_order(self, order: Tensor) -> Tensor:
-        """The exact sorting keys in the order found: two tokens whose keys differ by less than
+        """The exact sorting keys in this order: two tokens whose keys differ by less than
         rounding may change places, and nothing else may be wrong. fp32."""
         tokens = torch.arange(order.shape[1], device=order.device)
         if not torch.equal(order.sort(dim=1).values, tokens.expand_as(order)):
@@ -111,5 +106,5 @@ def _sorting_keys(wide: Problem) -> Tensor:
     return log_p - (-uniform.log()).log()
 
 
-def _error(found: Tensor, exact: Tensor) -> float:
-    return (found.double() - exact).abs().max().item()
+def _error(actual: Tensor, exact: Tensor) -> float:
+    return (actual.double() - exact).abs().max().item()

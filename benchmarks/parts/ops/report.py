@@ -19,12 +19,10 @@ GPU_TARGETS = (
 
 def describe(record: dict[str, Any]) -> str:
     """What is about to be measured."""
-    config, used = record["config"], record["versions"]
+    config = record["config"]
     return "\n".join(
         [
-            bench.hardware_line(record["hardware"]),
-            f"tats-fast {used['tats_fast']} at {record['commit'] or 'unknown commit'}, "
-            f"torch {used['torch']}, triton {used['triton'] or 'not installed'}",
+            *bench.provenance(record, "torch", "triton"),
             f"batch {config['batch']}, {config['dtype']}, {config['steps']} timed and "
             f"{config['warmup']} warm-up calls, implementations interleaved",
             ceilings_line(record),
@@ -34,10 +32,10 @@ def describe(record: dict[str, Any]) -> str:
 
 def ceilings_line(record: dict[str, Any]) -> str:
     """What the rooflines are relative to; measured ones may have risen during the run."""
-    found = record["config"]["ceilings"]
+    top = record["config"]["ceilings"]
     return (
-        f"ceilings: {found['bandwidth'] / 1e9:,.0f} GB/s, {found['rate'] / 1e12:,.3g} TFLOP/s "
-        f"({found['source']})"
+        f"ceilings: {top['bandwidth'] / 1e9:,.0f} GB/s, {top['rate'] / 1e12:,.3g} TFLOP/s "
+        f"({top['source']})"
     )
 
 

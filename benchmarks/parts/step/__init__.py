@@ -1,1 +1,1 @@
-"""Parts of the benchmarks."""
+"""Parts of throughput.py and profile_step.py: paths, clips, stages and text; no command line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parts.bench import ROOT
+from parts import ROOT
 from parts.step.clips import NAME, moving_texture
 from tats_fast import kernels
 from tats_fast.config import ModelConfig, RunConfig
@@ -20,8 +21,8 @@ from tats_fast.data.video import DecodeError, decode_window
 from tats_fast.engine.distributed import World
 from tats_fast.engine.optim import LR_REFERENCE_BATCH
 from tats_fast.masking import visible_tokens
-from tats_fast.pretrain.step import Learner, StepPlan, train_step
-from tats_fast.pretrain.trainer import make_learner
+from tats_fast.pretrain.learner import Learner, make_learner
+from tats_fast.pretrain.step import StepPlan, pretrain_step
 
 CLIPS_FOLDER = ROOT / "demo" / "clips" / "train"
 DECODED_CLIPS = 32
@@ -29,12 +30,10 @@ DECODED_CLIPS = 32
 FRAME_STRIDE = 4
 CROP_SCALES = (1.0, 0.875, 0.75, 0.66)
 
-RELATIVE_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
-"""First step's losses against the baseline's. Policy and value loss are differences of numbers of
-size 1 (advantages are in deviations, rewards in means) and start near 0, so theirs is relative to
-at least 1."""
-GRADIENT_TOLERANCE = {"fp32": 1e-2, "bf16": 1e-1}
-"""The same for the gradient norms of autoencoder and sampler. The sampler's is divided by the
+TOLERANCES = {"fp32": (1e-4, 1e-2), "bf16": (2e-2, 1e-1)}
+"""First step's losses against the baseline's, and the gradient norms of autoencoder and sampler.
+Policy and value loss are differences of numbers of size 1 (advantages are in deviations, rewards in
+means) and start near 0, so theirs is relative to at least 1. The sampler's norm is divided by the
 reward's deviation, at the first step a percent of its mean, which costs it two digits."""
 RELATIVE_TO_ONE = ("loss_policy", "loss_value")
 
@@ -43,9 +42,8 @@ RELATIVE_TO_ONE = ("loss_policy", "loss_value")
 class StepPath:
     """One way to run the step."""
 
-    name: str
     kernels: str
-    """Level of the hot ops, whatever the environment says."""
+    """Level of the hot ops, whatever the environment's TATS_KERNELS."""
     attention: str
     """``model.attention``."""
     compiled: tuple[str, ...] = ()
@@ -53,14 +51,11 @@ class StepPath:
 
 
 PATHS = {
-    path.name: path
-    for path in (
-        StepPath("reference", "reference", "eager"),
-        StepPath("sdpa", "reference", "sdpa"),
-        StepPath("compiled", "torch", "sdpa", ("cuda", "cpu")),
-        StepPath("fast", "auto", "auto", ("cuda",)),
-        StepPath("fast_eager", "auto", "auto"),
-    )
+    "reference": StepPath("reference", "eager"),
+    "sdpa": StepPath("reference", "sdpa"),
+    "compiled": StepPath("torch", "sdpa", ("cuda", "cpu")),
+    "fast": StepPath("auto", "auto", ("cuda",)),
+    "fast_eager": StepPath("auto", "auto"),
 }
 """``fast`` is what a run would use; ``fast_eager``, for comparison on a GPU, is it without
 torch.compile."""
@@ -68,16 +63,18 @@ torch.compile."""
 
 @dataclass
 class Contender:
-    """A path with its learner; ``step`` is the training step that a run would take."""
+    """A path with its learner."""
 
     path: StepPath
     learner: Learner
     clips: list[Tensor]
     taken: int = 0
     skipped: list[Tensor] = field(default_factory=list)
+    first: dict[str, float] = field(default_factory=dict)
+    """The first step's losses, and the norms of the gradients that it applied."""
 
     def step(self) -> dict[str, Tensor]:
-        """One training step; metrics stay on the device."""
+        """The training step that a run would take; metrics stay on the device."""
         config = self.learner.config
         plan = StepPlan(
             step=self.taken,
@@ -86,39 +83,37 @@ class Contender:
             warmup=False,
         )
         with kernels.use(self.path.kernels):
-            metrics = train_step(self.learner, self.clips, plan)
+            metrics = pretrain_step(self.learner, self.clips, plan)
         self.taken += 1
         self.skipped.append(metrics["skipped"])
         return metrics
 
-    def levels(self) -> dict[str, str]:
-        """Which implementation of each op runs."""
+    def settings(self) -> dict[str, Any]:
+        """What distinguishes the path here, with the implementation of each op that runs."""
         device_type = self.learner.world.device.type
         with kernels.use(self.path.kernels):
-            return {op: kernels.resolved_level(op, device_type) for op in kernels.ops()}
+            levels = {op: kernels.resolved_level(op, device_type) for op in kernels.ops()}
+        compiled = self.learner.config.train.compile
+        return {"attention": self.learner.mae.backend, "kernels": levels, "compile": compiled}
 
-    def first_step(self) -> dict[str, float]:
-        """Take the first step; its losses, and the norms of the gradients that it applied."""
+    def take_first_step(self) -> None:
+        """Fill in ``first``."""
         runner, sampler = self.learner.runner, self.learner.sampler
-        watched = [("grad_norm_mae", runner.optimizer, runner.module)]
+        modules = [("grad_norm_mae", runner.optimizer, runner.module)]
         if sampler is not None:
             optimizer = self.learner.sampler_optimizer
-            watched.append(("grad_norm_sampler", optimizer, sampler))
+            modules.append(("grad_norm_sampler", optimizer, sampler))
             # On its own, because actor and biases dwarf it: an attention that returned zeros would
             # change the sampler's norm by less than rounding does.
-            watched.append(("grad_norm_sampler_attention", optimizer, sampler.block.attention))
+            modules.append(("grad_norm_sampler_attention", optimizer, sampler.block.attention))
         norms: dict[str, Tensor] = {}
-        handles = [
-            optimizer.register_step_pre_hook(_norm_recorder(norms, name, module))
-            for name, optimizer, module in watched
-        ]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for name, optimizer, module in modules:
+                record = _norm_recorder(norms, name, module)
+                hooks.enter_context(optimizer.register_step_pre_hook(record))
             metrics = self.step()
-        finally:
-            for handle in handles:
-                handle.remove()
         losses = {name: value for name, value in metrics.items() if name.startswith("loss_")}
-        return {name: float(value) for name, value in {**losses, **norms}.items()}
+        self.first = {name: float(value) for name, value in {**losses, **norms}.items()}
 
 
 def _norm_recorder(norms: dict[str, Tensor], name: str, module: torch.nn.Module) -> Any:
@@ -126,8 +121,7 @@ def _norm_recorder(norms: dict[str, Tensor], name: str, module: torch.nn.Module)
 
     def record(*_: Any) -> None:
         if name not in norms:
-            matrices = [p for p in module.parameters() if p.ndim > 1]
-            gradients = [p.grad for p in matrices if p.grad is not None]
+            gradients = [p.grad for p in module.parameters() if p.ndim > 1 and p.grad is not None]
             norms[name] = torch.nn.utils.get_total_norm(gradients)
 
     return record
@@ -150,20 +144,18 @@ def make_contender(
     return Contender(path, learner, list(clips.chunk(config.train.accumulation)))
 
 
-def disagreements(
-    values: dict[str, float], baseline: dict[str, float], precision: str
-) -> list[str]:
+def disagreements(contender: Contender, baseline: Contender) -> list[str]:
     """What of a path's first step differs from the baseline's by more than the tolerance."""
-    found = []
-    for name, expected in baseline.items():
-        tolerance = RELATIVE_TOLERANCE[precision]
-        if name.startswith("grad_norm"):
-            tolerance = GRADIENT_TOLERANCE[precision]
+    losses, norms = TOLERANCES["bf16" if contender.learner.bf16 else "fp32"]
+    differences = []
+    for name, expected in baseline.first.items():
+        tolerance = norms if name.startswith("grad_norm") else losses
         scale = max(abs(expected), 1.0) if name in RELATIVE_TO_ONE else abs(expected)
+        value = contender.first[name]
         # "not <=" so that a NaN disagrees.
-        if not abs(values[name] - expected) <= tolerance * scale:
-            found.append(f"{name} {values[name]:.6g}, expected {expected:.6g}")
-    return found
+        if not abs(value - expected) <= tolerance * scale:
+            differences.append(f"{name} {value:.6g}, expected {expected:.6g}")
+    return differences
 
 
 def load_clips(model: ModelConfig, batch: int, seed: int) -> tuple[Tensor, str]:
@@ -172,23 +164,18 @@ def load_clips(model: ModelConfig, batch: int, seed: int) -> tuple[Tensor, str]:
     Random windows and crops of the demo's videos, scaled to the model's size; generated moving
     textures where PyAV or the videos are missing.
     """
+    folder, count = CLIPS_FOLDER.relative_to(ROOT), min(batch, DECODED_CLIPS)
     videos = sorted(CLIPS_FOLDER.glob("*.mp4"))
     try:
         if not videos:
-            raise FileNotFoundError(f"no videos in {CLIPS_FOLDER.relative_to(ROOT)}")
-        distinct = [
-            _decode(videos, index, model, seed) for index in range(min(batch, DECODED_CLIPS))
-        ]
+            raise FileNotFoundError(f"no videos in {folder}")
+        distinct = [_decode(videos, index, model, seed) for index in range(count)]
+        source = f"{count} random crop(s) of real clips in {folder}"
     except (ImportError, FileNotFoundError, DecodeError) as error:
         rng = np.random.default_rng(seed)
-        frames, side = model.num_frames, model.image_size
-        distinct = [moving_texture(frames, side, rng) for _ in range(min(batch, DECODED_CLIPS))]
-        source = f"{len(distinct)} x {NAME} ({error})"
-    else:
-        folder = CLIPS_FOLDER.relative_to(ROOT)
-        source = f"{len(distinct)} random crop(s) of real clips in {folder}"
-    clips = torch.from_numpy(np.stack([distinct[i % len(distinct)] for i in range(batch)]))
-    return clips, source
+        distinct = [moving_texture(model.num_frames, model.image_size, rng) for _ in range(count)]
+        source = f"{count} x {NAME} ({error})"
+    return torch.from_numpy(np.stack([distinct[i % count] for i in range(batch)])), source
 
 
 def _decode(videos: Sequence[Path], index: int, model: ModelConfig, seed: int) -> np.ndarray:

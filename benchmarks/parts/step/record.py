@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from parts import bench
-from parts.step.stages import STAGES
 from tats_fast.config import RunConfig
 
 
 def summary(
-    times: list[float],
-    stages: dict[str, float | None],
-    memory: float | None,
-    first: dict[str, float],
+    times_ms: list[float],
+    stages_ms: dict[str, float],
+    peak_mem_mb: float | None,
+    loss: float,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """One path's entry; rates are those of the median step.
-
-    Args:
-        times: ms per timed step; stages: ms by stage; memory: MiB; first: the gate's values;
-        settings: the record's ``config``.
-    """
-    step_ms = bench.percentiles(times)
+    """One path's entry under ``settings``, the record's ``config``; rates are those of the median
+    step."""
+    step_ms = bench.percentiles(times_ms)
     clips_per_s = 1e3 * settings["batch"] / step_ms["p50"]
     tflops = clips_per_s * settings["step_gflop_per_clip"] / 1e3
     peak = settings["peak_tflops"]
     return {
         "clips_per_s": clips_per_s,
         "step_ms": step_ms,
-        "stages_ms": stages,
-        "peak_mem_mb": memory,
+        # Clips lie on the device from the start: there is no loader here.
+        "stages_ms": {"data_wait": None, **stages_ms},
+        "peak_mem_mb": peak_mem_mb,
         "tflops": tflops,
         "mfu": None if peak is None else tflops / peak,
-        "loss": first["loss_recon"],
+        "loss": loss,
     }
 
 
 def describe(record: dict[str, Any], run: RunConfig) -> str:
     """Where, and what kind of step, is about to be measured."""
-    model, used = run.model, record["versions"]
+    model = run.model
     clip = f"{model.num_frames} x {model.image_size} x {model.image_size}"
-    return "\n".join(
-        [
-            bench.hardware_line(record["hardware"]),
-            f"tats-fast {used['tats_fast']} at {record['commit'] or 'unknown commit'}, "
-            f"torch {used['torch']}, triton {used['triton'] or 'not installed'}",
-            f"{model.preset} (C={model.width}, {model.depth} blocks), {clip}",
-        ]
-    )
+    lines = bench.provenance(record, "torch", "triton")
+    return "\n".join([*lines, f"{model.preset} (C={model.width}, {model.depth} blocks), {clip}"])
 
 
 def describe_batch(config: dict[str, Any]) -> str:
@@ -82,42 +73,35 @@ def gate_line(first: dict[str, dict[str, float]], settings: dict[str, Any]) -> s
     )
 
 
-def results(config: dict[str, Any], paths: dict[str, Any]) -> str:
-    """The two tables of the paths that ran: rates, then stages."""
+def results(
+    config: dict[str, Any],
+    paths: dict[str, Any],
+    table: Callable[[list[str], list[list[str]]], str] = bench.table,
+) -> str:
+    """Two tables of the paths that ran, rates and stages; "" where none did."""
     paths = {name: path for name, path in paths.items() if "step_ms" in path}
+    if not paths:
+        return ""
     baseline = next(iter(paths))
-    header = [
-        *("path", "kernels", "attention", "clips/s", "p20 ms", "p50 ms", "p80 ms"),
-        *(f"x {baseline}", "peak MiB", "TFLOP/s", "MFU %", "loss"),
-    ]
+    header = ["path", "kernels", "attention", "clips/s", "p20 ms", "p50 ms", "p80 ms"]
+    header += [f"x {baseline}", "peak MiB", "TFLOP/s", "MFU %", "loss"]
     rows = []
     for name, path in paths.items():
         how, step = config["paths"][name], path["step_ms"]
+        levels = "+".join(sorted(set(how["kernels"].values()))) + " compiled" * how["compile"]
         ratio = paths[baseline]["step_ms"]["p50"] / step["p50"]
-        rows.append(
-            [
-                *(
-                    name,
-                    "+".join(sorted(set(how["kernels"].values()))) + " compiled" * how["compile"],
-                ),
-                how["attention"],
-                bench.number(path["clips_per_s"], 3 if path["clips_per_s"] < 10 else 1),
-                *(bench.number(step[p]) for p in ("p20", "p50", "p80")),
-                *(f"{ratio:.2f}", bench.number(path["peak_mem_mb"], 0)),
-                bench.number(path["tflops"], 3 if path["tflops"] < 10 else 1),
-                bench.number(None if path["mfu"] is None else 100 * path["mfu"]),
-                f"{path['loss']:.5f}",
-            ]
-        )
-    return f"{bench.table(header, rows)}\n\n{_stage_table(paths)}"
-
-
-def _stage_table(paths: dict[str, Any]) -> str:
-    rows = [
+        rates = [path["clips_per_s"], path["tflops"]]
+        clips, tflops = (bench.number(rate, 3 if rate < 10 else 1) for rate in rates)
+        times = [bench.number(step[p]) for p in ("p20", "p50", "p80")]
+        cells = [f"{ratio:.2f}", bench.number(path["peak_mem_mb"], 0), tflops]
+        mfu, loss = bench.number(path["mfu"] and 100 * path["mfu"]), f"{path['loss']:.5f}"
+        rows.append([name, levels, how["attention"], clips, *times, *cells, mfu, loss])
+    stages = [
         [stage, *(bench.number(path["stages_ms"][stage]) for path in paths.values())]
-        for stage in STAGES
+        for stage in paths[baseline]["stages_ms"]
     ]
     sums = [sum(filter(None, path["stages_ms"].values())) for path in paths.values()]
-    rows.append(["sum of stages", *map(bench.number, sums)])
-    rows.append(["step p50", *(bench.number(p["step_ms"]["p50"]) for p in paths.values())])
-    return bench.table(["stage (ms, own untimed steps)", *paths], rows)
+    stages.append(["sum of stages", *map(bench.number, sums)])
+    stages.append(["step p50", *(bench.number(p["step_ms"]["p50"]) for p in paths.values())])
+    spent = table(["stage (ms, own untimed steps)", *paths], stages)
+    return f"{table(header, rows)}\n\n{spent}"

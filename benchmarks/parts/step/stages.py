@@ -1,7 +1,7 @@
 """Where a training step's time goes, and how much memory it takes, seen from outside.
 
 The step is measured as it is: for one call its functions are wrapped with a clock, so that the
-engine needs no timing code. Nothing here runs during timed steps.
+package needs no timing code. Nothing here runs during timed steps.
 """
 
 from __future__ import annotations
@@ -9,142 +9,96 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import torch
 
+from parts.bench import synchronize
 from parts.peak_memory import MIB, peak_growth
 from tats_fast import kernels
-from tats_fast.pretrain import step as step_module
-from tats_fast.pretrain.step import Learner
+from tats_fast.pretrain import step
+from tats_fast.pretrain.learner import Learner
 
 OTHER = "other"
 INNER = "inner_epochs"
 STAGES = (
-    *("data_wait", "patchify", "embed", "sampler_forward", "draw", "gather_encoder", "decoder"),
-    *("loss", "backward", "optimizer", INNER, OTHER),
+    *("patchify", "embed", "sampler_forward", "draw", "gather_encoder", "decoder", "loss"),
+    *("backward", "optimizer", INNER, OTHER),
 )
-"""In the step's order. ``data_wait`` is None: clips lie on the device, there is no loader here.
-``draw`` is policy, noise, order and split; ``loss`` the reconstruction error, the reward and PPO's
-first loss; ``backward`` that of autoencoder and sampler together; ``optimizer`` both updates of the
-first epoch; ``inner_epochs`` everything of PPO's epochs 2..K; ``other`` metrics and the rest."""
+"""In the step's order. ``draw`` is policy, noise, order and split; ``loss`` errors and the credit
+that the sampler gets for them; ``backward`` that of autoencoder and sampler together; ``optimizer``
+both updates of the first epoch; ``inner_epochs`` everything of PPO's epochs 2..K; ``other`` metrics
+and the rest."""
 
 
-class StageClock:
-    """Attributes all time between ``start`` and ``stop`` to exactly one stage.
+def stages_ms(call: Callable[[], Any], learner: Learner, device: torch.device) -> dict[str, float]:
+    """Milliseconds of every stage of ``call``, a step of this learner; they sum to its duration.
 
     On a GPU the marks are events in the stream: they cost no synchronisation, and the time the
     device waits for the host counts for the stage it waits in.
     """
+    gpu = device.type == "cuda"
+    stack = [OTHER]
+    marks: list[tuple[str, Any]] = []
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stack = [OTHER]
-        self._marks: list[tuple[str, Any]] = []
-
-    def _mark(self, stage: str) -> None:
-        """The time since the last mark was ``stage``'s."""
-        if self._device.type == "cuda":
-            now: Any = torch.cuda.Event(enable_timing=True)
+    def mark() -> None:
+        """The time since the last mark was that of the stage on top of the stack."""
+        now: Any = torch.cuda.Event(enable_timing=True) if gpu else time.perf_counter()
+        if gpu:
             now.record()
-        else:
-            now = time.perf_counter()
-        self._marks.append((stage, now))
+        marks.append((stack[-1], now))
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Charge the enclosed time to ``name``; whatever runs inside PPO's further epochs is
-        theirs."""
-        self._mark(self._stack[-1])
-        self._stack.append(INNER if self._stack[-1] == INNER else name)
+    def charge(stage: str) -> Iterator[None]:
+        """To ``stage``; whatever runs inside PPO's further epochs is theirs."""
+        mark()
+        stack.append(INNER if stack[-1] == INNER else stage)
         try:
             yield
         finally:
-            self._mark(self._stack.pop())
+            mark()
+            stack.pop()
 
-    def measure(self, call: Callable[[], Any]) -> dict[str, float | None]:
-        """Milliseconds of every stage of one call; they sum to its duration."""
-        self._marks = []
-        self._mark(OTHER)
-        call()
-        self._mark(OTHER)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        spent: dict[str, float | None] = dict.fromkeys(STAGES, 0.0)
-        spent["data_wait"] = None
-        for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
-            cuda = self._device.type == "cuda"
-            spent[name] += before.elapsed_time(after) if cuda else 1e3 * (after - before)
-        return spent
-
-
-@contextlib.contextmanager
-def instrumented(learner: Learner, clock: StageClock) -> Iterator[None]:
-    """Let ``clock`` see the stages of this learner's steps."""
-    mae, sampler = learner.runner.module, learner.sampler
+    mae = learner.mae
     places: list[tuple[Any, str, str]] = [
-        (step_module, "patchify", "patchify"),
-        (step_module, "draw_order", "draw"),
-        (step_module, "split_for_training", "draw"),
+        (step, "patchify", "patchify"),
+        (mae, "embed", "embed"),
+        (step, "sample_policy", "draw"),
+        (learner.sampler, "forward", "sampler_forward"),
         (kernels, "policy_sample", "draw"),
-        (step_module, "make_experience", "loss"),
-        (step_module, "sampler_loss", "loss"),
-        (step_module, "adamae_loss", "loss"),
-        (step_module, "_update_sampler", "optimizer"),
-        (step_module, "_further_epochs", INNER),
-        (kernels, "masked_mse", "loss"),
-        (mae.embed, "forward", "embed"),
+        (step, "draw", "draw"),
         (mae, "encode", "gather_encoder"),
         (mae, "decode", "decoder"),
+        (kernels, "masked_mse", "loss"),
+        (step, "credit", "loss"),
         (learner.runner, "backward", "backward"),
-        (learner.runner, "step", "optimizer"),
+        (step, "update_networks", "optimizer"),
+        (step, "inner_epochs", INNER),
     ]
-    if sampler is not None:
-        places.append((sampler, "forward", "sampler_forward"))
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as patches:
         for owner, name, stage in places:
-            stack.enter_context(_wrapped(owner, name, stage, clock))
-        yield
-
-
-@contextlib.contextmanager
-def _wrapped(owner: Any, name: str, stage: str, clock: StageClock) -> Iterator[None]:
-    original = getattr(owner, name)
-    own = name in vars(owner)
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        with clock.stage(stage):
-            return original(*args, **kwargs)
-
-    setattr(owner, name, timed)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, original)
-        else:
-            delattr(owner, name)
+            if owner is not None:  # there may be no sampler
+                timed = charge(stage)(getattr(owner, name))
+                patches.enter_context(mock.patch.object(owner, name, timed))
+        mark()
+        call()
+        mark()
+    synchronize(device)
+    spent = dict.fromkeys(STAGES, 0.0)
+    for (_, before), (stage, after) in pairwise(marks):
+        spent[stage] += before.elapsed_time(after) if gpu else 1e3 * (after - before)
+    return spent
 
 
 def state_bytes(learner: Learner) -> int:
     """Bytes of parameters, buffers and optimizer state."""
-    modules = [learner.runner.module, learner.sampler]
-    optimizers = [learner.runner.optimizer, learner.sampler_optimizer]
-    tensors = [
-        tensor
-        for module in modules
-        if module is not None
-        for tensor in (*module.parameters(), *module.buffers())
-    ]
-    tensors += [
-        value
-        for optimizer in optimizers
-        if optimizer is not None
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, torch.Tensor)
-    ]
-    return sum(tensor.nbytes for tensor in tensors)
+    modules = filter(None, (learner.mae, learner.sampler))
+    tensors = [tensor for part in modules for tensor in (*part.parameters(), *part.buffers())]
+    for optimizer in filter(None, (learner.runner.optimizer, learner.sampler_optimizer)):
+        tensors += [value for state in optimizer.state.values() for value in state.values()]
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
 
 
 def peak_memory_mb(call: Callable[[], Any], learner: Learner, device: torch.device) -> float | None:

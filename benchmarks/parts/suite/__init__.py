@@ -1,1 +1,1 @@
-"""Parts of the benchmarks."""
+"""Parts of gpu_suite.py: its sections and its record; no measurement of their own."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from parts import bench
 from parts.ops.report import speedup, target_lines
+from parts.step.record import results as step_results
 from parts.suite.sections import COMPARED_BATCH
 
+OPS_TARGET = re.compile("target (.+): (.+), wanted (.+): (.+)")
 STEP_TARGETS = (("reference", 3.0), ("compiled", 1.6))
 CLIPS_TARGET, MFU_TARGET, ACTIVATION_TARGET_GB = 1200.0, 0.40, 0.25
 INTERMEDIATE = ("sweep.json", "k1.json", "k2.json", "tests.json")
+"""Files that end up in the others."""
+LASTING = ("ops.json", "tuning.json", "environment.json")
 
 
 def write_record(
@@ -24,119 +29,46 @@ def write_record(
     Args:
         outcomes: one per section: name, status, seconds, detail, output.
     """
-    found = {name: _read(out / name) for name in (*INTERMEDIATE, "ops.json", "tuning.json",
-                                                   "environment.json")}  # fmt: skip
+    records = {name: _read(out / name) for name in (*INTERMEDIATE, *LASTING)}
     for name in INTERMEDIATE:
         (out / name).unlink(missing_ok=True)
-    throughput = merged_throughput(found)
+    throughput = merged_throughput(records)
     if throughput:
-        bench.write_json(str(out / "throughput.json"), throughput)
+        bench.write_json(out / "throughput.json", throughput)
     for name in ("profile", "resources"):
         text = next((o["output"] for o in outcomes if o["name"] == name), "")
         if text:
             (out / f"{name}.txt").write_text(text)
-    log = "\n".join(
-        f"=== {o['name']}: {o['status']} {o['detail']}\n{o['output']}" for o in outcomes
-    )
-    (out / "log.txt").write_text(log)
-    sections = [[o["name"], o["status"], bench.number(o["seconds"], 0), o["detail"].replace(
-        "|", "/")] for o in outcomes]  # fmt: skip
-    targets = [] if quick else target_rows(found, throughput)
+    log = [f"=== {o['name']}: {o['status']} {o['detail']}\n{o['output']}" for o in outcomes]
+    (out / "log.txt").write_text("\n".join(log))
+    sections = [
+        [o["name"], o["status"], bench.number(o["seconds"], 0), o["detail"]] for o in outcomes
+    ]
+    targets = [] if quick else target_rows(records, throughput)
     parts = [
         f"# GPU suite{' (quick: tiny sizes on a CPU, no result)' if quick else ''}",
         f"    {command}",
-        _where(found["environment.json"]),
+        _environment(records["environment.json"]),
         f"{seconds:.0f} s in all.",
         "## Sections",
-        bench.markdown(["section", "outcome", "s", ""], sections),
+        _table(["section", "outcome", "s", ""], sections),
     ]
     for title, table in (
         ("Targets", _table(["target", "wanted", "measured", ""], targets)),
-        ("Tests", _tests(found["tests.json"])),
+        ("Tests", _tests(records["tests.json"])),
         ("Whole step", _steps(throughput)),
         ("Batch sizes and memory", _sweep(throughput)),
-        ("Ops, forward + backward", _ops(found["ops.json"])),
-        ("Kernel configurations", _tuning(found["tuning.json"])),
+        ("Ops, forward + backward", _ops(records["ops.json"])),
+        ("Kernel configurations", _tuning(records["tuning.json"])),
     ):
         if table:
             parts += [f"## {title}", table]
     (out / "summary.md").write_text("\n\n".join(parts) + "\n")
-    lines = [f"record: {out}"]
-    lines += [f"target {name}: wanted {wanted}, {got}: {verdict}"
-              for name, wanted, got, verdict in targets]  # fmt: skip
-    return "\n".join(lines if targets else [*lines, "targets: not judged at these sizes"])
-
-
-def merged_throughput(found: dict[str, Any]) -> dict[str, Any]:
-    """The K = 1 record as throughput.py writes it, with ``k2`` (config and paths of K = 2) and
-    ``batches`` (the sweep) beside it; what did not run is left out."""
-    records = [found[name] for name in ("k1.json", "k2.json", "sweep.json") if found[name]]
-    if not records:
-        return {}
-    merged = dict(found["k1.json"] or records[0])
-    if found["k2.json"]:
-        merged["k2"] = {key: found["k2.json"][key] for key in ("config", "paths")}
-    if found["sweep.json"]:
-        merged["batches"] = found["sweep.json"].get("batches", {})
-    return merged
-
-
-def target_rows(found: dict[str, Any], throughput: dict[str, Any]) -> list[list[str]]:
-    """Every target of the design for this hardware with what was measured: met, missed, or not
-    measured."""
-    rows = []
-    for line in target_lines(found["ops.json"]) if found["ops.json"] else []:
-        text, _, verdict = line.removeprefix("target ").rpartition(": ")
-        name, _, numbers = text.partition(": ")
-        got, _, wanted = numbers.partition(", wanted ")
-        rows.append([name, wanted + " x", got, verdict])
-    paths = throughput.get("paths", {})
-    ran = {name: path for name, path in paths.items() if "clips_per_s" in path}
-    fast = [ran[name] for name in ("fast", "fast_eager") if name in ran]
-    best = max(fast, key=lambda path: path["clips_per_s"], default=None)
-    for baseline, least in STEP_TARGETS:
-        ratio = None
-        if best is not None and baseline in ran:
-            ratio = best["clips_per_s"] / ran[baseline]["clips_per_s"]
-        name = f"whole step over {baseline}, K=1"
-        rows.append([name, f"{least} x", *_judge(ratio, least, "{:.2f} x")])
-    swept = [path for entry in throughput.get("batches", {}).values()
-             for path in entry["paths"].values() if "clips_per_s" in path]  # fmt: skip
-    candidates = [*fast, *swept]
-    clips = max((path["clips_per_s"] for path in candidates), default=None)
-    rows.append(["clips/s, K=1, best batch", f"{CLIPS_TARGET:,.0f}",
-                 *_judge(clips, CLIPS_TARGET, "{:,.0f}")])  # fmt: skip
-    mfu = max((path["mfu"] for path in candidates if path["mfu"] is not None), default=None)
-    rows.append(["MFU, K=1, best batch", f"{MFU_TARGET:.0%}", *_judge(mfu, MFU_TARGET, "{:.1%}")])
-    slopes = [slope for _, slope in memory_slopes(throughput) if slope is not None]
-    gigabytes = slopes[-1] * 2**20 / 1e9 if slopes else None
-    got, verdict = "not measured", "-"
-    if gigabytes is not None:
-        got = f"{gigabytes:.3f} GB"
-        verdict = "met" if gigabytes <= ACTIVATION_TARGET_GB else "missed"
-    rows.append(["activations per clip", f"at most {ACTIVATION_TARGET_GB} GB", got, verdict])
-    rows.append(["data wait with DALI", "below 3%", "not measured here", "-"])
-    return rows
-
-
-def _judge(value: float | None, least: float, form: str) -> tuple[str, str]:
-    if value is None:
-        return "not measured", "-"
-    return form.format(value), "met" if value >= least else "missed"
-
-
-def memory_slopes(throughput: dict[str, Any]) -> list[tuple[str, float | None]]:
-    """(batch, MiB that each clip more than the batch before added to the peak): weights, optimizer
-    and gradients cancel in the difference."""
-    peaks = []
-    for batch, entry in throughput.get("batches", {}).items():
-        path = next((p for p in entry["paths"].values() if p.get("peak_mem_mb") is not None), None)
-        if path is not None:
-            peaks.append((int(batch), path["peak_mem_mb"]))
-    slopes: list[tuple[str, float | None]] = [(str(b), None) for b, _ in peaks[:1]]
-    for (small, low), (large, high) in pairwise(peaks):
-        slopes.append((str(large), (high - low) / (large - small)))
-    return slopes
+    lines = [
+        f"target {name}: wanted {wanted}, {measured}: {verdict}"
+        for name, wanted, measured, verdict in targets
+    ]
+    return "\n".join([f"record: {out}", *(lines or ["targets: not judged at these sizes"])])
 
 
 def _read(path: Path) -> Any:
@@ -146,74 +78,126 @@ def _read(path: Path) -> Any:
         return None
 
 
-def _where(environment: dict[str, Any] | None) -> str:
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; nothing without rows."""
+    escaped = [[text.replace("|", "/") for text in row] for row in rows]
+    return bench.markdown(header, escaped) if rows else ""
+
+
+def merged_throughput(records: dict[str, Any]) -> dict[str, Any]:
+    """The K = 1 record as throughput.py writes it, with ``k2`` (config and paths of K = 2) and
+    ``batches`` (the sweep) beside it; what did not run is left out."""
+    once, twice, sweep = (records[name] for name in ("k1.json", "k2.json", "sweep.json"))
+    merged = dict(once or twice or sweep or {})
+    if twice:
+        merged["k2"] = {key: twice[key] for key in ("config", "paths")}
+    if sweep:
+        merged["batches"] = sweep.get("batches", {})
+    return merged
+
+
+def target_rows(records: dict[str, Any], throughput: dict[str, Any]) -> list[list[str]]:
+    """Every target of the design for this hardware with what was measured: met, missed, or not
+    measured."""
+    rows = []
+    for line in target_lines(records["ops.json"]) if records["ops.json"] else []:
+        name, measured, wanted, verdict = OPS_TARGET.fullmatch(line).groups()
+        rows.append([name, f"{wanted} x", measured, verdict])
+    timed = _timed(throughput.get("paths", {}))
+    fast = [timed[name] for name in ("fast", "fast_eager") if name in timed]
+    swept = [
+        path
+        for entry in throughput.get("batches", {}).values()
+        for path in _timed(entry["paths"]).values()
+    ]
+    best = _highest("clips_per_s", fast)
+    for baseline, least in STEP_TARGETS:
+        ratio = best / timed[baseline]["clips_per_s"] if fast and baseline in timed else None
+        name = f"whole step over {baseline}, K=1"
+        rows.append(_target(name, f"{least} x", ratio, "{:.2f} x", (ratio or 0) >= least))
+    rate, mfu = (_highest(key, [*fast, *swept]) for key in ("clips_per_s", "mfu"))
+    slope = next(reversed(memory_slopes(throughput).values()), None)
+    gigabytes = None if slope is None else slope * 2**20 / 1e9
+    fast_enough, busy_enough = (rate or 0) >= CLIPS_TARGET, (mfu or 0) >= MFU_TARGET
+    wanted, most = f"{CLIPS_TARGET:,.0f}", f"at most {ACTIVATION_TARGET_GB} GB"
+    small_enough = (gigabytes or 0) <= ACTIVATION_TARGET_GB
+    return [
+        *rows,
+        _target("clips/s, K=1, best batch", wanted, rate, "{:,.0f}", fast_enough),
+        _target("MFU, K=1, best batch", f"{MFU_TARGET:.0%}", mfu, "{:.1%}", busy_enough),
+        _target("activations per clip", most, gigabytes, "{:.3f} GB", small_enough),
+        ["data wait with DALI", "below 3%", "not measured here", "-"],
+    ]
+
+
+def _timed(paths: dict[str, Any]) -> dict[str, Any]:
+    return {name: path for name, path in paths.items() if "clips_per_s" in path}
+
+
+def _highest(key: str, paths: list[dict[str, Any]]) -> float | None:
+    return max((path[key] for path in paths if path[key] is not None), default=None)
+
+
+def _target(name: str, wanted: str, value: float | None, form: str, met: bool) -> list[str]:
+    if value is None:
+        return [name, wanted, "not measured", "-"]
+    return [name, wanted, form.format(value), "met" if met else "missed"]
+
+
+def memory_slopes(throughput: dict[str, Any]) -> dict[str, float]:
+    """By batch, MiB that each clip more than the batch before added to the peak: weights, optimizer
+    and gradients cancel in the difference."""
+    peaks: dict[int, float] = {}
+    for batch, entry in throughput.get("batches", {}).items():
+        measured = (path.get("peak_mem_mb") for path in entry["paths"].values())
+        if peak := next(filter(None, measured), None):
+            peaks[int(batch)] = peak
+    return {
+        str(large): (peaks[large] - peaks[small]) / (large - small)
+        for small, large in pairwise(peaks)
+    }
+
+
+def _environment(environment: dict[str, Any] | None) -> str:
     if environment is None:
         return "environment.json was not written."
-    used = environment["versions"]
-    lines = [
-        bench.hardware_line(environment["hardware"]),
-        f"torch {used['torch']}, CUDA {used['cuda']}, triton {used['triton']}; commit "
-        f"{environment['commit'] or 'unknown'}",
-        *(f"measured {name}: {m['bandwidth'] / 1e9:,.0f} GB/s, {m['rate'] / 1e12:,.3g} TFLOP/s"
-          for name, m in environment["measured"].items()),
-        "missing: " + (", ".join(environment["missing"]) or "nothing"),
-    ]  # fmt: skip
+    lines = bench.provenance(environment, "torch", "cuda", "triton")
+    lines += [
+        f"measured {name}: {m['bandwidth'] / 1e9:,.0f} GB/s, {m['rate'] / 1e12:,.3g} TFLOP/s"
+        for name, m in environment["measured"].items()
+    ]
+    lines.append("missing: " + (", ".join(environment["missing"]) or "nothing"))
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    return bench.markdown(header, rows) if rows else ""
 
 
 def _tests(tests: dict[str, Any] | None) -> str:
     if tests is None:
         return ""
-    numbers = ", ".join(f"{tests[k]} {k.replace('_', ' ')}"
-                        for k in ("passed", "failed", "skipped", "not_run"))  # fmt: skip
+    kinds = ("passed", "failed", "skipped", "not_run")
+    numbers = ", ".join(f"{tests[kind]} {kind.replace('_', ' ')}" for kind in kinds)
     failures = [f"- `{name}`: {bench.reason(text)}" for name, text in tests["failures"].items()]
     return "\n".join([f"{numbers} in {tests['seconds']} s", *failures[:30]])
 
 
 def _steps(throughput: dict[str, Any]) -> str:
-    if "config" not in throughput:
-        return ""
-    rows = []
-    for record in (throughput, throughput.get("k2")):
-        if record is None:
-            continue
-        config = record["config"]
-        ran = {n: p for n, p in record["paths"].items() if "clips_per_s" in p}
-        base = ran.get("reference", {}).get("clips_per_s")
-        for name, path in record["paths"].items():
-            start = [str(config["inner_epochs"]), str(config["batch"]), name]
-            if name not in ran:
-                rows.append([*start, " ".join(*path.items()).replace("|", "/"), *["-"] * 5])
-                continue
-            rows.append(
-                [*start, bench.number(path["clips_per_s"]), bench.number(path["step_ms"]["p50"]),
-                 "-" if base is None else f"{path['clips_per_s'] / base:.2f}",
-                 bench.number(path["peak_mem_mb"], 0), bench.number(path["tflops"]),
-                 "-" if path["mfu"] is None else f"{path['mfu']:.1%}"]
-            )  # fmt: skip
-    header = ["K", "batch", "path", "clips/s", "step p50, ms", "x reference", "peak MiB"]
-    steps = _table([*header, "TFLOP/s", "MFU"], rows)
-    ran = {n: p for n, p in throughput["paths"].items() if "stages_ms" in p}
-    stages = [[stage, *(bench.number(p["stages_ms"][stage], 2) for p in ran.values())]
-              for stage in next(iter(ran.values()), {"stages_ms": {}})["stages_ms"]]  # fmt: skip
-    k = throughput["config"]["inner_epochs"]
-    return f"{steps}\n\n{_table([f'stage, ms, K={k}', *ran], stages)}".strip()
+    parts = []
+    for record in (throughput, throughput.get("k2", {})):
+        if "config" in record:
+            config, paths = record["config"], record["paths"]
+            parts.append(f"K = {config['inner_epochs']}, batch {config['batch']}")
+            parts.append(step_results(config, paths, bench.markdown))
+            untimed = {name: path for name, path in paths.items() if name not in _timed(paths)}
+            parts += [f"- {name} {' '.join(*path.items())}" for name, path in untimed.items()]
+    return "\n\n".join(filter(None, parts))
 
 
 def _sweep(throughput: dict[str, Any]) -> str:
-    slopes = dict(memory_slopes(throughput))
-    rows = []
+    slopes, rows = memory_slopes(throughput), []
     for batch, entry in throughput.get("batches", {}).items():
-        for name, path in entry["paths"].items():
-            if "clips_per_s" in path:
-                rows.append([batch, name, bench.number(path["clips_per_s"]),
-                             "-" if path["mfu"] is None else f"{path['mfu']:.1%}",
-                             bench.number(path["peak_mem_mb"], 0),
-                             bench.number(slopes.get(batch))])  # fmt: skip
+        for name, path in _timed(entry["paths"]).items():
+            mfu = "-" if path["mfu"] is None else f"{path['mfu']:.1%}"
+            memory = [bench.number(path["peak_mem_mb"], 0), bench.number(slopes.get(batch))]
+            rows.append([batch, name, bench.number(path["clips_per_s"]), mfu, *memory])
     table = _table(["batch", "path", "clips/s", "MFU", "peak MiB", "MiB per added clip"], rows)
     note = f"Paths are compared at batch {COMPARED_BATCH} or what fits below it."
     return f"{table}\n\n{note}" if table else ""
@@ -227,22 +211,19 @@ def _ops(record: dict[str, Any] | None) -> str:
                 if "failed" in entry:
                     rows.append([op, case, name, f"failed: {entry['failed']}", *["-"] * 4])
                 elif "fwd_bwd_ms" in entry:
-                    rows.append(
-                        [op, case, name, bench.number(entry["fwd_bwd_ms"]["p50"], 3),
-                         f"{speedup(entry, entries['reference']):.2f}",
-                         f"{entry['roofline']:.1%}", bench.number(entry["peak_mem_mb"], 0),
-                         f"{entry['max_rel_err']:.1e}"]
-                    )  # fmt: skip
+                    gain = f"{speedup(entry, entries['reference']):.2f}"
+                    cells = [bench.number(entry["fwd_bwd_ms"]["p50"], 3), gain]
+                    cells += [f"{entry['roofline']:.1%}", bench.number(entry["peak_mem_mb"], 0)]
+                    rows.append([op, case, name, *cells, f"{entry['max_rel_err']:.1e}"])
     header = ["op", "case", "implementation", "p50, ms", "x reference", "of the roofline"]
     return _table([*header, "peak MiB", "max rel err"], rows)
 
 
 def _tuning(record: dict[str, Any] | None) -> str:
-    rows = []
-    for name, found in (record or {"tunables": {}})["tunables"].items():
-        if "skipped" in found:
-            rows.append([name, found["skipped"], "-", "-"])
-        else:
-            gain = "-" if found["gain"] is None else f"{found['gain']:.3f}"
-            rows.append([name, found["chosen"], found["fastest"] or "none ran", gain])
+    rows = [
+        [name, entry["skipped"], "-", "-"]
+        if "skipped" in entry
+        else [name, entry["chosen"], entry["fastest"] or "none ran", bench.number(entry["gain"], 3)]
+        for name, entry in (record or {"tunables": {}})["tunables"].items()
+    ]
     return _table(["kernel", "chosen", "fastest", "chosen / fastest"], rows)

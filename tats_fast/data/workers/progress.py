@@ -1,99 +1,105 @@
-"""How far a job is: a live bar on a terminal, a plain line every few seconds elsewhere."""
+"""How far a job or a run is: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import Any
 
 # Seconds between two plain lines, and between two refreshes of the bar.
 _LINE_EVERY = 5.0
 _BAR_EVERY = 0.1
 
 
-class JobProgress:
-    """Counts finished items; a context manager.
+class Progress:
+    """What is done of a total, what else there is to say, and when the rest will be done.
 
-    title: what is counted, in the plural. total: items in all. done, failed: of them, finished and
-    failed before this run.
+    Args:
+        total: of what is counted.
+        before: of it, done before this run.
+        title: what is counted, in the plural; shown beside the bar.
+        own_thread: refresh the bar in a thread of its own, rather than with updates only. Not where
+            processes are forked meanwhile: a fork inherits the locks that a thread holds.
+    """
+
+    def __init__(self, total: int, before: int, title: str = "", own_thread: bool = False) -> None:
+        self.total, self.before = total, before
+        self.began = time.monotonic()
+        self.bar = None
+        if not sys.stdout.isatty():
+            return
+        from rich import progress
+
+        self.bar = progress.Progress(
+            *([progress.TextColumn(title)] if title else []),
+            progress.BarColumn(20),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.description}"),
+            progress.TextColumn("ETA"),
+            progress.TimeRemainingColumn(),
+            auto_refresh=own_thread,
+        )
+        self.bar.start()
+        self._task = self.bar.add_task("starting", total=total, completed=before)
+        self.bar.refresh()
+
+    def show(self, done: int, count: str, notes: str) -> None:
+        """Say how much is done: on a plain line as ``count``, then ``notes``."""
+        if self.bar is not None:
+            refresh = not self.bar.live.auto_refresh
+            self.bar.update(self._task, completed=done, description=notes, refresh=refresh)
+            return
+        seconds = (time.monotonic() - self.began) / max(1, done - self.before)
+        print(f"{count}  {notes}  ETA {clock(seconds * (self.total - done))}", flush=True)
+
+    def message(self, text: str) -> None:
+        """A line of its own."""
+        (print if self.bar is None else self.bar.console.print)(text)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
+            self.bar.stop()
+
+
+class JobProgress(Progress):
+    """Counts finished items, which are called ``title``; a context manager.
+
+    Args:
+        done: items finished before this run.
+        failed: of those, the failed ones.
     """
 
     def __init__(self, title: str, total: int, done: int = 0, failed: int = 0) -> None:
-        self._title, self._total = title, total
-        self._before, self._done, self._failed = done, done, failed
-        self._lined = done
-        self._began = self._shown = time.monotonic()
-        self._bar: Any = None
-        self._task: Any = None
+        if done:
+            print(f"{done} of {total} {title} are done already", flush=True)
+        super().__init__(total, done, title)
+        self._title, self._done, self._failed = title, done, failed
+        self._shown, self._refreshed = done, self.began
 
     def __enter__(self) -> JobProgress:
-        if self._before:
-            print(f"{self._before} of {self._total} {self._title} are done already", flush=True)
-        if sys.stdout.isatty():
-            self._bar, self._task = _rich_bar(self._title, self._total, self._before)
         return self
 
     def __exit__(self, *_error: object) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, description=self._notes())
-            self._bar.stop()
-        elif self._done > self._lined:
-            self._line()
+        if self.bar is not None or self._done > self._shown:
+            self._show()
+        self.close()
 
     def step(self, failed: bool = False) -> None:
         """One more item is finished."""
         self._done += 1
         self._failed += failed
-        now = time.monotonic()
-        if now - self._shown < (_LINE_EVERY if self._bar is None else _BAR_EVERY):
-            return
-        self._shown = now
-        if self._bar is None:
-            self._line()
-        else:
-            notes = self._notes()
-            self._bar.update(self._task, completed=self._done, description=notes, refresh=True)
+        every = _LINE_EVERY if self.bar is None else _BAR_EVERY
+        if time.monotonic() - self._refreshed >= every:
+            self._show()
 
-    def _line(self) -> None:
-        self._lined = self._done
-        print(
-            f"{self._done}/{self._total} {self._title}  {self._notes()}  ETA {self._eta()}",
-            flush=True,
-        )
-
-    def _rate(self) -> float:
-        """Items per second of this run."""
-        return (self._done - self._before) / max(1e-9, time.monotonic() - self._began)
-
-    def _notes(self) -> str:
-        return f"{self._rate():.1f}/s" + (f"  {self._failed} failed" if self._failed else "")
-
-    def _eta(self) -> str:
-        seconds = round((self._total - self._done) / max(1e-9, self._rate()))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    def _show(self) -> None:
+        self._shown, self._refreshed = self._done, time.monotonic()
+        rate = (self._done - self.before) / max(1e-9, self._refreshed - self.began)
+        notes = f"{rate:.1f}/s" + (f"  {self._failed} failed" if self._failed else "")
+        self.show(self._done, f"{self._done}/{self.total} {self._title}", notes)
 
 
-def _rich_bar(title: str, total: int, done: int) -> tuple[Any, Any]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    bar = Progress(
-        TextColumn(title),
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        # No thread of its own: worker processes are forked while the bar is shown, and a fork
-        # inherits the locks that a thread holds.
-        auto_refresh=False,
-    )
-    bar.start()
-    task = bar.add_task("starting", total=total, completed=done)
-    bar.refresh()
-    return bar, task
+def clock(seconds: float) -> str:
+    """``1:02:03`` of 3723 seconds."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

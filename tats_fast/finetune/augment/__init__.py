@@ -1,1 +1,4 @@
-"""Augmentation of labelled clips on the device."""
+"""Augmentation of labelled clips on their device: RandAugment, erasing, mixing.
+
+How a clip is cut from its video belongs to ``data``.
+"""

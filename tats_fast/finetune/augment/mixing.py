@@ -8,6 +8,7 @@ must be on the clips' device. Legend: B clips, T frames, K classes.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -103,10 +104,8 @@ def mix(
     num_classes: int,
     generator: Generator,
     *,
-    mixup_alpha: float = 0.8,
-    cutmix_alpha: float = 1.0,
-    switch: float = 0.5,
     smoothing: float = 0.1,
+    **kinds: float,
 ) -> tuple[Tensor, Tensor]:
     """Mix each clip with its partner by mixup or cutmix, and their labels in the same proportion.
 
@@ -122,6 +121,7 @@ def mix(
         clips: (B, 3, T, H, W) float, normalised. Not changed.
         labels: (B,) int64.
         generator: on the clips' device.
+        kinds: of mixing, for ``mixing_map``.
 
     Returns:
         Mixed clips, and targets (B, K) fp32 whose rows sum to 1.
@@ -130,13 +130,7 @@ def mix(
         ValueError: clips that are bytes, or an alpha other than 0 outside [0.1, 2].
     """
     _check(clips)
-    share = mixing_map(
-        (clips.shape[-2], clips.shape[-1]),
-        generator,
-        mixup_alpha=mixup_alpha,
-        cutmix_alpha=cutmix_alpha,
-        switch=switch,
-    )
+    share = mixing_map((clips.shape[-2], clips.shape[-1]), generator, **kinds)
     mixed = torch.lerp(clips.flip(0), clips, share.to(clips.dtype))
     targets = smooth_labels(labels, num_classes, smoothing)
     return mixed, torch.lerp(targets.flip(0), targets, share.mean())
@@ -174,14 +168,7 @@ def erase_boxes(
     return _box(top, left, tall, wide, size) & chosen[:, None, None]
 
 
-def random_erase(
-    clips: Tensor,
-    generator: Generator,
-    *,
-    probability: float = 0.25,
-    area: tuple[float, float] = (0.02, 1 / 3),
-    aspect: tuple[float, float] = (0.3, 3.3),
-) -> Tensor:
+def random_erase(clips: Tensor, generator: Generator, **boxes: Any) -> Tensor:
     """Replace a box of some clips, the same in all frames, by noise from N(0, 1).
 
     The noise is drawn for every pixel, colour and frame. It has the deviation of normalised pixels.
@@ -189,23 +176,17 @@ def random_erase(
     Args:
         clips: (B, 3, T, H, W) float, normalised. Not changed.
         generator: on the clips' device.
+        boxes: how often and how large, for ``erase_boxes``.
 
     Raises:
         ValueError: clips that are bytes.
     """
     _check(clips)
-    boxes = erase_boxes(
-        len(clips),
-        (clips.shape[-2], clips.shape[-1]),
-        generator,
-        probability=probability,
-        area=area,
-        aspect=aspect,
-    )
+    erased = erase_boxes(len(clips), (clips.shape[-2], clips.shape[-1]), generator, **boxes)
     noise = torch.randn(
         clips.shape, generator=generator, device=generator.device, dtype=clips.dtype
     )
-    return torch.where(boxes[:, None, None], noise, clips)
+    return torch.where(erased[:, None, None], noise, clips)
 
 
 def _check(clips: Tensor) -> None:

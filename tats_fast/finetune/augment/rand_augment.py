@@ -152,27 +152,20 @@ def draw_plan(
     )
 
 
-def rand_augment(
-    clips: Tensor,
-    rng: np.random.Generator,
-    *,
-    ops: int = 4,
-    magnitude: float = 7.0,
-    deviation: float = 0.5,
-    probability: float = 0.5,
-) -> Tensor:
+def rand_augment(clips: Tensor, rng: np.random.Generator, **drawing: float) -> Tensor:
     """Apply to each clip operations drawn by ``draw_plan``.
 
-    Beside the batch and the result, memory is taken for copies of the batch, between one and
+    Besides the batch and the result, memory is taken for copies of the batch, between one and
     ``ops``, and for up to 16 clips at a time (one on a CPU) of at most 16 bytes per value: 37 MiB
     for each of these clips if they have 16 frames of 224 x 224.
 
     Args:
         clips: (B, T, H, W, 3) uint8, RGB, on any device. Not changed.
-        rng: on the host. The rest is explained in ``draw_plan``.
+        rng: on the host.
+        drawing: how many operations and how strong, for ``draw_plan``.
 
     Returns:
-        New clips, as the given ones.
+        New clips of the same shape.
 
     Raises:
         ValueError: other clips, or an argument out of range.
@@ -182,14 +175,7 @@ def rand_augment(
             f"clips of shape {tuple(clips.shape)} and {clips.dtype}: expected (B, T, H, W, 3), "
             "uint8, not empty"
         )
-    plan = draw_plan(
-        len(clips),
-        rng,
-        ops=ops,
-        magnitude=magnitude,
-        deviation=deviation,
-        probability=probability,
-    )
+    plan = draw_plan(len(clips), rng, **drawing)
     return apply_plan(clips, plan, _MAX_GROUP_CPU if clips.device.type == "cpu" else _MAX_GROUP)
 
 
@@ -208,8 +194,8 @@ def apply_plan(clips: Tensor, plan: Plan, max_group: int = _MAX_GROUP) -> Tensor
                 for _, operation, strength in members
                 if operation.parameter
             ]
-            given = [_to_device(values, clips.device)] if values else []
-            changed = apply(torch.stack([done[clip] for clip, _, _ in members]), *given)
+            parameters = [_to_device(values, clips.device)] if values else []
+            changed = apply(torch.stack([done[clip] for clip, _, _ in members]), *parameters)
             for (clip, _, _), result in zip(members, changed.unbind(), strict=True):
                 done[clip] = result
     return torch.stack(done)
@@ -223,15 +209,15 @@ def _groups(
     plan: Plan, layer: int, max_group: int
 ) -> list[tuple[Callable[..., Tensor], list[_Member]]]:
     """Functions to call for a layer, and which clips each serves."""
-    found: dict[Callable[..., Tensor], list[_Member]] = {}
+    groups: dict[Callable[..., Tensor], list[_Member]] = {}
     for clip in plan.applied[:, layer].nonzero()[0].tolist():
         operation = _OPERATIONS[OPERATIONS[plan.operations[clip, layer]]]
         sign = plan.signs[clip, layer] if operation.signed else 1
         strength = float(sign * plan.magnitudes[clip, layer] / MAX_MAGNITUDE)
-        found.setdefault(operation.apply, []).append((clip, operation, strength))
+        groups.setdefault(operation.apply, []).append((clip, operation, strength))
     return [
         (apply, members[start : start + max_group])
-        for apply, members in found.items()
+        for apply, members in groups.items()
         for start in range(0, len(members), max_group)
     ]
 

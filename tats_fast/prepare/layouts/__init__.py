@@ -1,4 +1,7 @@
-"""The official files of each benchmark, read into one form: ``READERS[dataset](folder, split)``."""
+"""The official files of each benchmark, read into one form: ``READERS[dataset](folder, split)``.
+
+Not here: opening videos, or writing lists.
+"""
 
 from collections.abc import Callable
 
@@ -16,6 +19,9 @@ READERS: dict[str, Callable[[str, int], Annotations]] = {
     "ucf101": read_ucf101,
     "hmdb51": read_hmdb51,
 }
-"""Reader of the annotation files in a folder, for an official split number (1, 2 or 3)."""
+"""Reader of the annotation files in a folder, for an official split number (1, 2 or 3).
+
+Each raises ``ConfigError`` for a missing or damaged file.
+"""
 
 __all__ = ["READERS", "Annotations", "Row", "VideoIndex", "read_folder"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tats_fast.config import ConfigError
@@ -43,44 +43,35 @@ class Annotations:
     exact_names: bool = False
     """File names that differ only in case are different videos (YouTube ids)."""
 
-    def split(self, name: str) -> list[Row]:
-        """The rows of one split."""
-        return [row for row in self.rows if row.split == name]
 
-
-def find_file(folder: str, names: Sequence[str]) -> str | None:
+def find_file(folder: str, names: Sequence[str], required: bool = True) -> str | None:
     """The first of ``names`` that is a file in ``folder`` or in a folder directly below.
 
-    Raises ``ConfigError`` if there is no such folder.
+    Raises ``ConfigError`` if there is no such folder, or no such file where one is ``required``.
     """
-    for here in _with_subfolders(folder):
-        for name in names:
-            path = os.path.join(here, name)
-            if os.path.isfile(path):
-                return path
-    return None
-
-
-def require_file(folder: str, names: Sequence[str]) -> str:
-    """``find_file``, or a ``ConfigError`` that names the official file."""
-    path = find_file(folder, names)
-    if path is None:
-        raise ConfigError(
-            f"--annotations={folder}: has no {' or '.join(names)}; give the folder of the "
-            "benchmark's official annotation files"
-        )
-    return path
-
-
-def _with_subfolders(folder: str) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             below = sorted(entry.path for entry in entries if entry.is_dir())
     except OSError as error:
         raise ConfigError(
-            f"--annotations={folder}: {error.strerror}; give the folder of the official files"
+            f"annotations={folder}: {error.strerror}; give the folder of the official files"
         ) from error
-    return [folder, *below]
+    paths = (os.path.join(here, name) for here in (folder, *below) for name in names)
+    path = next(filter(os.path.isfile, paths), None)
+    if path is None and required:
+        raise ConfigError(
+            f"annotations={folder}: has no {' or '.join(names)}; give the folder of the "
+            "benchmark's official annotation files"
+        )
+    return path
+
+
+def split_files(folder: str, names: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
+    """(split, path) of each split's file, of which the test split may have none."""
+    for split in names:
+        path = find_file(folder, names[split], required=split != "test")
+        if path is not None:
+            yield split, path
 
 
 def read_text(path: str) -> str:
@@ -112,37 +103,43 @@ def listed(names: Iterable[str]) -> str:
 
 
 def official_notes(
-    classes: Sequence[str], num_classes: int, rows: Iterable[Row], counts: Mapping[str, int]
+    classes: Sequence[str],
+    num_classes: int,
+    rows: Sequence[Row],
+    counts: Mapping[str, int],
+    unknown: Counter[str] | None = None,
 ) -> list[str]:
     """Sentences about every difference from the official numbers of classes and rows.
 
-    counts: official number of rows by split; a split that is not in it is not compared.
+    Args:
+        counts: official number of rows by split; a split that is not in it is not compared.
+        unknown: how many rows were left out because of their class, by its name.
     """
-    rows = list(rows)
     notes = []
     if len(classes) != num_classes:
         notes.append(
             f"{len(classes)} classes; the official files have {num_classes}, and class ids follow "
             "from the set of names"
         )
-    found = Counter(row.split for row in rows)
+    sizes = Counter(row.split for row in rows)
     for split, count in counts.items():
-        if found[split] != count:
-            notes.append(f"{found[split]} {split} rows; the official files have {count}")
-    for split in SPLITS:
-        used = {row.label for row in rows if row.split == split}
-        if used - {None}:
-            absent = [name for label, name in enumerate(classes) if label not in used]
-            if absent:
-                notes.append(f"no {split} row has the class {listed(absent)}")
+        if sizes[split] != count:
+            notes.append(f"{sizes[split]} {split} rows; the official files have {count}")
+    notes += absent_notes(classes, rows)
     twice = [name for name, n in Counter((r.split, r.name) for r in rows).items() if n > 1]
     if twice:
         notes.append(f"listed more than once: {listed(name for _, name in twice)}")
+    if unknown:
+        notes.append(f"left out {unknown.total()} rows of the unknown class {listed(unknown)}")
     return notes
 
 
-def unknown_note(unknown: Mapping[str, int]) -> list[str]:
-    """A sentence about rows left out because of their class; ``unknown`` counts rows by class."""
-    if not unknown:
-        return []
-    return [f"{sum(unknown.values())} rows left out, of the unknown class {listed(unknown)}"]
+def absent_notes(classes: Sequence[str], rows: Sequence[Row], what: str = "row") -> list[str]:
+    """A sentence about each split that lacks classes; ``what`` it has one of per video."""
+    notes = []
+    for split in SPLITS:
+        used = {row.label for row in rows if row.split == split}
+        absent = [name for label, name in enumerate(classes) if label not in used]
+        if absent and used - {None}:
+            notes.append(f"no {split} {what} has the class {listed(absent)}")
+    return notes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from tats_fast.prepare.layouts.annotations import Annotations, Row, listed
+from tats_fast.prepare.layouts.annotations import Annotations, Row, absent_notes
 
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -32,14 +32,4 @@ def read_folder(paths: Sequence[str]) -> Annotations:
         Row(path, split, ids[p[0]] if labelled else None, (path,))
         for path, split, p in zip(paths, splits, below, strict=True)
     ]
-    return Annotations(classes, rows, _notes(classes, rows))
-
-
-def _notes(classes: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    notes = []
-    for split in ("train", "val", "test"):
-        used = {row.label for row in rows if row.split == split}
-        absent = [name for label, name in enumerate(classes) if label not in used]
-        if used and absent:
-            notes.append(f"no {split} video has the class {listed(absent)}")
-    return notes
+    return Annotations(classes, rows, absent_notes(classes, rows, "video"))

@@ -23,10 +23,7 @@ _FOLDERS = ("", "testTrainMulti_7030_splits", "test_train_splits", "splits")
 
 
 def read_hmdb51(folder: str, split: int = 1) -> Annotations:
-    """Class ids are positions in the sorted class names; flag 2 (test) is the split ``val``.
-
-    Raises ``ConfigError`` for a missing or damaged file.
-    """
+    """Class ids are positions in the sorted class names; flag 2 (test) is the split ``val``."""
     files = _files(folder)
     classes = sorted({name for names in files.values() for name in names})
     absent = [name for name in classes if name not in files[split]]
@@ -36,27 +33,27 @@ def read_hmdb51(folder: str, split: int = 1) -> Annotations:
             rows += _rows(files[split][name], name, label)
     notes = official_notes(classes, _CLASSES, rows, _COUNTS)
     if absent:
-        notes.append(f"other splits have, this one has not, the file of {listed(absent)}")
+        notes.append(f"this split lacks a file that others have, of {listed(absent)}")
     return Annotations(classes, rows, notes)
 
 
 def _files(folder: str) -> dict[int, dict[str, str]]:
     """Path of each file by split number and class name."""
     for name in _FOLDERS:
-        here = os.path.join(folder, name) if name else folder
+        here = os.path.join(folder, name)
         files: dict[int, dict[str, str]] = defaultdict(dict)
         try:
-            found = os.listdir(here)
+            names = os.listdir(here)
         except OSError:
             continue
-        for file in found:
+        for file in names:
             match = _FILE.fullmatch(file)
             if match:
                 files[int(match[2])][match[1]] = os.path.join(here, file)
         if files:
             return files
     raise ConfigError(
-        f"--annotations={folder}: has no <class>_test_split1.txt; give the folder "
+        f"annotations={folder}: has no <class>_test_split1.txt; give the folder "
         "testTrainMulti_7030_splits of the official files"
     )
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from tats_fast.config import ConfigError
-from tats_fast.data.lists import VIDEO_SUFFIXES
+from tats_fast.data.lists import scan_videos
 from tats_fast.prepare.layouts.annotations import Row
 
 
@@ -19,7 +18,7 @@ class VideoIndex:
 
     def __init__(self, root: str, skip: str | None = None) -> None:
         self.root = root
-        self.paths, self.closed = scan_videos(root, skip)
+        self.paths, self.closed = scan_videos(root, "videos", skip)
         """Paths relative to ``root``, sorted, of the videos and of folders that cannot be read."""
         self._known = set(self.paths)
         self._exact: dict[str, list[str]] = defaultdict(list)
@@ -55,45 +54,6 @@ class VideoIndex:
         return None
 
 
-def scan_videos(root: str, skip: str | None = None) -> tuple[list[str], list[str]]:
-    """Videos below ``root``, and folders that cannot be read; relative to it, sorted.
-
-    Hidden names and ``skip`` are left out. Raises ``ConfigError`` if ``root`` cannot be read.
-
-    Each folder is read once and no file is asked for anything: 240,000 files take about a second on
-    a local disk. Links to folders are followed, each real folder once.
-    """
-    found: list[str] = []
-    closed: list[str] = []
-    waiting, seen = [""], set()
-    # The root itself is never skipped: one may read the copies of an earlier call.
-    skipped = {os.path.realpath(skip)} - {os.path.realpath(root)} if skip is not None else set()
-    while waiting:
-        here = waiting.pop()
-        folder = os.path.join(root, here)
-        real = os.path.realpath(folder)
-        if real in seen or real in skipped:  # a link back up the tree would never end
-            continue
-        seen.add(real)
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):  # "._clip.mp4" is macOS's, not a video
-                        continue
-                    path = os.path.join(here, entry.name)
-                    if entry.name.lower().endswith(VIDEO_SUFFIXES):
-                        found.append(path)
-                    elif entry.is_dir():
-                        waiting.append(path)
-        except OSError as error:
-            if not here:
-                raise ConfigError(
-                    f"--videos={root}: {error.strerror}; give a readable folder of videos"
-                ) from error
-            closed.append(here)  # such as lost+found
-    return sorted(found), sorted(closed)
-
-
 def _plain(folder: str) -> str:
     """Kinetics copies write class folders with spaces or underscores, UCF101 copies vary case."""
     return folder.replace("_", " ").casefold()
@@ -104,15 +64,9 @@ def target_names(paths: Iterable[str], suffix: str) -> dict[str, str]:
 
     ``a/b.avi`` -> ``a/b.mp4``; where ``a/b.webm`` is there too, ``a/b.avi.mp4``.
     """
-    paths = list(paths)
-    sharing: dict[str, int] = defaultdict(int)
-    for path in paths:
-        sharing[os.path.splitext(path)[0].casefold()] += 1
+    stems = {path: os.path.splitext(path)[0] for path in paths}
+    sharing = Counter(stem.casefold() for stem in stems.values())
     return {
-        path: (path if sharing[os.path.splitext(path)[0].casefold()] > 1 else _stem(path)) + suffix
-        for path in paths
+        path: (path if sharing[stem.casefold()] > 1 else stem) + suffix
+        for path, stem in stems.items()
     }
-
-
-def _stem(path: str) -> str:
-    return os.path.splitext(path)[0]

@@ -9,10 +9,9 @@ from tats_fast.config import ConfigError
 from tats_fast.prepare.layouts.annotations import (
     Annotations,
     Row,
-    find_file,
     official_notes,
     read_text,
-    require_file,
+    split_files,
 )
 
 _CLASSES = 400
@@ -22,41 +21,26 @@ _FILES = {
     "test": ("test.csv", "kinetics_test.csv", "kinetics-400_test.csv"),
 }
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split", "is_cc")
-# Folders that copies keep the splits in; they decide where one video lies in two places.
-_FOLDERS = {"train": "train", "val": "val", "test": "test"}
 
 
 def read_kinetics400(folder: str, _split: int = 1) -> Annotations:
-    """Class ids are positions in the sorted names of the train and val files.
-
-    Raises ``ConfigError`` for a missing or damaged file.
-    """
-    tables = {}
-    for split, names in _FILES.items():
-        path = find_file(folder, names) if split == "test" else require_file(folder, names)
-        if path is not None:
-            tables[split] = _table(path)
-    classes = sorted(
-        {name for split in ("train", "val") for entry in tables[split] if (name := _label(entry))}
-    )
-    ids = {name: label for label, name in enumerate(classes)}
+    """Class ids are positions in the sorted names of the train and val files."""
+    tables = {split: _table(path) for split, path in split_files(folder, _FILES)}
+    names = {entry["label"] for split in ("train", "val") for entry in tables[split]}
+    classes = sorted(names - {""})
+    ids = {name: label for label, name in enumerate(classes)} | {"": None}
     rows, unknown = [], set()
     for split, table in tables.items():
         for entry in table:
-            name = _label(entry)
-            if name and name not in ids:
-                unknown.add(name)
+            name = entry["label"]
+            if name in ids:
+                rows.append(_row(entry, split, ids[name]))
             else:
-                rows.append(_row(entry, split, ids[name] if name else None))
+                unknown.add(name)
     notes = official_notes(classes, _CLASSES, rows, {})
     if unknown:
-        notes.append(f"test rows left out, of classes that no train row has: {sorted(unknown)}")
+        notes.append(f"left out test rows of classes that no train row has: {sorted(unknown)}")
     return Annotations(classes, rows, notes, exact_names=True)
-
-
-def _label(entry: dict[str, str]) -> str:
-    """Some copies write spaces as underscores, which would sort differently."""
-    return (entry.get("label") or "").strip().strip('"').replace("_", " ")
 
 
 def _row(entry: dict[str, str], split: str, label: int | None) -> Row:
@@ -65,7 +49,8 @@ def _row(entry: dict[str, str], split: str, label: int | None) -> Row:
     if start and end:
         first, last = int(float(start)), int(float(end))
         stems = (f"{video}_{first:06d}_{last:06d}", f"{video}_{first}_{last}", video)
-    return Row(stems[0], split, label, stems, (_FOLDERS[split], _label(entry)))
+    # Copies keep each split in a folder: it decides where one video lies in two places.
+    return Row(stems[0], split, label, stems, (split, entry["label"]))
 
 
 def _table(path: str) -> list[dict[str, str]]:
@@ -74,14 +59,15 @@ def _table(path: str) -> list[dict[str, str]]:
     header = [name.strip() for name in lines[0]] if lines else []
     if "youtube_id" in header:
         lines = lines[1:]
-    elif header and len(header) in (5, 6):
-        header = list(_COLUMNS[: len(header)])
+    elif len(header) in (5, 6):
+        header = _COLUMNS[: len(header)]
     else:
         raise ConfigError(f"{path}: expected the columns {','.join(_COLUMNS[:5])}")
-    table = [dict(zip(header, line, strict=False)) for line in lines]
+    empty = dict.fromkeys(("label", "time_start", "time_end"), "")
+    table = [empty | dict(zip(header, line, strict=False)) for line in lines]
     for number, entry in enumerate(table, start=1):
-        entry.setdefault("time_start", "")
-        entry.setdefault("time_end", "")
+        # Some copies write spaces as underscores, which would sort differently.
+        entry["label"] = entry["label"].strip().strip('"').replace("_", " ")
         try:
             if not entry["youtube_id"]:
                 raise ValueError

@@ -13,8 +13,7 @@ from tats_fast.prepare.layouts.annotations import (
     find_file,
     official_notes,
     read_text,
-    require_file,
-    unknown_note,
+    split_files,
 )
 
 _CLASSES = 174
@@ -29,19 +28,12 @@ _FILES = {
 
 
 def read_ssv2(folder: str, _split: int = 1) -> Annotations:
-    """Class ids are those of the labels file; the test split has none.
-
-    Raises ``ConfigError`` for a missing or damaged file.
-    """
-    path = require_file(folder, (f"{_STEM}labels.json", "labels.json"))
-    classes = _classes(path)
+    """Class ids are those of the labels file; the test split has none."""
+    classes = _classes(find_file(folder, (f"{_STEM}labels.json", "labels.json")))
     ids = {name: label for label, name in enumerate(classes)}
     rows, unknown = [], Counter()
-    for split, names in _FILES.items():
-        found = find_file(folder, names) if split == "test" else require_file(folder, names)
-        if found is None:
-            continue
-        for entry in _entries(found):
+    for split, path in split_files(folder, _FILES):
+        for entry in _entries(path):
             stem = str(entry["id"])
             template = entry.get("template")
             if template is None:
@@ -52,7 +44,7 @@ def read_ssv2(folder: str, _split: int = 1) -> Annotations:
                 rows.append(Row(stem, split, ids[name], (stem,)))
             else:
                 unknown[name] += 1
-    notes = official_notes(classes, _CLASSES, rows, _COUNTS) + unknown_note(unknown)
+    notes = official_notes(classes, _CLASSES, rows, _COUNTS, unknown)
     return Annotations(classes, rows, notes)
 
 

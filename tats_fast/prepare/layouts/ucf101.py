@@ -10,10 +10,9 @@ from tats_fast.config import ConfigError
 from tats_fast.prepare.layouts.annotations import (
     Annotations,
     Row,
+    find_file,
     official_notes,
     read_lines,
-    require_file,
-    unknown_note,
 )
 
 _CLASSES = 101
@@ -28,13 +27,13 @@ def read_ucf101(folder: str, split: int = 1) -> Annotations:
     """Class ids are those of classInd.txt less 1; the test list is the split ``val``.
 
     The class of a row is its folder's, as test rows have no number and copies renumber the train
-    rows. Raises ``ConfigError`` for a missing or damaged file.
+    rows.
     """
-    classes = _classes(require_file(folder, ("classInd.txt",)))
+    classes = _classes(find_file(folder, ("classInd.txt",)))
     ids = {name.casefold(): label for label, name in enumerate(classes)}
     rows, unknown, renumbered = [], Counter(), 0
     for name, file in (("train", f"trainlist{split:02d}.txt"), ("val", f"testlist{split:02d}.txt")):
-        for line in read_lines(require_file(folder, (file,))):
+        for line in read_lines(find_file(folder, (file,))):
             path, number = _split_line(line)
             stem = os.path.splitext(os.path.basename(path))[0]
             owner = os.path.dirname(path) or _class_of(stem)
@@ -44,9 +43,9 @@ def read_ucf101(folder: str, split: int = 1) -> Annotations:
                 continue
             renumbered += number is not None and number != label + 1
             rows.append(Row(path, name, label, (stem,), (classes[label],)))
-    notes = official_notes(classes, _CLASSES, rows, _COUNTS[split]) + unknown_note(unknown)
+    notes = official_notes(classes, _CLASSES, rows, _COUNTS[split], unknown)
     if renumbered:
-        notes.append(f"{renumbered} rows are not numbered as in classInd.txt; their folder counts")
+        notes.append(f"{renumbered} rows are not numbered as in classInd.txt; their folder decides")
     return Annotations(classes, rows, notes)
 
 

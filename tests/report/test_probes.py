@@ -17,9 +17,7 @@ from project import ROOT
 
 from tats_fast.cli import main
 from tats_fast.data.video import load_clip
-from tats_fast.interchange import build_encoder, read_weights
 from tats_fast.models import MaskedAutoencoder
-from tats_fast.recognition.features import encoder_hash
 from tats_fast.report.probes import Probes, leading_comment, probes_html, read_probes
 from tats_fast.report.visualize import write_report
 
@@ -58,8 +56,7 @@ def run(probed, tmp_path) -> Path:
 
 
 def read(run: Path) -> Probes | None:
-    weights = read_weights(run)
-    return read_probes(run, encoder_hash(build_encoder(weights)), weights.model)
+    return read_probes(run, run)
 
 
 def edit(path: Path, change) -> None:
@@ -76,15 +73,15 @@ def page(run: Path, videos: Path) -> Parsed:
 def test_the_page_ends_with_the_probes(probed, run):
     for name, right in (("probe", 3), ("probe_untrained", 1)):
 
-        def known(record, right=right):
+        def answer(record, right=right):
             for number, result in enumerate(record["results"]):
                 result["top1"] = (right - number) / 4
 
-        edit(run / name / "probe.json", known)
+        edit(run / name / "probe.json", answer)
     videos = probed / "motion/test/left_00.mp4"
     parsed = page(run, videos)
     section = parsed.text.partition(TITLE)[2]
-    assert "tell 4 classes from its features of 8 labelled videos" in section
+    assert "tell 4 classes apart by its features of 8 labelled videos" in section
     assert "asked about 4 others" in section and ABOUT in section and "± 25 points" in section
     table = section.partition("guessing")[2]
     assert "linear75.0%25.0%25.0%nearest neighbours50.0%0.0%25.0%" in table
@@ -102,9 +99,9 @@ def test_the_page_ends_with_the_probes(probed, run):
 
 
 def test_examples_are_the_clips_that_were_probed(probed, run):
-    found = read(run)
-    assert [name for name, _ in found.examples] == found.classes == sorted(DRIFTS)
-    name, frames = found.examples[2]
+    probes = read(run)
+    assert [name for name, _ in probes.examples] == probes.classes == sorted(DRIFTS)
+    name, frames = probes.examples[2]
     clip = load_clip(str(probed / f"motion/test/{name}_00.mp4"), 16, 1, 32)
     assert np.array_equal(frames, clip[::2])  # the first of every tubelet
     # With stride 0 one frame per segment: 20 frames, T = 16 -> 0, 1, 3, 4, 5, 6, 8, ...
@@ -125,7 +122,7 @@ def test_probes_of_another_checkpoint_are_left_out(probed, run, caplog):
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "kept"),
+    ("file", "change", "usable"),
     [
         ("probe_untrained", lambda record: record["options"].update(stride=2), True),
         ("probe_untrained", lambda record: record["options"].update(eval="elsewhere.txt"), True),
@@ -133,12 +130,12 @@ def test_probes_of_another_checkpoint_are_left_out(probed, run, caplog):
         ("probe", lambda record: record.update(results=[{"kind": "knn"}]), False),
     ],
 )
-def test_what_cannot_be_compared_or_used_is_left_out_and_named(run, caplog, file, change, kept):
+def test_what_cannot_be_compared_or_used_is_left_out_and_named(run, caplog, file, change, usable):
     edit(run / file / "probe.json", change)
     with caplog.at_level(logging.WARNING, logger="tats_fast"):
-        found = read(run)
-    assert (found is not None) == kept
-    assert found is None or (found.top1 and not found.untrained)
+        probes = read(run)
+    assert (probes is not None) == usable
+    assert probes is None or (probes.top1 and not probes.untrained)
     assert f"{file}/probe.json left out" in caplog.text
 
 
@@ -153,10 +150,10 @@ def test_a_damaged_file_is_left_out(run, caplog):
 def test_videos_that_are_gone_leave_the_table(run, caplog):
     for name in ("probe", "probe_untrained"):
         edit(run / name / "probe.json", lambda record: record["options"].update(eval="gone.txt"))
-    found = read(run)
-    assert found.top1 and found.untrained and found.examples == [] and found.about == ""
+    probes = read(run)
+    assert probes.top1 and probes.untrained and probes.examples == [] and probes.about == ""
     assert "gone.txt" in caplog.text
-    assert "<img" not in probes_html(found)
+    assert "<img" not in probes_html(probes)
 
 
 def test_names_and_comments_are_escaped(tmp_path):

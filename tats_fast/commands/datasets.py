@@ -1,0 +1,40 @@
+"""``tats-fast prepare`` and ``tats-fast verify``."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from tats_fast.commands.running import Command
+from tats_fast.config import ConfigError
+from tats_fast.config.options import chosen
+from tats_fast.prepare.options import PrepareOptions, Recipe, VerifyOptions
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from tats_fast.prepare.prepare import prepare
+
+    options = chosen(PrepareOptions, arguments)
+    if hasattr(arguments, "codec"):
+        return prepare(replace(options, recipe=chosen(Recipe, arguments)))
+    for name in ("short_side", "gop", "quality"):
+        if hasattr(arguments, name):
+            raise ConfigError(f"{name}: only with --transcode")
+    return prepare(options)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from tats_fast.prepare.verify import verify
+
+    return 1 if verify(chosen(VerifyOptions, arguments)) else 0
+
+
+PREPARE = Command(
+    "prepare",
+    "lists and small copies from official files",
+    _prepare,
+    options=(PrepareOptions, Recipe),
+)
+VERIFY = Command(
+    "verify", "find the files that cannot be trained on", _verify, options=(VerifyOptions,)
+)

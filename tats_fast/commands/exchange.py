@@ -1,0 +1,73 @@
+"""``tats-fast export`` and ``tats-fast import``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from tats_fast.commands.running import MODEL_OVERRIDE, Command, model_overrides
+from tats_fast.config.options import FromCheckpoint, Options, chosen, option
+
+LOGGER = logging.getLogger("tats_fast")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(FromCheckpoint):
+    """``tats-fast export``."""
+
+    to: str = option(help="format", choices=("huggingface",))
+    out: str = option(help="folder to write", metavar="DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions(Options):
+    """``tats-fast import``."""
+
+    source: str = option(
+        help="folder of Transformers' VideoMAE, or a .pth of VideoMAE, VideoMAE V2 or AdaMAE",
+        flag="--from",
+        metavar="PATH",
+    )
+    out: str = option(help="file ending in .pt, or checkpoint folder", metavar="PATH")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from tats_fast.interchange import export_hugging_face, read_weights
+
+    options = chosen(ExportOptions, arguments)
+    weights = read_weights(options.checkpoint, model_overrides(arguments.overrides))
+    print(f"wrote {export_hugging_face(weights, Path(options.out))}")
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from tats_fast.interchange import read_weights, save_weights
+
+    options = chosen(ImportOptions, arguments)
+    weights = read_weights(options.source, model_overrides(arguments.overrides), key="source")
+    out = save_weights(weights, Path(options.out))
+    for note in weights.notes:
+        LOGGER.info("%s", note)
+    part = "encoder and decoder" if weights.has_decoder else "encoder"
+    if weights.head is not None:
+        part = f"encoder and classifier of {len(weights.classes)} classes"
+    print(f"wrote {out}: {part}, from {weights.source}")
+    return 0
+
+
+EXPORT = Command(
+    "export",
+    "weights for another library, with a model card",
+    _export,
+    options=(ExportOptions,),
+    override=MODEL_OVERRIDE,
+)
+IMPORT = Command(
+    "import",
+    "weights of Transformers or VideoMAE's own code",
+    _import,
+    options=(ImportOptions,),
+    override=MODEL_OVERRIDE,
+)

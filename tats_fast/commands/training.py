@@ -1,0 +1,88 @@
+"""``tats-fast pretrain`` and ``tats-fast finetune``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from tats_fast.commands.running import Command
+from tats_fast.config import FinetuneConfig, RunConfig, load_config, load_finetune_config
+from tats_fast.config.options import Options, option
+
+if TYPE_CHECKING:
+    from tats_fast.engine.loop import TrainingLoop
+
+LOGGER = logging.getLogger("tats_fast")
+Config = TypeVar("Config", RunConfig, FinetuneConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(Options):
+    """The option of commands that train."""
+
+    config: str | None = option(None, "YAML file; none = all defaults", metavar="FILE")
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    config = load_config(getattr(arguments, "config", None), arguments.overrides)
+
+    from tats_fast.pretrain.trainer import Trainer
+
+    return run_training(Trainer, config, arguments.local_rank)
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    config = load_finetune_config(getattr(arguments, "config", None), arguments.overrides)
+
+    from tats_fast.finetune.trainer import Finetuner
+
+    return run_training(Finetuner, config, arguments.local_rank)
+
+
+def resolve_engine(config: Config, by_deepspeed: bool) -> Config:
+    """Settle ``distributed.engine=auto``: DeepSpeed under its launcher, except for stage 0."""
+    distributed = config.distributed
+    if distributed.engine != "auto":
+        return config
+    engine = "deepspeed" if by_deepspeed and distributed.zero_stage > 0 else "ddp"
+    return dataclasses.replace(config, distributed=dataclasses.replace(distributed, engine=engine))
+
+
+def run_training(
+    loop: type[TrainingLoop], config: RunConfig | FinetuneConfig, local_rank: int | None
+) -> int:
+    """Join the launcher's processes and run ``loop``.
+
+    Args:
+        local_rank: what the deepspeed launcher passed; None under any other.
+
+    Returns:
+        The command's exit code.
+    """
+    from tats_fast.engine.distributed import join_world, launched_processes
+    from tats_fast.engine.loop import Stopped
+
+    config = resolve_engine(config, by_deepspeed=local_rank is not None)
+    config.check_world_size(launched_processes())
+    world = join_world(config.device, local_rank, config.distributed.engine == "deepspeed")
+    if not world.is_main:
+        LOGGER.setLevel(logging.ERROR)
+    try:
+        loop(config, world).run()
+    except Stopped as stop:
+        LOGGER.warning("%s; the same command continues it", stop)
+        return 128 + stop.signum
+    return 0
+
+
+PRETRAIN = Command(
+    *("pretrain", "train autoencoder and sampler", _pretrain),
+    options=(TrainingOptions,),
+    override="train.steps=100",
+)
+FINETUNE = PRETRAIN._replace(
+    name="finetune", help="train an encoder and a classifier on labels", run=_finetune
+)

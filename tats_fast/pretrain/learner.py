@@ -1,0 +1,105 @@
+"""What a pretraining step changes: autoencoder, sampler, their optimizers, the reward's scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tats_fast import kernels
+from tats_fast.config import ConfigError, RunConfig
+from tats_fast.engine.distributed import World
+from tats_fast.engine.optim import make_optimizer
+from tats_fast.engine.precision import wants_bf16
+from tats_fast.engine.runner import Runner, make_runner
+from tats_fast.models import MaskedAutoencoder, TokenSampler
+from tats_fast.models.execution import compiled_statistics, prepare_blocks
+from tats_fast.models.patchify import token_statistics
+from tats_fast.models.restore import build_models, current_names
+from tats_fast.pretrain.step import Rollout
+from tats_fast.rl import RewardScale
+from tats_fast.rl.reward import initial_value
+
+
+@dataclass
+class Learner:
+    """The state that a pretraining step changes, and what the step needs."""
+
+    config: RunConfig
+    world: World
+    runner: Runner
+    """The autoencoder, inside a ``Rollout``, and its optimizer."""
+    sampler: TokenSampler | None
+    sampler_optimizer: torch.optim.Optimizer | None
+    reward_scale: RewardScale
+    generator: torch.Generator
+    bf16: bool
+    statistics: Callable[..., tuple[Tensor, Tensor]] = token_statistics
+    """``token_statistics``, compiled or not."""
+
+    @property
+    def mae(self) -> MaskedAutoencoder:
+        """The bare autoencoder."""
+        return self.runner.module.mae
+
+    def model_state(self) -> dict[str, Any]:
+        """Content of a checkpoint's ``model.pt``."""
+        sampler = self.sampler
+        return {
+            "mae": self.mae.state_dict(),
+            "sampler": None if sampler is None else sampler.state_dict(),
+        }
+
+    def trainer_state(self) -> dict[str, Any]:
+        """What else continues this training, besides the autoencoder's optimizer."""
+        optimizer = self.sampler_optimizer
+        return {
+            "sampler_optimizer": None if optimizer is None else optimizer.state_dict(),
+            "reward_scale": self.reward_scale._asdict(),
+        }
+
+    def load_state(self, model: dict[str, Any], trainer: dict[str, Any]) -> None:
+        """Restore what ``model_state`` and ``trainer_state`` returned."""
+        self.mae.load_state_dict(current_names(model["mae"]))
+        if self.sampler is not None:
+            self.sampler.load_state_dict(model["sampler"])
+            self.sampler_optimizer.load_state_dict(trainer["sampler_optimizer"])
+        scale = trainer["reward_scale"].items()
+        self.reward_scale = RewardScale(**{k: v.to(self.world.device) for k, v in scale})
+
+
+def kernel_levels(device_type: str) -> list[str]:
+    """Which implementations of the hot ops run.
+
+    Raises:
+        ValueError: ``TATS_KERNELS`` names one that cannot.
+    """
+    return sorted({kernels.resolved_level(op, device_type) for op in kernels.ops()})
+
+
+def make_learner(config: RunConfig, world: World) -> Learner:
+    """Seeded models and optimizers on this process's device."""
+    torch.manual_seed(config.seed)  # the same weights on every process
+    bf16 = wants_bf16(config.train.precision, world.device)
+    try:
+        kernel_levels(world.device.type)
+        mae, sampler = build_models(config, world.device.type, initial_value(config.ppo.credit))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    rollout = Rollout(mae.to(world.device), config)
+    sampler = None if sampler is None else sampler.to(world.device)
+    prepare_blocks(config.train, config.masking.schedule == "constant", mae, sampler)
+    return Learner(
+        config=config,
+        world=world,
+        runner=make_runner(rollout, make_optimizer(rollout, config.optim), config, world, bf16),
+        sampler=sampler,
+        sampler_optimizer=None if sampler is None else make_optimizer(sampler, config.optim),
+        reward_scale=RewardScale.initial(world.device),
+        generator=torch.Generator(world.device),
+        bf16=bf16,
+        statistics=compiled_statistics() if config.train.compile else token_statistics,
+    )
