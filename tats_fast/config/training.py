@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -127,7 +128,7 @@ class DistributedConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(ABC):
     """A run of any kind of training. Resolved and saved as ``runs/<name>/config.yaml``."""
 
     command: ClassVar[str]
@@ -152,23 +153,23 @@ class TrainingConfig:
         require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
         self.check_world_size(1)
 
+    @abstractmethod
     def check_world_size(self, world_size: int) -> None:
         """Raise ``ConfigError`` unless the batch splits evenly over ranks and micro-batches."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def windows_per_step(self) -> int:
         """Decoded windows per optimizer step, over all ranks."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def clips_per_step(self) -> int:
         """Clips per optimizer step, over all ranks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def identity(self) -> dict[str, Any]:
         """Values by key that no checkpoint may change for the run that resumes it."""
-        raise NotImplementedError
 
 
 def check_batch(batch: int, **factors: int) -> None:

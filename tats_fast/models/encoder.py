@@ -65,8 +65,8 @@ def fixed_positions(config: ModelConfig, width: int) -> Tensor:
 class VideoEncoder(nn.Module):
     """Patch embedding, fixed positions, pre-norm blocks and a final LayerNorm.
 
-    The weights are those of PyTorch's layers: who builds a model calls ``initialize`` on the whole
-    of it, or loads a state.
+    Its weights are not initialised: whoever builds a model calls ``initialize`` on the whole of it,
+    or loads a state.
 
     Args:
         device_type: ``cpu`` or ``cuda``, which decides the attention backend.

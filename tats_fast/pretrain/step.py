@@ -116,6 +116,8 @@ def pretrain_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict
                 # the tokens), and DeepSpeed wants a single backward per micro-batch.
                 loss = loss + credit(learner, batch, motion)  # 7
             learner.runner.backward(loss)
+        # What waits for the inner epochs must not hold on to the graph.
+        batch.tokens, batch.error = batch.tokens.detach(), batch.error.detach()
         batches.append(batch)
     metrics = {
         name: torch.stack([batch.metrics[name] for batch in batches]).mean()
@@ -241,7 +243,7 @@ def inner_epochs(
         losses = []
         for batch in batches:
             with autocast(batch.tokens.device, learner.bf16):
-                policy = learner.sampler(batch.tokens.detach())
+                policy = learner.sampler(batch.tokens)
             losses.append(sampler_loss(ppo, policy, batch.experience))
             (losses[-1].total / len(batches)).backward()
         failed = any_not_finite(learner.world, [loss.total.detach() for loss in losses])

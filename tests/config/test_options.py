@@ -38,10 +38,10 @@ def parse(*arguments: str) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def test_what_is_not_given_has_the_default_of_its_field(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
+def test_what_is_not_given_has_the_default_of_its_field(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
     options = chosen(Command, parse("--from", "~/in"))
-    assert options == Command(source="/home/me/in", workers=cores())
+    assert options == Command(source=str(tmp_path / "in"), workers=cores())
     assert (options.batch_size, options.share, options.kinds) == (None, 0.5, ("a", "b"))
     arguments = "--from x --share 1 --kinds b,a --full --form pt --batch-size 3 --timeout 2"
     expected = {"share": 1.0, "kinds": ("b", "a"), "form": "pt", "batch_size": 3, "timeout": 2.0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,15 +21,21 @@ CPU = World(0, 1, torch.device("cpu"))
 
 def test_utilisation_is_model_flop_over_the_data_sheets_rate(monkeypatch):
     monkeypatch.setattr("tats_fast.engine.meter.peak_tflops", lambda device, precision: 2.0)
+    now = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr("tats_fast.engine.meter.time", clock)
     two = Meter(World(0, 2, torch.device("cpu")), bf16=True)
-    time.sleep(0.05)
+    now[0] += 3
+    with two.waiting():
+        now[0] += 1
     with two.paused():
-        time.sleep(0.05)
-    row = two.report(clips=10, flop_per_clip=3e9)
-    # Ten clips in 50 ms or a little more, shared out among two processes.
-    assert 100 < row["clips_per_s"] <= 200
-    assert row["tflops"] == pytest.approx(row["clips_per_s"] * 3e9 / 2 / 1e12)
-    assert row["mfu"] == pytest.approx(row["tflops"] / 2)
+        now[0] += 100
+    row = two.report(clips=10, flop_per_clip=3.2e12)
+    # Ten clips in 4 s, shared out among two processes; the pause does not count.
+    assert (row["clips_per_s"], row["data_wait_frac"]) == (2.5, 0.25)
+    assert row["tflops"] == pytest.approx(4) and row["mfu"] == pytest.approx(2)
+    now[0] += 2
+    assert two.report(1, 1.0)["clips_per_s"] == 0.5  # counted from the last report
 
 
 def test_no_utilisation_where_the_peak_is_not_known():
