@@ -68,8 +68,10 @@ def test_same_step(tiny_config, way):
             metrics = pretrain_step(learner, [batch], StepPlan(0, 1e-3, 6, False))
         results.append((metrics, gradients))
     (plain, expected), (fused, found) = results
-    for name in ("loss_recon", "loss_value", "entropy_frac", "motion_lift", "frame_spread"):
+    for name in ("loss_recon", "entropy_frac", "motion_lift", "frame_spread"):
         torch.testing.assert_close(fused[name], plain[name], rtol=1e-5, atol=1e-6, msg=name)
+    # Relative to the reward's small deviation, as the gradients below.
+    torch.testing.assert_close(fused["loss_value"], plain["loss_value"], rtol=1e-4, atol=1e-6)
     assert len(expected) == len(found) > 40
     for one, two in zip(expected, found, strict=True):
         # The sampler's are divided by the reward's small deviation, which costs digits.
