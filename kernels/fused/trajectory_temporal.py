@@ -37,27 +37,38 @@ from .launch import (
     with_unit_stride,
 )
 from .trajectory_temporal_backward import grad_tokens, grad_weights
-from .trajectory_temporal_tiles import fitted, heads_first, pack, packed, shape_constants, tile
+from .trajectory_temporal_tiles import (
+    SLAB,
+    fitted,
+    heads_first,
+    in_slabs,
+    pack,
+    packed,
+    shape_constants,
+    slab,
+    tile,
+)
 
-# Tiles of 64 tokens: every program reads its heads' part of W, 1.2 MB in all at ViT-B.
+# Measured on an H100: three groups of 4 heads in small programs, several per multiprocessor, beat
+# two groups of 6 in large ones, although y is read once more through L2 (docs/kernels.md).
 SCORES = Tunable(
     "trajectory_temporal_scores",
-    (tile(64, 32, 8, 3), tile(64, 16, 8, 3), tile(32, 16, 8, 3)),
-    {80: 1, 89: 2, 90: 0, 100: 0, 0: 2},
+    (tile(32, 32, 4, 2), tile(32, 32, 4, 3), tile(64, 32, 8, 3)),
+    {80: 0, 89: 0, 90: 0, 100: 0, 0: 0},
 )
 PROJECT = Tunable(
     "trajectory_temporal_project",
-    (tile(64, 32, 8, 3), tile(64, 16, 8, 3)),
-    {80: 1, 89: 1, 90: 0, 100: 0, 0: 1},
+    (tile(32, 32, 4, 3), tile(64, 32, 8, 4), tile(32, 32, 4, 2)),
+    {80: 0, 89: 2, 90: 0, 100: 0, 0: 2},
 )
-SLOTS = 8
-"""Heads that a program has room for: 12 heads are two groups of 6."""
+SLOTS = 4
+"""Heads that a program has room for: 12 heads are three groups."""
 LARGEST_DIM, MOST_FRAMES = 128, 32
 
 
 @triton.jit
 def _scores_kernel(
-    x, w, y, a, out, out_t,
+    x, w, y, a, out, out_a, out_dl,
     total, stride_x, stride_xh, stride_w,
     HEADS: tl.constexpr, DIM: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -66,8 +77,8 @@ def _scores_kernel(
 ):  # fmt: skip
     """A program holds x of BLOCK_M tokens and GROUP heads and runs along the channels of W and y.
 
-    out (T, h, F) is a, or dl, from a; then out_t (2, h, F, T) is both in fp32, with the
-    tokens along memory as ``_grad_tokens_kernel`` reads them.
+    out (T, h, F) is a, or dl, from a; then out_a and out_dl are both in fp32, in slabs as
+    ``_grad_tokens_kernel`` reads them.
     """
     groups = tl.cdiv(HEADS, GROUP)
     i_h = (tl.program_id(0) % groups) * GROUP  # neighbours share the tile of y, in L2
@@ -111,9 +122,9 @@ def _scores_kernel(
     if BACKWARD:
         b_a = tl.load(a + o_out, mask=m_out, other=0.0).to(tl.float32)  # [M, H, F]
         b_s = b_a * (b_s - tl.sum(b_a * b_s, axis=2)[:, :, None])
-        p_t = out_t + i_m + (o_hf * total + o_m[:, None, None])
-        tl.store(p_t, b_a, mask=m_out)
-        tl.store(p_t + HEADS * FRAMES * total, b_s, mask=m_out)
+        o_slab = slab(i_m + o_m, HEADS, FRAMES)[:, None, None] + o_hf * SLAB
+        tl.store(out_a + o_slab, b_a, mask=m_out)
+        tl.store(out_dl + o_slab, b_s, mask=m_out)
     else:
         b_s = tl.where(m_f, b_s, float("-inf"))
         b_s = tl.exp(b_s - tl.max(b_s, axis=2)[:, :, None])
@@ -175,8 +186,10 @@ def _project_kernel(
     tl.store(out + i_m * (HEADS * DIM) + o_out, b_out.to(out.dtype.element_ty), mask=m_out)
 
 
-def _scores(x: Tensor, weight: Tensor, y: Tensor, a: Tensor | None) -> tuple[Tensor, Tensor]:
-    """x (T, h, d), weight (h*d, C), y (T, F, C) -> a (T, h, F); with a: dl and (2, h, F, T)."""
+def _scores(
+    x: Tensor, weight: Tensor, y: Tensor, a: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """x (T, h, d), weight (h*d, C), y (T, F, C) -> a (T, h, F); with a: dl, and both in slabs."""
     total, heads, dim = x.shape
     frames = y.shape[1]
     constants = shape_constants(heads, dim, frames, y.dtype)
@@ -190,14 +203,15 @@ def _scores(x: Tensor, weight: Tensor, y: Tensor, a: Tensor | None) -> tuple[Ten
     config, slots = fitted(SCORES, y, SLOTS, need)
     groups = triton.cdiv(heads, slots)
     out = y.new_empty(total, heads, frames)
-    out_t = out if a is None else y.new_empty(2, heads, frames, total, dtype=torch.float32)
+    slabs = (out, out) if a is None else in_slabs(y, heads)
     launch(
         _scores_kernel, (groups * triton.cdiv(total, config.sizes["BLOCK_M"]),), config,
-        x, weight, y, out if a is None else a, out, out_t, total, *x.stride()[:2], weight.stride(0),
+        x, weight, y, out if a is None else a, out, *slabs,
+        total, *x.stride()[:2], weight.stride(0),
         GROUP=triton.cdiv(heads, groups), BLOCK_H=slots, BLOCK_F=block_f,
         PACK=pack(slots, frames), BACKWARD=a is not None, **constants,
     )  # fmt: skip
-    return out, out_t
+    return out, slabs
 
 
 def _project(p: Tensor, weight: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
@@ -256,9 +270,9 @@ def trajectory_temporal_bwd(
     g = grad.contiguous().view_as(rows)
     tokens = y.contiguous().flatten(0, 1)
     weight_k, weight_v = with_unit_stride(weight_k), with_unit_stride(weight_v)
-    dl, a_dl = _scores(g, weight_v, tokens, a)
+    dl, slabs = _scores(g, weight_v, tokens, a)
     dq2 = _project(dl, weight_k, tokens, None)
-    dy = grad_tokens(rows, g, a_dl, tokens, weight_k, weight_v)
+    dy = grad_tokens(rows, g, *slabs, tokens, weight_k, weight_v)
     dw_k, dw_v = grad_weights(rows, g, a, dl, tokens)
     return dq2.view(q2.shape), dy.view(y.shape), dw_k, dw_v
 

@@ -15,18 +15,27 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import Tunable, launch, load_block, power_of_2
-from .trajectory_temporal_tiles import fitted, heads_first, pack, packed, shape_constants, tile
+from .trajectory_temporal_tiles import (
+    SLAB,
+    fitted,
+    heads_first,
+    pack,
+    packed,
+    shape_constants,
+    slab,
+    tile,
+)
 
 # Accumulators fill half of the registers (128 of a thread's), so one program per multiprocessor.
 GRAD_TOKENS = Tunable(
     "trajectory_temporal_grad_tokens",
-    (tile(64, 64, 8, 3), tile(64, 32, 4, 3)),
-    {80: 1, 89: 1, 90: 0, 100: 0, 0: 1},
+    (tile(64, 32, 4, 3), tile(64, 64, 8, 3), tile(128, 32, 8, 3)),
+    {80: 0, 89: 0, 90: 0, 100: 0, 0: 0},
 )
 GRAD_WEIGHTS = Tunable(
     "trajectory_temporal_grad_weights",
-    (tile(16, 64, 8, 4), tile(16, 64, 8, 3), tile(16, 32, 8, 3)),
-    {80: 0, 89: 1, 90: 0, 100: 0, 0: 1},
+    (tile(32, 64, 8, 3), tile(16, 64, 8, 4), tile(16, 64, 8, 3)),
+    {80: 1, 89: 2, 90: 0, 100: 0, 0: 2},
 )
 SIDES = 8
 """Heads times two sides that a program of ``grad_weights`` has room for: 12 heads are 3 groups."""
@@ -36,7 +45,7 @@ PROGRAMS = 396
 
 @triton.jit
 def _grad_tokens_kernel(
-    q2, g, w_k, w_v, a_dl, dy,
+    q2, g, w_k, w_v, a, dl, dy,
     total, stride_k, stride_v,
     HEADS: tl.constexpr, DIM: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
@@ -53,7 +62,7 @@ def _grad_tokens_kernel(
     o_row = tl.minimum(o_m, last)
     o_x = i_m * (HEADS * DIM) + (o_row[:, None] * (HEADS * DIM) + o_d[None, :])
     MASKED: tl.constexpr = BLOCK_D != DIM or WIDTH % BLOCK_C != 0
-    p_a = a_dl + i_m + o_row
+    o_a = slab(i_m + o_row, HEADS, FRAMES)
     b_dy = ()
     for _ in tl.static_range(FRAMES):
         b_dy += (tl.zeros([BLOCK_M, BLOCK_C], tl.float32),)
@@ -68,9 +77,9 @@ def _grad_tokens_kernel(
         b_v = load_block(w_v + o_v, m_w, MASKED)
         b_a, b_l = (), ()  # loaded before the products that they are waited for with
         for f in tl.static_range(FRAMES):
-            o_hf = (i_h * FRAMES + f) * total
-            b_a += (tl.load(p_a + o_hf),)
-            b_l += (tl.load(p_a + (o_hf + HEADS * FRAMES * total)),)
+            o_hf = o_a + (i_h * FRAMES + f) * SLAB
+            b_a += (tl.load(a + o_hf),)
+            b_l += (tl.load(dl + o_hf),)
         b_hat = tl.dot(b_q, b_k, input_precision=PRECISION)
         b_dz = tl.dot(b_g, b_v, input_precision=PRECISION)
         b_sum = ()
@@ -138,9 +147,9 @@ def _grad_weights_kernel(
 
 
 def grad_tokens(
-    q2: Tensor, g: Tensor, a_dl: Tensor, y: Tensor, weight_k: Tensor, weight_v: Tensor
+    q2: Tensor, g: Tensor, a: Tensor, dl: Tensor, y: Tensor, weight_k: Tensor, weight_v: Tensor
 ) -> Tensor:
-    """q2 and g (T, h, d) contiguous, a_dl (2, h, F, T) fp32, y (T, F, C) -> dy like y."""
+    """q2 and g (T, h, d) contiguous, a and dl in slabs, y (T, F, C) -> dy like y."""
     total, heads, dim = q2.shape
     frames, width = y.shape[1:]
     inner = power_of_2(dim, 16)
@@ -155,7 +164,7 @@ def grad_tokens(
     dy = torch.empty_like(y)
     launch(
         _grad_tokens_kernel, grid, config,
-        q2, g, weight_k, weight_v, a_dl, dy, total, weight_k.stride(0), weight_v.stride(0),
+        q2, g, weight_k, weight_v, a, dl, dy, total, weight_k.stride(0), weight_v.stride(0),
         **shape_constants(heads, dim, frames, y.dtype),
     )  # fmt: skip
     return dy

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from .launch import ARCHITECTURES, Config, Tunable, architecture, dot_precision, power_of_2
 
+SLAB = tl.constexpr(64)
+"""Tokens whose weights lie together, for ``grad_tokens``."""
+
 
 def tile(rows: int, channels: int, warps: int, stages: int) -> Config:
     """Blocks of ``rows`` tokens and ``channels`` channels, for F = 8, d = 64 and 16 bit."""
@@ -71,6 +74,23 @@ def shape_constants(heads: int, dim: int, frames: int, dtype: torch.dtype) -> di
         "HEADS": heads, "DIM": dim, "FRAMES": frames, "WIDTH": heads * dim,
         "BLOCK_D": power_of_2(dim, 16), "PRECISION": dot_precision(dtype),
     }  # fmt: skip
+
+
+def in_slabs(y: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Room for a and dl of y (T, F, C): (T / SLAB, h, F, SLAB) fp32.
+
+    All heads and frames of a token are then at distances that the compiler knows, and neighbouring
+    tokens side by side.
+    """
+    slabs = triton.cdiv(y.shape[0], SLAB.value)
+    both = y.new_empty(2, slabs, heads, y.shape[1], SLAB.value, dtype=torch.float32)
+    return both[0], both[1]
+
+
+@triton.jit
+def slab(o_token, HEADS: tl.constexpr, FRAMES: tl.constexpr):
+    """Where the weight of a token's first head and frame lies in its slab."""
+    return o_token // SLAB * (HEADS * FRAMES * SLAB) + o_token % SLAB
 
 
 @triton.jit

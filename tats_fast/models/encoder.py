@@ -32,6 +32,8 @@ class PatchEmbedding(nn.Module):
     the weights: W ((x - mean) / std) + b = (W / std) x + (b - W (mean / std)).
     """
 
+    regions = ("forward",)
+
     def __init__(self, patch_dim: int, width: int) -> None:
         super().__init__()
         self.proj = nn.Linear(patch_dim, width)

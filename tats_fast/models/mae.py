@@ -24,6 +24,8 @@ from tats_fast.models.split import TokenSplit
 class MaskedAutoencoder(nn.Module):
     """Encoder on visible tokens only, light decoder on all, linear head on the masked ones."""
 
+    regions = ("predict",)
+
     def __init__(self, config: ModelConfig, device_type: str = "cpu") -> None:
         super().__init__()
         self.config = config
@@ -73,4 +75,8 @@ class MaskedAutoencoder(nn.Module):
             masked = x[:, split.count :]
         else:
             masked = kernels.token_gather(x, split.masked_slots)
-        return self.head(self.decoder_norm(masked))
+        return self.predict(masked)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """The decoder's last tokens (..., C) -> normalised patches (..., D)."""
+        return self.head(self.decoder_norm(x))

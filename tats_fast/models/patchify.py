@@ -97,6 +97,15 @@ def roughness(patches: Tensor, patch_size: int) -> Tensor:
     return difference.square().mean(dim=(-3, -2, -1))
 
 
+def patches_and_statistics(
+    clips: Tensor, tubelet_size: int, patch_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``patchify`` and ``token_statistics``: clips (B, T, H, W, 3) -> patches (B, N, D), motion
+    energy and roughness (B, N)."""
+    patches = patchify(clips, tubelet_size, patch_size)
+    return patches, *token_statistics(patches, tubelet_size, patch_size)
+
+
 def token_statistics(patches: Tensor, tubelet_size: int, patch_size: int) -> tuple[Tensor, Tensor]:
     """``motion_energy`` and ``roughness``, (B, N) fp32 each; one function, so that a compiler can
     read the pixels once for both."""

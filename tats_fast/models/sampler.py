@@ -41,6 +41,8 @@ class TokenSampler(nn.Module):
             are centred.
     """
 
+    regions = ("score",)
+
     def __init__(
         self,
         model: ModelConfig,
@@ -71,13 +73,19 @@ class TokenSampler(nn.Module):
     def forward(self, tokens: Tensor, uniform: Tensor | None = None) -> Policy:
         """Patch tokens (B, N, C), before positions -> ``Policy``; with ``uniform`` noise (B, N) in
         [0, 1) also an order drawn by it."""
-        features = self.norm(self.block(tokens + self.positions.to(tokens.dtype)))
-        logits = self.actor(features).squeeze(-1)
+        logits, pooled = self.score(tokens)
         order = None
         if uniform is None:
             log_p, entropy = kernels.policy_logprob(logits, self.floor)
         else:
             log_p, entropy, order = kernels.policy_sample(logits, uniform, self.floor)
-        # Detached: the critic must not bend the features that the actor chooses by.
-        value = self.critic(features.detach().mean(dim=1)).squeeze(-1)
+        value = self.critic(pooled).squeeze(-1)
         return Policy(log_p, entropy, value.float(), order)
+
+    def score(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch tokens (B, N, C) -> the actor's logits (B, N) and what the critic judges by, (B, C).
+
+        The latter is detached: the critic must not bend the features that the actor chooses by.
+        """
+        features = self.norm(self.block(tokens + self.positions.to(tokens.dtype)))
+        return self.actor(features).squeeze(-1), features.detach().mean(dim=1)

@@ -16,8 +16,8 @@ from tats_fast.engine.optim import make_optimizer
 from tats_fast.engine.precision import wants_bf16
 from tats_fast.engine.runner import Runner, make_runner
 from tats_fast.models import MaskedAutoencoder, TokenSampler
-from tats_fast.models.execution import compiled_statistics, prepare_blocks
-from tats_fast.models.patchify import token_statistics
+from tats_fast.models.execution import compiled_cut, prepare_blocks
+from tats_fast.models.patchify import patches_and_statistics
 from tats_fast.models.restore import build_models, current_names
 from tats_fast.pretrain.step import Rollout
 from tats_fast.rl import RewardScale
@@ -37,8 +37,8 @@ class Learner:
     reward_scale: RewardScale
     generator: torch.Generator
     bf16: bool
-    statistics: Callable[..., tuple[Tensor, Tensor]] = token_statistics
-    """``token_statistics``, compiled or not."""
+    cut: Callable[..., tuple[Tensor, Tensor, Tensor]] = patches_and_statistics
+    """``patches_and_statistics``, compiled or not."""
 
     @property
     def mae(self) -> MaskedAutoencoder:
@@ -101,5 +101,5 @@ def make_learner(config: RunConfig, world: World) -> Learner:
         reward_scale=RewardScale.initial(world.device),
         generator=torch.Generator(world.device),
         bf16=bf16,
-        statistics=compiled_statistics() if config.train.compile else token_statistics,
+        cut=compiled_cut() if config.train.compile else patches_and_statistics,
     )

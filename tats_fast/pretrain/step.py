@@ -23,7 +23,6 @@ from tats_fast.engine.precision import autocast
 from tats_fast.engine.runner import update
 from tats_fast.masking import draw_order, split_for_training, uniform_noise
 from tats_fast.models import MaskedAutoencoder, Policy, TokenSampler, TokenSplit
-from tats_fast.models.patchify import patchify
 from tats_fast.rl import Experience, make_experience, sampler_loss, token_rewards
 from tats_fast.rl.metrics import frame_spread, lift, policy_metrics
 from tats_fast.rl.ppo import adamae_loss, explained_variance
@@ -134,8 +133,7 @@ def pretrain_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict
 def roll_out(learner: Learner, clips: Tensor, plan: StepPlan) -> tuple[MicroBatch, Tensor]:
     """A micro-batch's ``Rollout`` with its metrics, and the tokens' motion energy (B, N)."""
     model = learner.config.model
-    patches = patchify(clips, model.tubelet_size, model.patch_size)
-    motion, texture = learner.statistics(patches, model.tubelet_size, model.patch_size)
+    patches, motion, texture = learner.cut(clips, model.tubelet_size, model.patch_size)
     with autocast(clips.device, learner.bf16):
         drawing = Drawing(plan, learner.sampler, learner.generator, motion)
         batch = learner.runner.forward(patches, drawing)

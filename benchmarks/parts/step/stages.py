@@ -63,7 +63,7 @@ def stages_ms(call: Callable[[], Any], learner: Learner, device: torch.device) -
 
     mae = learner.mae
     places: list[tuple[Any, str, str]] = [
-        (step, "patchify", "patchify"),
+        (learner, "cut", "patchify"),
         (mae, "embed", "embed"),
         (step, "sample_policy", "draw"),
         (learner.sampler, "forward", "sampler_forward"),
