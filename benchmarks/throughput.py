@@ -7,9 +7,8 @@ and must agree with the first path; exit code 1 names the one that does not. ``r
 ``videomae`` paths draw other masks and are exempt. With ``--isolate`` each path has a process of its
 own, so that a CUDA error ends it alone, and those that disagree are dropped afterwards. The record
 is written after every batch size, with ``--isolate`` after every path. Times are those of whole
-training steps (``pretrain_step``), on a GPU by its own clock and without
-waiting for it between steps, as in training. One batch lies on the device throughout, so loading is
-not part of the step.
+training steps (``pretrain_step``), on a GPU by its own clock and without waiting for it between
+steps, as in training. One batch lies on the device throughout, so loading is not part of the step.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 
 def data_sheet(device: torch.device, dtype: torch.dtype) -> Ceilings | None:
-    """What NVIDIA says about the GPU that is here, to print beside; None where no table knows it."""
+    """What NVIDIA says about the GPU that is here, to print beside; None if unknown."""
     chip = chip_name(device)
     if chip is None:
         return None

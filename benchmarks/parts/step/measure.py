@@ -28,7 +28,7 @@ Measured = tuple[dict[str, Any], dict[str, Any]]
 
 
 class NothingRan(bench.Failed):
-    """No path could run, or one ran into numbers that are not finite; ``paths`` says what each did."""
+    """No path could run, or one met numbers that are not finite; ``paths`` says what each did."""
 
     def __init__(self, message: str, paths: dict[str, Any]) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""The paths that are compared: one training step, run several ways on the same weights and clips."""
+"""The paths that are compared: one training step, several ways, on the same weights and clips."""
 
 from __future__ import annotations
 
