@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from parts import bench, ceilings, costs
 from parts.ceilings import DTYPES
-from parts.ops.cases import CASES, DEFAULT_CASES, IMPLEMENTATIONS, OPS, Problem, cases_of, why_not
 from parts.isolate import is_cuda_error
+from parts.ops.cases import CASES, DEFAULT_CASES, IMPLEMENTATIONS, OPS, Problem, cases_of, why_not
 from parts.ops.gate import Gate, WrongResult
 from parts.ops.isolated import measure_isolated
 from parts.ops.report import ceilings_line, describe, results, target_lines

@@ -4,11 +4,11 @@
 
 Before anything is timed, every path takes the first step from the same weights, clips and draws,
 and must agree with the first path; exit code 1 names the one that does not. ``random`` and the
-``videomae`` paths draw other masks and are exempt. With ``--isolate`` each path has a process of its
-own, so that a CUDA error ends it alone, and those that disagree are dropped afterwards. The record
-is written after every batch size, with ``--isolate`` after every path. Times are those of whole
-training steps (``pretrain_step``), on a GPU by its own clock and without waiting for it between
-steps, as in training. One batch lies on the device throughout, so loading is not part of the step.
+``videomae`` paths draw other masks and are exempt. With ``--isolate`` each path has a process to
+itself, so that a CUDA error ends it alone, and those that disagree are dropped afterwards. The
+record is written after every batch size, with ``--isolate`` after every path. Times are those of
+whole training steps (``pretrain_step``), on a GPU by its own clock and without waiting for it
+between steps, as in training. One batch lies on the device throughout: no loading in the step.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def speedup(entry: dict[str, Any], reference: dict[str, Any]) -> float:
 
 def target_lines(record: dict[str, Any]) -> list[str]:
     """Targets met and missed, where this record can say: fp32 on a CPU, bf16 on a GPU."""
-    config, hardware = record["config"], record["hardware"]
+    config = record["config"]
     if config["device"] == "cpu" and config["dtype"] == "fp32":
         targets = CPU_TARGETS
     elif config["device"] == "cuda" and config["dtype"] == "bf16":
