@@ -55,6 +55,8 @@ def train(options: Any) -> int:
         "data.workers": options.workers,
         "data.stride": 2,
         "masking.ratio": 0.95,
+        "optim.base_lr": 2.4e-3,  # a loss that falls within these few steps
+        "optim.warmup_frac": 0.2,
         "ppo.epochs": 1,
         "train.batch_size": options.batch,
         "train.steps": options.steps,
@@ -87,7 +89,7 @@ def outcome(folder: Path) -> dict[str, Any] | None:
 def apart(runs: dict[str, dict[str, Any]]) -> float | None:
     """Largest relative difference of the two runs' losses at the steps that both logged."""
     one, other = (runs.get(name, {}).get("loss_recon", {}) for name in PRECISIONS)
-    shared = [abs(one[step] / other[step] - 1) for step in one if other.get(step)]
+    shared = [abs(one[step] - other[step]) / abs(other[step]) for step in one.keys() & other]
     return max(shared, default=None)
 
 
