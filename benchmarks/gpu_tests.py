@@ -4,7 +4,8 @@
 
 Every finished test is written down at once: what a time limit cuts off is "not run", the rest
 still counts. After a CUDA error, or when a test kills its process, a new process goes on with the
-tests that are left, so that the failure reported is the first and takes no other test with it. Needs pytest only, and a checkout that need not be installed.
+tests that are left, so that the failure reported is the first and takes no other test with it.
+Needs pytest only, and a checkout that need not be installed.
 """
 
 from __future__ import annotations
