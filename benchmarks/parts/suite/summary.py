@@ -61,7 +61,6 @@ def write_record(
     sections = [
         [o["name"], o["status"], bench.number(o["seconds"], 0), o["detail"]] for o in outcomes
     ]
-    targets = [] if quick else target_rows(records, throughput)
     parts = [
         f"# GPU suite{' (quick: tiny sizes on a CPU, no result)' if quick else ''}",
         f"    {command}",
@@ -72,11 +71,7 @@ def write_record(
     ]
     shown = {o["name"]: o["output"].strip()[-SHOWN_BYTES:] for o in outcomes if o["name"] in SHOWN}
     tables = {
-        "Targets": _table(["target", "wanted", "measured", ""], targets),
-        "Tests": _tests(records["tests.json"]),
-        **step_tables(throughput),
-        "Ops, forward + backward": _ops(records["ops.json"]),
-        "Kernel configurations": _tuning(records["tuning.json"]),
+        **record_tables(records, throughput, judged=not quick),
         **{name.capitalize(): f"```\n{text}\n```" for name, text in shown.items() if text},
     }
     for title, table in tables.items():
@@ -86,7 +81,7 @@ def write_record(
     archive(out, raw)
     lines = [
         f"target {name}: wanted {wanted}, {measured}: {verdict}"
-        for name, wanted, measured, verdict in targets
+        for name, wanted, measured, verdict in ([] if quick else target_rows(records, throughput))
     ]
     return "\n".join([f"record: {out}", *(lines or ["targets: not judged at these sizes"])])
 
@@ -101,9 +96,38 @@ def archive(out: Path, raw: Path) -> None:
     new.replace(out / ARCHIVE)
 
 
-def step_tables(throughput: dict[str, Any]) -> dict[str, str]:
-    """The tables of whole steps, by title."""
-    return {"Whole step": _steps(throughput), "Batch sizes and memory": _sweep(throughput)}
+def record_tables(
+    records: dict[str, Any], throughput: dict[str, Any], judged: bool
+) -> dict[str, str]:
+    """Every table that a record gives, by title; "" where it says nothing.
+
+    Args:
+        records: ``COPIED`` by name, None where one was not written.
+        judged: whether the sizes are those that the targets are about.
+    """
+    targets = target_rows(records, throughput) if judged else []
+    return {
+        "Targets": _table(["target", "wanted", "measured", ""], targets),
+        "Tests": _tests(records["tests.json"]),
+        "Whole step": _steps(throughput),
+        "Batch sizes and memory": _sweep(throughput),
+        "Ops, forward + backward": _ops(records["ops.json"]),
+        "Kernel configurations": _tuning(records["tuning.json"]),
+    }
+
+
+def page(folders: list[Path]) -> str:
+    """The tables of committed records for the documentation; of a file that several have, the last
+    folder's counts."""
+    names = (*COPIED, "throughput.json")
+    found = [{name: _read(folder / name) for name in names} for folder in folders]
+    records = {name: next((r[name] for r in reversed(found) if r[name]), None) for name in names}
+    throughput = records["throughput.json"] or {}
+    parts = [_environment(records["environment.json"])]
+    for title, table in record_tables(records, throughput, judged=True).items():
+        if table:
+            parts += [f"**{title}**", table]
+    return "\n\n".join(parts)
 
 
 def _read(path: Path) -> Any:
