@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from parts import bench
+from parts.isolate import is_cuda_error
 from parts.step.paths import PATHS, load_clips, make_contender
 from throughput import add_step_options, read_config
 
@@ -75,16 +76,25 @@ def run(options: Any) -> int:
     record["repeat"] = {}
     print(bench.hardware_line(record["hardware"]))
     for name in options.paths:
-        first, second = (outcome(name, config, device, clips) for _ in range(2))
-        entry = record["repeat"][name] = compare(first, second)
-        if entry["differing"]:
+        try:
+            first, second = (outcome(name, config, device, clips) for _ in range(2))
+        except Exception as error:
+            if is_cuda_error(error):
+                raise bench.Failed(f"path {name}: {bench.first_line(error)}") from error
+            entry = {"failed": bench.first_line(error)}
+        else:
+            entry = compare(first, second)
+        record["repeat"][name] = entry
+        if "failed" in entry:
+            print(f"{name} failed: {entry['failed']}")
+        elif entry["differing"]:
             counted = f"{entry['differing']} of {entry['compared']} tensors differ"
             print(f"{name}: {counted}, first {entry['first']}, by {entry['largest']:.1e} at most")
         else:
             print(f"{name}: {entry['compared']} tensors are the same bits after {STEPS} steps")
         if options.json:
             bench.write_json(options.json, record)
-    return 0
+    return int(any("failed" in entry for entry in record["repeat"].values()))
 
 
 main = partial(bench.run_script, make_parser(), run)

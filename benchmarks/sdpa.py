@@ -1,4 +1,4 @@
-"""PyTorch's attention backends at the step's shapes, each alone: cuDNN, flash, efficient, math.
+"""PyTorch's attention backends at the step's shapes, each alone: flash, efficient, cuDNN.
 
     python benchmarks/sdpa.py --batch 64 --json sdpa.json      # needs a CUDA GPU to mean anything
 
@@ -27,11 +27,10 @@ from tats_fast.engine.distributed import pick_device
 from tats_fast.models import flops
 
 BACKENDS = {
-    "default": None,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
+    "default": None,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
 SHAPES = {"encoder": (12, 78), "decoder": (6, 1568), "joint sampler": (12, 1568)}
 """Heads and tokens; 64 numbers a head."""
@@ -49,7 +48,7 @@ def make_parser() -> bench.Parser:
     add("--batch", type=bench.positive_int, default=64)
     add("--steps", type=bench.positive_int, default=20, help="timed calls (default: %(default)s)")
     add("--shapes", type=bench.names_of(SHAPES), default=tuple(SHAPES), metavar="A,B")
-    add("--json", metavar="FILE", help="write the record, after every shape")
+    add("--json", metavar="FILE", help="write the record as it grows")
     return parser
 
 
@@ -64,60 +63,53 @@ def call_of(backend: SDPBackend | None, leaves: list[torch.Tensor]) -> Callable[
     return call
 
 
-def measure(name: str, options: Any, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Every backend that takes this shape, by name; why not for the others.
+def measure(shape: str, backend: str, options: Any, device: torch.device) -> dict[str, Any]:
+    """One backend's entry at one shape; why not, where it does not take it.
 
     Raises:
         Failed: a CUDA error, after which nothing can run.
     """
-    heads, tokens = SHAPES[name]
+    heads, tokens = SHAPES[shape]
     # As in the model: one projection's output, heads moved forward as a view.
     qkv = torch.randn(
         (options.batch, tokens, 3, heads, DIM), dtype=DTYPES[options.dtype], device=device
     )
     leaves = [x.transpose(1, 2).detach().requires_grad_() for x in qkv.unbind(2)]
-    entries: dict[str, dict[str, Any]] = {}
-    calls: dict[str, Callable[[], None]] = {}
-    for backend, kind in BACKENDS.items():
-        call = call_of(kind, leaves)
-        try:
-            call()
-            bench.synchronize(device)
-        except Exception as error:
-            if is_cuda_error(error):
-                raise bench.Failed(f"{name}, {backend}: {bench.first_line(error)}") from error
-            entries[backend] = {"skipped": bench.first_line(error)}
-        else:
-            calls[backend] = call
+    call = call_of(BACKENDS[backend], leaves)
+    try:
+        call()
+        bench.synchronize(device)
+    except Exception as error:
+        if is_cuda_error(error):
+            raise bench.Failed(f"{shape}, {backend}: {bench.first_line(error)}") from error
+        return {"skipped": bench.first_line(error)}
+    took = bench.percentiles(interleaved_ms({"": call}, device, options.steps, 3)[""])
     work = FACTOR * options.batch * flops.attention(tokens, heads * DIM)
-    for backend, times in interleaved_ms(calls, device, options.steps, 3).items():
-        took = bench.percentiles(times)
-        entries[backend] = {"fwd_bwd_ms": took, "tflops": work / took["p50"] / 1e9}
-    return entries
+    return {"fwd_bwd_ms": took, "tflops": work / took["p50"] / 1e9}
 
 
 def run(options: Any) -> int:
-    """All shapes, printed and written one by one."""
+    """Backend by backend, so that one that kills the process loses nothing of those before it."""
     device = pick_device(options.device)
     record = bench.new_record(device)
     record["config"] = {key: getattr(options, key) for key in ("batch", "dtype", "steps")}
-    record["sdpa"] = {}
-    print(bench.hardware_line(record["hardware"]))
-    for name in options.shapes:
-        entries = record["sdpa"][name] = measure(name, options, device)
-        rows = [
-            [backend, bench.number(entry["fwd_bwd_ms"]["p50"], 3), bench.number(entry["tflops"])]
-            for backend, entry in entries.items()
-            if "fwd_bwd_ms" in entry
-        ]
-        heads, tokens = SHAPES[name]
-        print(f"\n{name}: {options.batch} clips, {tokens} tokens, {heads} heads of {DIM}")
-        print(bench.table(["backend", "forward + backward p50, ms", "TFLOP/s"], rows))
-        for backend, entry in entries.items():
+    record["sdpa"] = {shape: {} for shape in options.shapes}
+    print(bench.hardware_line(record["hardware"]), flush=True)
+    for backend in BACKENDS:
+        for shape in options.shapes:
+            entry = record["sdpa"][shape][backend] = measure(shape, backend, options, device)
+            heads, tokens = SHAPES[shape]
+            named = (
+                f"{backend}, {shape} ({options.batch} x {tokens} tokens, {heads} heads of {DIM})"
+            )
             if "skipped" in entry:
-                print(f"skipped {backend}: {entry['skipped']}")
-        if options.json:
-            bench.write_json(options.json, record)
+                print(f"{named}: skipped: {entry['skipped']}", flush=True)
+            else:
+                took = bench.number(entry["fwd_bwd_ms"]["p50"], 3)
+                rate = bench.number(entry["tflops"])
+                print(f"{named}: forward + backward {took} ms, {rate} TFLOP/s", flush=True)
+            if options.json:
+                bench.write_json(options.json, record)
     return 0
 
 

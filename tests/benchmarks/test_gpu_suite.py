@@ -162,9 +162,8 @@ def test_summary_judges_every_target(tmp_path):
         "target activations per clip": "met",  # 230 MiB = 0.241 GB
         "target data wait with DALI": "-",
     }
-    assert (
-        "ours over videomae: wanted -, 2.00 x" in text and "measured product: wanted -, 50" in text
-    )
+    assert "ours over videomae: wanted -, 2.00 x" in text
+    assert "measured product: wanted -, 50" in text
     written = {path.name for path in out.iterdir()}
     names = {"summary.md", "throughput.json", "log.txt", "tests.json", "record.tar.gz"}
     assert written == names
@@ -175,7 +174,7 @@ def test_summary_judges_every_target(tmp_path):
     assert list(record["batches"]) == ["32", "64", "128", "256"]
     page = (out / "summary.md").read_text()
     assert "a kernel" in page
-    assert summary.page([out]).count("| fast |") == 6 and "5 passed" in summary.page([out])
+    assert "| 256 | fast |" in summary.page([out]) and "5 passed" in summary.page([out])
     assert "5 passed, 1 failed" in page and "AssertionError: 1 != 2" in page
     assert "out of GPU memory" in page and "a/b" in page and "321 s in all" in page
     assert "disagrees" in (out / "log.txt").read_text()

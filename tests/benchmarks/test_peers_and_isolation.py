@@ -121,7 +121,7 @@ def test_without_isolation_the_first_failure_is_clear(monkeypatch, capsys):
 def test_an_op_goes_on_without_the_implementation_that_broke(monkeypatch):
     asked = []
 
-    def child(options, names, implementations, limit):
+    def child(options, names, implementations, limit, file):
         asked.append((tuple(names), implementations))
         ran = {"ops": {}, "floors": {}, "config": {"ceilings": "top"}}
         for name in names:
@@ -136,6 +136,7 @@ def test_an_op_goes_on_without_the_implementation_that_broke(monkeypatch):
     monkeypatch.setattr(isolated_ops, "_one", child)
     kinds = ("reference", "triton")
     options = SimpleNamespace(ops="abc", implementations=kinds, cases=("tiny",), isolate=60.0)
+    options.json = None
     record = {"ops": {}, "floors": {}, "config": {}}
     saved = []
     right, first = isolated_ops.measure_isolated(record, options, lambda: saved.append(1))

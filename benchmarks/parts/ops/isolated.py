@@ -30,7 +30,9 @@ def measure_isolated(
         if len(together) < len(pending):  # the rest of an op that failed goes alone
             together = together[:1]
         left = max(1.0, deadline - time.monotonic())
-        written, problem = _one(options, together, implementations, left)
+        # The first writes to the record itself: what it has counts even if this process is killed.
+        file = None if record["ops"] or not options.json else Path(options.json)
+        written, problem = _one(options, together, implementations, left, file)
         for key in ("ops", "floors"):
             for op, cases in written.get(key, {}).items():
                 _merge(record[key].setdefault(op, {}), cases)
@@ -62,7 +64,7 @@ def _merge(into: dict[str, Any], cases: dict[str, Any]) -> None:
 
 
 def _one(
-    options: Any, ops: list[str], implementations: tuple[str, ...], limit: float
+    options: Any, ops: list[str], implementations: tuple[str, ...], limit: float, file: Path | None
 ) -> tuple[dict[str, Any], str | None]:
     """What one process wrote, and why it failed, if it did."""
     values = {
@@ -72,7 +74,7 @@ def _one(
         "seed": options.seed,
     }
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "record.json"
+        file = file or Path(folder) / "record.json"
         arguments = [f"--{key}={value}" for key, value in values.items()]
         problem = run_child("ops.py", [*arguments, "--keep-going", f"--json={file}"], limit)
         try:

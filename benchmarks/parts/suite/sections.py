@@ -24,7 +24,7 @@ TINY = (
     "--image-size 32 --frames 8 --mask-ratio 0.75 model.patch_size=8 model.width=32 model.depth=1 "
     "model.heads=2 model.decoder_width=16 model.decoder_depth=1 model.decoder_heads=2"
 )
-SAVING_SECONDS = 5
+SAVING_SECONDS = 10
 """What a script that writes as it goes is told to leave of its time."""
 SANITIZER = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
 
