@@ -112,7 +112,7 @@ def measurement_sections() -> list[Section]:
     repeat = f"repeat_step.py --device cuda --inner-epochs 1 --batch {BATCH}"
     pretrain = "pretrain_precision.py --device cuda --limit {seconds} --json {out}/pretrain.json"
     warmers = (
-        *(_warm("compiled"), _warm("videomae_compiled"), _warm("random"), _warm("fast", SWEEP[0])),
+        *(_warm("compiled"), _warm("videomae_compiled"), _warm("fast", SWEEP[0])),
         f"{OPS} --impl compiled,triton_compiled --steps 1 --warmup 0",
     )
     return [
