@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from parts import bench, ceilings, costs
 from parts.ceilings import DTYPES
+from parts.isolate import is_cuda_error
 from parts.ops.cases import CASES, DEFAULT_CASES, IMPLEMENTATIONS, OPS, Problem, cases_of, why_not
 from parts.ops.gate import Gate, WrongResult
+from parts.ops.isolated import measure_isolated
 from parts.ops.report import ceilings_line, describe, results, target_lines
 from parts.ops.timing import interleaved_ms
 from parts.peak_memory import MIB, peak_growth
@@ -53,9 +55,19 @@ def make_parser() -> bench.Parser:
     add("--seed", type=bench.natural_int, default=0)
     add("--keep-going", action="store_true", help="record an implementation that is wrong or "
         "fails, go on, and exit with 1 in the end")  # fmt: skip
+    alone = "seconds for processes of their own, so that a CUDA error ends one implementation"
+    add("--isolate", type=bench.positive_float, metavar="SECONDS", help=alone)
     add("--json", metavar="FILE", help="write the record, after every op")
     add("--plot", metavar="FILE.png", help="draw speed-ups over the reference")
     return parser
+
+
+class LostContext(bench.Failed):
+    """An implementation's CUDA error, after which nothing runs in this process."""
+
+    def __init__(self, implementation: str, reason: str) -> None:
+        super().__init__(f"{implementation}: {reason}")
+        self.implementation, self.reason = implementation, reason
 
 
 class Measurement:
@@ -86,6 +98,8 @@ class Measurement:
                 if reason is None:
                     reason = self._enter(name, gate)
             except Exception as error:
+                if is_cuda_error(error):
+                    raise LostContext(name, bench.first_line(error)) from error
                 if not self._options.keep_going:
                     raise
                 self.others[name] = {"failed": bench.first_line(error)}
@@ -105,7 +119,7 @@ class Measurement:
             torch.cuda.empty_cache()
             return f"out of GPU memory at batch {self._options.batch}"
         except Exception as error:
-            if not name.endswith("compiled"):
+            if not name.endswith("compiled") or is_cuda_error(error):
                 raise
             return f"torch.compile failed: {bench.first_line(error)}"
         self._runners[name] = runner
@@ -167,6 +181,13 @@ def measure(record: dict[str, Any], options: Any, device: torch.device) -> bool:
                 measured.admit(options.implementations)
             except WrongResult as wrong:
                 raise bench.Failed(f"{op}, {case}: {wrong} (it was not timed)") from None
+            except LostContext as lost:
+                record["ops"][op][case] = {lost.implementation: {"failed": lost.reason}}
+                record["floors"][op] = {}  # it is not finished
+                record["lost"] = {"op": op, "implementation": lost.implementation}
+                write(record, options)
+                hint = "--isolate lets the others run"
+                raise bench.Failed(f"{op}, {case}, {lost}; {hint}") from None
             right &= not any("failed" in other for other in measured.others.values())
             counted[op, case] = measured.costs
             record["ops"][op][case] = measured.entries()
@@ -176,9 +197,14 @@ def measure(record: dict[str, Any], options: Any, device: torch.device) -> bool:
                 torch.cuda.empty_cache()
         settle(record, counted, ceilings.ceilings(device, DTYPES[options.dtype]))
         print(results(record, op) + "\n", flush=True)
-        if options.json:
-            bench.write_json(options.json, record)
+        write(record, options)
     return right
+
+
+def write(record: dict[str, Any], options: Any) -> None:
+    """To ``--json``, if given."""
+    if options.json:
+        bench.write_json(options.json, record)
 
 
 def settle(
@@ -209,14 +235,21 @@ def run(options: Any) -> int:
         options.implementations = ("reference", *options.implementations)
     settings = ("ops", "cases", "implementations", "dtype", "batch", "steps", "warmup", "seed")
     record = bench.new_record(device)
+    sheet = ceilings.data_sheet(device, DTYPES[options.dtype])
     record["config"] = {
         **{name: getattr(options, name) for name in settings},
         "device": device.type,
         "ceilings": ceilings.ceilings(device, DTYPES[options.dtype])._asdict(),
+        "data_sheet": sheet and sheet._asdict(),
     }
     record |= {"ops": {}, "floors": {}}
     print(describe(record) + "\n", flush=True)
-    right = measure(record, options, device)
+    if options.isolate:
+        right, first = measure_isolated(record, options, partial(write, record, options))
+        if first:
+            print(f"first failure: {first}")
+    else:
+        right = measure(record, options, device)
     for line in (ceilings_line(record), *target_lines(record)):
         print(line)
     save(record, options)

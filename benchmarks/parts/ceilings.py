@@ -1,9 +1,10 @@
-"""What a device can do at most: measured where we could, else data sheet, else measured now."""
+"""What a device can do at most: measured on the spot; of chips that are not here, from tables."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
@@ -18,7 +19,10 @@ BANDWIDTH = {
     "H100": (3.35e12, "data sheet"),
     "A100": (2.04e12, "data sheet, 80 GB"),
 }
+DATA_SHEET_BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.04e12}
 SECONDS = 1.5
+GPU_SECONDS = 0.3
+"""A GPU of one's own needs no quiet moment."""
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
@@ -32,10 +36,26 @@ def tabled(chip: str, precision: str) -> Ceilings:
     return Ceilings(bandwidth, rate * 1e12, f"{chip}: {source}, {kind}")
 
 
+@cache
+def here(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Ceilings of the GPU that is here, measured once per process and never a data sheet's."""
+    top = measure(device, dtype, GPU_SECONDS)
+    torch.cuda.empty_cache()
+    return top
+
+
 def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Ceilings of the device that is here; measured on the spot where no table knows it."""
+    """Ceilings of the device that is here, measured on the spot: on the CPU anew at each call."""
+    return here(device, dtype) if device.type == "cuda" else measure(device, dtype)
+
+
+def data_sheet(device: torch.device, dtype: torch.dtype) -> Ceilings | None:
+    """What NVIDIA says about the GPU that is here, to print beside; None if unknown."""
     chip = chip_name(device)
-    return measure(device, dtype) if chip is None else tabled(chip, NAMES[dtype])
+    if chip is None:
+        return None
+    rate = PEAK_TFLOPS[chip][NAMES[dtype]] * 1e12
+    return Ceilings(DATA_SHEET_BANDWIDTH[chip], rate, f"{chip}: data sheet")
 
 
 def better(one: Ceilings, other: Ceilings) -> Ceilings:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 MIB = 2**20
 
@@ -33,6 +35,29 @@ def peak_growth(call: Callable[[], Any], device: torch.device) -> int | None:
     call()
     peak = _resident_bytes("VmHWM")
     return None if peak is None else max(0, peak - rest)
+
+
+def state_bytes(modules: Iterable[nn.Module], optimizers: Iterable[Optimizer]) -> int:
+    """Bytes of parameters, buffers and optimizer state."""
+    tensors = [tensor for part in modules for tensor in (*part.parameters(), *part.buffers())]
+    for optimizer in optimizers:
+        tensors += [value for state in optimizer.state.values() for value in state.values()]
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
+
+
+def peak_mb(
+    step: Callable[[], Any],
+    modules: Iterable[nn.Module],
+    optimizers: Iterable[Optimizer],
+    device: torch.device,
+) -> float | None:
+    """Peak memory of one step in MiB: its own state, and what the step adds to it.
+
+    Several models live in the process, so the level at rest is subtracted and this one's state
+    put back.
+    """
+    grown = peak_growth(step, device)
+    return None if grown is None else (state_bytes(modules, optimizers) + grown) / MIB
 
 
 def _reset_resident_peak() -> int | None:

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
+
+from tats_fast.config import ConfigError
+
+
+def require_pyav() -> None:
+    """See at the start that videos can be read at all: DALI, too, has its windows from PyAV.
+
+    Raises:
+        ConfigError: PyAV is not installed.
+    """
+    if find_spec("av") is None:
+        raise ConfigError("videos are read with PyAV, which is not installed; pip install av")
 
 
 @cache

@@ -25,6 +25,7 @@ from tats_fast.data.bad_files import BadFileRecord, drop_quarantined
 from tats_fast.data.lists import Video, read_videos
 from tats_fast.data.loader import ClipBatch, ClipLoader, make_loader
 from tats_fast.data.order import ClipKey, StreamBatches
+from tats_fast.data.pyav import require_pyav
 from tats_fast.engine.checkpoint import (
     Position,
     Savable,
@@ -88,6 +89,7 @@ class TrainingLoop(ABC):
                 "data.train=None: give a list file or a folder of videos, "
                 "for example data.train=demo/clips/train"
             )
+        require_pyav()
         self.config, self.world = config, world
         self.folder = Path(config.output_dir) / config.name
         self.resume_from = checkpoint_to_resume(self.folder, config.train.resume)

@@ -7,6 +7,7 @@ import importlib
 import itertools
 import json
 import os
+import tarfile
 import time
 
 import gpu_suite
@@ -55,7 +56,7 @@ def test_a_section_that_fails_or_hangs_does_not_stop_the_others(python_line, tmp
     # The whole process group ended, what the section had started included.
     time.sleep(max(0.0, 10 - outcomes[2].seconds))
     assert not mark.exists()
-    assert not list(tmp_path.glob(".*.log"))
+    assert "begun" in (tmp_path / "hangs.log").read_text()
 
 
 def test_a_command_that_cannot_even_be_made_is_a_failure(tmp_path):
@@ -107,75 +108,104 @@ def throughput_record(epochs, rates, batch=64):
     def path(rate):
         step = dict.fromkeys(("p20", "p50", "p80"), 1e3 * batch / rate)
         timed = {"clips_per_s": rate, "step_ms": step, "stages_ms": {"embed": 1.0}, "loss": 1.0}
-        return {**timed, "tflops": rate / 4, "mfu": rate / 3500, "peak_mem_mb": 10.0 * batch}
+        mfu = {"mfu": rate / 2800, "mfu_data_sheet": rate / 3500}
+        return {**timed, **mfu, "tflops": rate / 4, "peak_mem_mb": 230.0 * batch}
 
     settings = {"attention": "sdpa", "kernels": {"masked_mse": "torch"}, "compile": False}
+    settings["compared"] = True
     config = {"batch": batch, "inner_epochs": epochs, "paths": dict.fromkeys(rates, settings)}
+    config |= {"peak_tflops": 790.0, "peak_source": "measured here"}
     return {"config": config, "paths": {name: path(rate) for name, rate in rates.items()}}
 
 
 def test_summary_judges_every_target(tmp_path):
     rates = {"reference": 300.0, "compiled": 800.0, "fast": 1400.0, "fast_eager": 1000.0}
+    rates |= {"random": 2400.0, "videomae": 1200.0}
     k1 = throughput_record(1, rates)
     k1["paths"]["sdpa"] = {"skipped": "out of GPU memory at batch 64"}
 
     def swept(batch):
-        return {"clips_per_s": 1000.0 + batch, "mfu": 0.3, "peak_mem_mb": 3000 + 230.0 * batch}
+        rates = {"clips_per_s": 1000.0 + batch, "mfu": 0.3, "mfu_data_sheet": 0.2}
+        return {**rates, "peak_mem_mb": 230.0 * batch}
 
     files = {
         "k1.json": k1,
         "k2.json": throughput_record(2, {"fast": 900.0}),
         "sweep.json": {
-            "batches": {str(b): {"paths": {"fast_eager": swept(b)}} for b in (16, 32, 64)}
+            "batches": {str(b): {"paths": {"fast": swept(b)}} for b in (128, 256, 32)},
+            **{"config": {}, "paths": {"fast": {}}},
         },
         "tests.json": {
             **{"passed": 5, "failed": 1, "skipped": 2, "not_run": 0, "seconds": 3.0},
             "failures": {"tests/test_x.py::test_y": "line\nAssertionError: 1 != 2"},
         },
     }
+    out, raw = tmp_path / "out", tmp_path / "raw"
+    out.mkdir(), raw.mkdir()
     for name, content in files.items():
-        (tmp_path / name).write_text(json.dumps(content))
+        (raw / name).write_text(json.dumps(content))
     outcomes = [
         {"name": "profile", "status": "ok", "detail": "", "output": "a kernel"},
         {"name": "ops", "status": "failed", "detail": "exit code 1; a|b", "output": "disagrees"},
     ]
     outcomes = [{**outcome, "seconds": 9.0} for outcome in outcomes]
-    text = summary.write_record(tmp_path, outcomes, "command", 321.0, quick=False)
+    text = summary.write_record(out, raw, outcomes, "command", 321.0, quick=False)
     verdicts = {line.split(":")[0]: line.rpartition(": ")[2] for line in text.splitlines()[1:]}
     assert verdicts == {
         "target whole step over reference, K=1": "met",  # 4.67 of 3
         "target whole step over compiled, K=1": "met",  # 1.75 of 1.6
         "target clips/s, K=1, best batch": "met",
-        "target MFU, K=1, best batch": "met",  # 1400 / 3500 = 40%
+        "target MFU of the data sheet": "met",  # 1400 / 3500 = 40%
+        "target MFU of the measured product": "-",
+        "target random masks, ours over videomae": "-",
+        "target random masks, ours over videomae_compiled": "-",
         "target activations per clip": "met",  # 230 MiB = 0.241 GB
         "target data wait with DALI": "-",
     }
-    written = {path.name for path in tmp_path.iterdir()}
-    assert written == {"summary.md", "throughput.json", "log.txt", "profile.txt"}
-    record = json.loads((tmp_path / "throughput.json").read_text())
+    assert "ours over videomae: wanted -, 2.00 x" in text
+    assert "measured product: wanted -, 50" in text
+    written = {path.name for path in out.iterdir()}
+    names = {"summary.md", "throughput.json", "log.txt", "tests.json", "record.tar.gz"}
+    assert written == names
+    with tarfile.open(out / "record.tar.gz") as tar:
+        assert {"raw/k1.json", "raw/sweep.json", "summary.md"} < set(tar.getnames())
+    record = json.loads((out / "throughput.json").read_text())
     assert record["config"]["inner_epochs"] == 1 and record["k2"]["config"]["inner_epochs"] == 2
-    assert set(record["batches"]) == {"16", "32", "64"}
-    page = (tmp_path / "summary.md").read_text()
+    assert list(record["batches"]) == ["32", "64", "128", "256"]
+    page = (out / "summary.md").read_text()
+    assert "a kernel" in page
+    assert "| 256 | fast |" in summary.page([out]) and "5 passed" in summary.page([out])
     assert "5 passed, 1 failed" in page and "AssertionError: 1 != 2" in page
     assert "out of GPU memory" in page and "a/b" in page and "321 s in all" in page
-    assert "disagrees" in (tmp_path / "log.txt").read_text()
+    assert "disagrees" in (out / "log.txt").read_text()
 
 
 def test_summary_of_a_run_in_which_nothing_worked(tmp_path):
     outcomes = [{"name": "sweep", "status": "failed", "seconds": 1.0, "detail": "", "output": ""}]
-    text = summary.write_record(tmp_path, outcomes, "command", 1.0, quick=False)
-    assert text.count("not measured") == 6
-    assert {p.name for p in tmp_path.iterdir()} == {"summary.md", "log.txt"}
+    out, raw = tmp_path / "out", tmp_path / "raw"
+    out.mkdir(), raw.mkdir()
+    text = summary.write_record(out, raw, outcomes, "command", 1.0, quick=False)
+    assert text.count("not measured") == 9
+    assert {p.name for p in out.iterdir()} == {"summary.md", "log.txt", "record.tar.gz"}
 
 
-def test_compared_batch_is_one_that_fits(tmp_path):
-    choose, sweep = sections.batch_to_compare, tmp_path / "sweep.json"
-    assert choose(sweep) == 16
-    entry, failed = {"paths": {"fast": {"clips_per_s": 1.0}}}, {"paths": {"fast": {"skipped": ""}}}
-    sweep.write_text(json.dumps({"batches": {"16": entry, "32": entry, "64": failed}}))
-    assert choose(sweep) == 32
-    sweep.write_text(json.dumps({"batches": {"64": entry, "128": entry}}))
-    assert choose(sweep) == 64
+def test_the_record_is_written_after_every_section(monkeypatch, tmp_path):
+    """A machine that goes away in the second section leaves the first one's results."""
+    lines = {"one": "print('fine')", "two": "raise SystemExit(3)"}
+    for name, code in lines.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    parts = [Section(name, 20, 1, str(tmp_path / f"{name}.py")) for name in lines]
+    monkeypatch.setattr(gpu_suite, "quick_sections", lambda stage: parts)
+    seen = []
+
+    def written(out, raw, outcomes, *_):
+        seen.append([(o["name"], o["status"]) for o in outcomes])
+        return ""
+
+    monkeypatch.setattr(gpu_suite, "write_record", written)
+    assert gpu_suite.main(["--quick", "--out", str(tmp_path / "out")]) == 1
+    both = [("one", "ok"), ("two", "failed")]
+    assert seen == [both[:1], both, both]
 
 
 TESTS = """
@@ -206,6 +236,29 @@ def test_gpu_tests_are_counted_even_where_time_runs_out(tmp_path, hang):
     assert "five is too many" in done.stdout
 
 
+LOSES_ITS_CONTEXT = """
+import os, pytest
+def test_before(): pass
+def test_breaks(): raise RuntimeError("CUDA error: an illegal memory access was encountered")
+def test_after(): pass
+def test_kills_its_process(): os.kill(os.getpid(), 9)
+def test_last(): pass
+"""
+
+
+def test_gpu_tests_go_on_after_a_cuda_error(tmp_path):
+    file = tmp_path / "test_some.py"
+    file.write_text(LOSES_ITS_CONTEXT)
+    options = ["--workers", 1, "--limit", 100, "--mark", "not gpu", "--files", file]
+    done = run_script("gpu_tests.py", *options, "--json", tmp_path / "tests.json", timeout=120)
+    assert done.returncode == 1
+    result = json.loads((tmp_path / "tests.json").read_text())
+    assert [result[kind] for kind in ("passed", "failed", "not_run")] == [3, 2, 0]
+    first, second = result["failures"].items()
+    assert "test_breaks" in first[0] and "illegal memory access" in first[1]
+    assert "test_kills" in second[0] and second[1] == "its process died"
+
+
 def test_without_a_gpu_one_sentence(capsys, monkeypatch):
     monkeypatch.setattr(gpu_suite.torch.cuda, "is_available", lambda: False)
     assert gpu_suite.main([]) == 1
@@ -220,11 +273,18 @@ def test_without_a_gpu_one_sentence(capsys, monkeypatch):
 
 def test_full_sections_fit_the_time(tmp_path):
     """Reserves fit the total, every script exists, and names say what --only takes."""
-    full, quick = sections.full_sections(), sections.quick_sections()
-    assert sum(part.reserve for part in full) < gpu_suite.TOTAL_SECONDS < 540
-    assert [part.name for part in full] == [part.name for part in quick]
+    for stage, limit in sections.STAGE_SECONDS.items():
+        staged, quick = sections.full_sections(stage), sections.quick_sections(stage)
+        assert sum(part.reserve for part in staged) <= limit
+        assert [part.name for part in staged] == [part.name for part in quick]
+    full = sections.full_sections(None)
+    names = [part.name for part in full]
+    assert names[:2] == ["environment", "tests"] and len(names) == len(set(names))
+    # What fills caches may run beside no section that times.
+    assert {part.name for part in full if part.helpers} == {"tests", "compiling"}
     for part in full:
-        for command in (part.command(tmp_path, 60.0), *map(sections.script, part.helpers)):
+        own = part.command(tmp_path, 60.0)[len(part.prefix) :]
+        for command in (own, *map(sections.script, part.helpers)):
             script = command[1]
             assert os.path.isfile(script), script
             # The options are ones the script knows: --help is after them all.
@@ -242,15 +302,16 @@ def test_quick_suite_end_to_end(tmp_path):
         assert f"{name}: skipped, 0 s: needs a CUDA GPU" in done.stdout
     written = {path.name for path in out.iterdir()}
     assert written == {
-        *("summary.md", "environment.json", "ops.json", "throughput.json", "profile.txt"),
-        "log.txt",
+        *("summary.md", "environment.json", "ops.json", "throughput.json", "log.txt"),
+        "record.tar.gz",
     }
     assert sum(path.stat().st_size for path in out.iterdir()) < 500_000
     record = json.loads((out / "throughput.json").read_text())
     assert record["config"]["inner_epochs"] == 1 and record["k2"]["config"]["inner_epochs"] == 2
     assert list(record["batches"]) == ["1", "2"]
+    assert list(record["paths"]) == ["reference", "fast", "random", "videomae"]
     summary = (out / "summary.md").read_text()
-    for name in ("environment", "sweep", "throughput K=1", "ops", "profile"):
+    for name in ("environment", "sweep", "throughput K=1", "ops", "profile", "pretraining"):
         assert f"| {name} | ok |" in summary
     assert "no result" in summary and "## Targets" not in summary
 

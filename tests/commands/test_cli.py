@@ -86,6 +86,13 @@ def test_kernels_that_cannot_run_stop_before_any_work(
     assert reason in capsys.readouterr().out
 
 
+def test_without_pyav_training_stops_before_any_work(capsys, config_file, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    message = "PyAV, which is not installed; pip install av"
+    fails(capsys, ["pretrain", "--config", config_file], 2, message)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_missing_config_and_root(capsys, config_file, tmp_path):
     fails(capsys, ["pretrain", "--config", "nowhere.yaml"], 2, "nowhere.yaml: No such file")
     listing = tmp_path / "list.txt"

@@ -6,11 +6,14 @@ as PyTorch's own reference does in the kernel's dtype, plus one rounding of the 
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -24,10 +27,26 @@ DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETING else "cpu"
 DOT_DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
-interpreted = pytest.mark.skipif(
-    DEVICE == "cpu" and not INTERPRETING,
-    reason="needs TRITON_INTERPRET=1 from the start of the process: make test-interpret",
-)
+
+def interpreter_problem(interpreting: bool, triton: str | None, numpy: str) -> str | None:
+    """Why Triton's interpreter, these releases of it and of numpy, cannot run kernels here."""
+    if not interpreting:
+        return "needs TRITON_INTERPRET=1 from the start of the process: make test-interpret"
+    if triton and _release(triton) <= (3, 6) and _release(numpy) >= (2, 4):
+        return f"the interpreter of triton {triton} calls int(array), an error in numpy {numpy}"
+    return None
+
+
+def _release(version: str) -> tuple[int, int]:
+    major, minor, *_ = version.split(".")
+    return int(major), int(minor)
+
+
+_triton = importlib.metadata.version("triton") if find_spec("triton") else None
+_problem = None
+if DEVICE == "cpu":
+    _problem = interpreter_problem(INTERPRETING, _triton, np.__version__)
+interpreted = pytest.mark.skipif(_problem is not None, reason=_problem or "")
 
 
 def example(op: str, **sizes: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The paths that are compared: one training step, run four ways on the same weights and clips."""
+"""The paths that are compared: one training step, several ways, on the same weights and clips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from parts import ROOT
+from parts.peak_memory import peak_mb
 from parts.step.clips import NAME, moving_texture
+from parts.step.peer import Peer
+from parts.step.stages import stages_ms
 from tats_fast import kernels
 from tats_fast.config import ModelConfig, RunConfig
 from tats_fast.data.clip import ClipDraw, multi_scale_crop
@@ -48,6 +51,15 @@ class StepPath:
     """``model.attention``."""
     compiled: tuple[str, ...] = ()
     """Device types on which ``train.compile`` is on (torch.compile of every block)."""
+    strategy: str | None = None
+    """``masking.strategy`` where it is not the configuration's."""
+    peer: bool = False
+    """Transformers' VideoMAE instead of ours; its kernels and attention are its own."""
+
+    @property
+    def compared(self) -> bool:
+        """Whether the first step must agree with the others': another mask gives other losses."""
+        return self.strategy is None
 
 
 PATHS = {
@@ -56,9 +68,13 @@ PATHS = {
     "compiled": StepPath("torch", "sdpa", ("cuda", "cpu")),
     "fast": StepPath("auto", "auto", ("cuda",)),
     "fast_eager": StepPath("auto", "auto"),
+    "random": StepPath("auto", "auto", ("cuda",), strategy="random"),
+    "videomae": StepPath("auto", "sdpa", strategy="random", peer=True),
+    "videomae_compiled": StepPath("auto", "sdpa", ("cuda", "cpu"), "random", peer=True),
 }
 """``fast`` is what a run would use; ``fast_eager``, for comparison on a GPU, is it without
-torch.compile."""
+torch.compile. ``random`` is ``fast`` with a uniformly random mask and no sampler, so that like can
+be compared with ``videomae``, Transformers' own model under such a mask."""
 
 
 @dataclass
@@ -72,6 +88,21 @@ class Contender:
     skipped: list[Tensor] = field(default_factory=list)
     first: dict[str, float] = field(default_factory=dict)
     """The first step's losses, and the norms of the gradients that it applied."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The path's own configuration."""
+        return self.learner.config
+
+    @property
+    def compared(self) -> bool:
+        """``StepPath.compared``."""
+        return self.path.compared
+
+    @property
+    def bf16(self) -> bool:
+        """Whether it computes under bf16 autocast."""
+        return self.learner.bf16
 
     def step(self) -> dict[str, Tensor]:
         """The training step that a run would take; metrics stay on the device."""
@@ -93,8 +124,23 @@ class Contender:
         device_type = self.learner.world.device.type
         with kernels.use(self.path.kernels):
             levels = {op: kernels.resolved_level(op, device_type) for op in kernels.ops()}
-        compiled = self.learner.config.train.compile
-        return {"attention": self.learner.mae.backend, "kernels": levels, "compile": compiled}
+        return {
+            "attention": self.learner.mae.backend,
+            "kernels": levels,
+            "compile": self.config.train.compile,
+            "masking": self.config.masking.strategy,
+        }
+
+    def stages(self) -> dict[str, float]:
+        """``stages_ms`` of one step."""
+        return stages_ms(self.step, self.learner, self.learner.world.device)
+
+    def peak_memory_mb(self) -> float | None:
+        """Of one step in MiB, its own state included."""
+        learner = self.learner
+        modules = filter(None, (learner.mae, learner.sampler))
+        optimizers = filter(None, (learner.runner.optimizer, learner.sampler_optimizer))
+        return peak_mb(self.step, modules, optimizers, learner.world.device)
 
     def take_first_step(self) -> None:
         """Fill in ``first``."""
@@ -129,29 +175,35 @@ def _norm_recorder(norms: dict[str, Tensor], name: str, module: torch.nn.Module)
 
 def make_contender(
     path: StepPath, config: RunConfig, device: torch.device, clips: Tensor
-) -> Contender:
+) -> Contender | Peer:
     """Seeded learner for ``path``: equal configurations give equal weights.
 
     Raises:
         ConfigError: an attention backend that this machine lacks.
+        ImportError: a peer that is not installed.
     """
+    strategy = path.strategy or config.masking.strategy
+    micro_batches = list(clips.chunk(config.train.accumulation))
     config = replace(
         config,
         model=replace(config.model, attention=path.attention),
+        masking=replace(config.masking, strategy=strategy),
         train=replace(config.train, compile=device.type in path.compiled),
     )
+    if path.peer:
+        return Peer(config, device, micro_batches)
     learner = make_learner(config, World(0, 1, device))
-    return Contender(path, learner, list(clips.chunk(config.train.accumulation)))
+    return Contender(path, learner, micro_batches)
 
 
-def disagreements(contender: Contender, baseline: Contender) -> list[str]:
+def disagreements(first: dict[str, float], baseline: dict[str, float], precision: str) -> list[str]:
     """What of a path's first step differs from the baseline's by more than the tolerance."""
-    losses, norms = TOLERANCES["bf16" if contender.learner.bf16 else "fp32"]
+    losses, norms = TOLERANCES[precision]
     differences = []
-    for name, expected in baseline.first.items():
+    for name, expected in baseline.items():
         tolerance = norms if name.startswith("grad_norm") else losses
         scale = max(abs(expected), 1.0) if name in RELATIVE_TO_ONE else abs(expected)
-        value = contender.first[name]
+        value = first[name]
         # "not <=" so that a NaN disagrees.
         if not abs(value - expected) <= tolerance * scale:
             differences.append(f"{name} {value:.6g}, expected {expected:.6g}")

@@ -10,18 +10,19 @@ from tats_fast.config import RunConfig
 
 
 def summary(
+    name: str,
     times_ms: list[float],
     stages_ms: dict[str, float],
     peak_mem_mb: float | None,
     loss: float,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """One path's entry under ``settings``, the record's ``config``; rates are those of the median
-    step."""
+    """The entry of path ``name`` under ``settings``, the record's ``config``; rates are those of
+    the median step."""
     step_ms = bench.percentiles(times_ms)
     clips_per_s = 1e3 * settings["batch"] / step_ms["p50"]
-    tflops = clips_per_s * settings["step_gflop_per_clip"] / 1e3
-    peak = settings["peak_tflops"]
+    tflops = clips_per_s * settings["paths"][name]["step_gflop_per_clip"] / 1e3
+    peak, sheet = settings["peak_tflops"], settings["data_sheet_tflops"]
     return {
         "clips_per_s": clips_per_s,
         "step_ms": step_ms,
@@ -30,6 +31,7 @@ def summary(
         "peak_mem_mb": peak_mem_mb,
         "tflops": tflops,
         "mfu": None if peak is None else tflops / peak,
+        "mfu_data_sheet": None if sheet is None else tflops / sheet,
         "loss": loss,
     }
 
@@ -45,15 +47,19 @@ def describe(record: dict[str, Any], run: RunConfig) -> str:
 def describe_batch(config: dict[str, Any]) -> str:
     """One batch size, a record's ``config``."""
     peak, strategy = config["peak_tflops"], config["run"]["masking"]["strategy"]
-    reference = f"{peak:g} TFLOP/s" if peak else "nothing: no peak known (--peak-tflops)"
+    reference = "nothing: no peak known (--peak-tflops)"
+    if peak:
+        sheet = config["data_sheet_tflops"]
+        beside = f"; the data sheet says {sheet:g}" if sheet else ""
+        reference = f"{peak:.4g} TFLOP/s ({config['peak_source']}{beside})"
     return "\n".join(
         [
             f"batch {config['batch']}, {config['precision']}, {strategy} with "
             f"{config['visible']} of {config['tokens']} tokens visible, inner epochs "
             f"K={config['inner_epochs']}",
             f"clips: {config['clips']}; on the device from the start, so data wait is not measured",
-            f"model FLOPs per step and clip: {config['step_gflop_per_clip']:.4g} GFLOP for every "
-            f"path (flops.py, absorbed trajectory stage); MFU relative to {reference}",
+            f"model FLOPs per step and clip: {config['step_gflop_per_clip']:.4g} GFLOP with "
+            f"the sampler (flops.py, absorbed trajectory stage); MFU relative to {reference}",
             f"{config['steps']} timed and {config['warmup']} warm-up rounds, paths interleaved",
         ]
     )
@@ -61,6 +67,8 @@ def describe_batch(config: dict[str, Any]) -> str:
 
 def gate_line(first: dict[str, dict[str, float]], settings: dict[str, Any]) -> str:
     """That the paths agree, on what, and how closely they had to."""
+    if not first:
+        return "no path that the gate judges: other masks, other losses"
     baseline, *others = first
     losses, norms = settings["tolerance_losses"], settings["tolerance_grad_norms"]
     values = ", ".join(f"{name} {value:.6g}" for name, value in first[baseline].items())
@@ -78,13 +86,15 @@ def results(
     paths: dict[str, Any],
     table: Callable[[list[str], list[list[str]]], str] = bench.table,
 ) -> str:
-    """Two tables of the paths that ran, rates and stages; "" where none did."""
+    """Two tables of the paths that ran, rates and stages, and a note on those whose losses are not
+    comparable; "" where none ran."""
     paths = {name: path for name, path in paths.items() if "step_ms" in path}
     if not paths:
         return ""
     baseline = next(iter(paths))
     header = ["path", "kernels", "attention", "clips/s", "p20 ms", "p50 ms", "p80 ms"]
-    header += [f"x {baseline}", "peak MiB", "TFLOP/s", "MFU %", "loss"]
+    header += [f"x {baseline}", "peak MiB", "TFLOP/s", "MFU %"]
+    header += ["MFU % of data sheet", "loss"]
     rows = []
     for name, path in paths.items():
         how, step = config["paths"][name], path["step_ms"]
@@ -94,14 +104,17 @@ def results(
         clips, tflops = (bench.number(rate, 3 if rate < 10 else 1) for rate in rates)
         times = [bench.number(step[p]) for p in ("p20", "p50", "p80")]
         cells = [f"{ratio:.2f}", bench.number(path["peak_mem_mb"], 0), tflops]
-        mfu, loss = bench.number(path["mfu"] and 100 * path["mfu"]), f"{path['loss']:.5f}"
-        rows.append([name, levels, how["attention"], clips, *times, *cells, mfu, loss])
+        mfu = [bench.number(path[key] and 100 * path[key]) for key in ("mfu", "mfu_data_sheet")]
+        loss = f"{path['loss']:.5f}"
+        rows.append([name, levels, how["attention"], clips, *times, *cells, *mfu, loss])
     stages = [
-        [stage, *(bench.number(path["stages_ms"][stage]) for path in paths.values())]
-        for stage in paths[baseline]["stages_ms"]
+        [stage, *(bench.number(path["stages_ms"].get(stage)) for path in paths.values())]
+        for stage in max((path["stages_ms"] for path in paths.values()), key=len)
     ]
     sums = [sum(filter(None, path["stages_ms"].values())) for path in paths.values()]
     stages.append(["sum of stages", *map(bench.number, sums)])
     stages.append(["step p50", *(bench.number(p["step_ms"]["p50"]) for p in paths.values())])
     spent = table(["stage (ms, own untimed steps)", *paths], stages)
-    return f"{table(header, rows)}\n\n{spent}"
+    others = [name for name in paths if not config["paths"][name]["compared"]]
+    note = "own random masks, so no gate and losses that do not compare: "
+    return "\n\n".join([table(header, rows), spent, *[note + ", ".join(others)] * bool(others)])

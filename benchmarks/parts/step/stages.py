@@ -16,7 +16,6 @@ from unittest import mock
 import torch
 
 from parts.bench import synchronize
-from parts.peak_memory import MIB, peak_growth
 from tats_fast import kernels
 from tats_fast.pretrain import step
 from tats_fast.pretrain.learner import Learner
@@ -90,22 +89,3 @@ def stages_ms(call: Callable[[], Any], learner: Learner, device: torch.device) -
     for (_, before), (stage, after) in pairwise(marks):
         spent[stage] += before.elapsed_time(after) if gpu else 1e3 * (after - before)
     return spent
-
-
-def state_bytes(learner: Learner) -> int:
-    """Bytes of parameters, buffers and optimizer state."""
-    modules = filter(None, (learner.mae, learner.sampler))
-    tensors = [tensor for part in modules for tensor in (*part.parameters(), *part.buffers())]
-    for optimizer in filter(None, (learner.runner.optimizer, learner.sampler_optimizer)):
-        tensors += [value for state in optimizer.state.values() for value in state.values()]
-    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
-
-
-def peak_memory_mb(call: Callable[[], Any], learner: Learner, device: torch.device) -> float | None:
-    """Peak memory of one step in MiB: the learner's own state, and what the step adds to it.
-
-    Several learners live in the process, so the level at rest is subtracted and this learner's
-    state put back.
-    """
-    grown = peak_growth(call, device)
-    return None if grown is None else (state_bytes(learner) + grown) / MIB

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from parts.bench import installed
 
 HERE = Path(__file__).resolve().parent.parent.parent
-SWEEP = (16, 32, 64, 128)
-COMPARED_BATCH = 64
-"""All paths side by side: the largest of ``SWEEP`` at which the reference fits an 80 GB card."""
+STAGE_SECONDS = {"a": 150.0, "b": 460.0}
+"""Of the first contact with a GPU, and of the measurement."""
+BATCH = 64
+"""All paths side by side: the largest usual size at which the reference fits an 80 GB card."""
+SWEEP = (128, 256, 32)
+"""Beside ``BATCH``, in order of worth."""
+SIDE_BY_SIDE = (
+    *("reference", "sdpa", "compiled", "fast", "fast_eager"),
+    *("random", "videomae", "videomae_compiled"),
+)
 TINY = (
     "--image-size 32 --frames 8 --mask-ratio 0.75 model.patch_size=8 model.width=32 model.depth=1 "
     "model.heads=2 model.decoder_width=16 model.decoder_depth=1 model.decoder_heads=2"
 )
-SAVING_SECONDS = 8
+SAVING_SECONDS = 10
 """What a script that writes as it goes is told to leave of its time."""
+SANITIZER = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
 
 
 @dataclass(frozen=True)
@@ -31,17 +39,22 @@ class Section:
     reserve: float
     """Seconds that the sections before it must leave."""
     line: str = ""
-    """A script of benchmarks/ and its options. ``{out}`` is the record folder, ``{seconds}`` what
-    the script may use, ``{batch}`` the batch size at which all paths fit."""
+    """A script of benchmarks/ and its options. ``{out}`` is the folder of raw results and
+    ``{seconds}`` what the script may use."""
     helpers: tuple[str, ...] = ()
-    """Lines of scripts started beside it and ended with it: they only fill caches."""
+    """Lines of scripts started beside it and ended with it: they only fill caches, so none may
+    stand beside a section that times anything."""
     missing: str | None = None
     """Why it cannot run."""
+    prefix: tuple[str, ...] = ()
+    """A program that runs the script."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables added for it."""
 
     def command(self, out: Path, granted: float) -> list[str]:
         """Its command line, for ``granted`` seconds."""
-        batch = batch_to_compare(out / "sweep.json")
-        return script(self.line, out=out, seconds=granted - SAVING_SECONDS, batch=batch)
+        seconds = max(1.0, granted - SAVING_SECONDS)
+        return [*self.prefix, *script(self.line, out=out, seconds=seconds)]
 
 
 def script(line: str, **values: object) -> list[str]:
@@ -55,72 +68,105 @@ def _lack(*modules: str) -> str | None:
     return f"{', '.join(absent)} is not installed" if absent else None
 
 
-def full_sections() -> list[Section]:
-    """On a CUDA GPU, ViT-B 16 x 224 x 224; limits in seconds."""
-    step = "throughput.py --device cuda --inner-epochs"
-    ops = "ops.py --device cuda --case"
-    compared = "--steps 10 --keep-going --batch {batch} --json {out}/"
-    compared = f"--paths reference,sdpa,compiled,fast,fast_eager {compared}"
-    sizes = " ".join(map(str, SWEEP))
-    # While the tests compile kernels and time nothing, two processes fill torch.compile's cache.
-    warmers = (
-        f"{step} 1 --paths compiled,fast --steps 1 --warmup 0 --batch {COMPARED_BATCH}",
-        f"{ops} vit_b_r95 --impl compiled,triton_compiled --steps 1 --warmup 0",
-    )
-    environment = "environment.py --device cuda --json {out}/environment.json"
+STEP = "throughput.py --device cuda --keep-going --inner-epochs"
+OPS = "ops.py --device cuda --case vit_b_r95 --keep-going"
+ENVIRONMENT = "environment.py --device cuda --seconds 0.5 --json {out}/environment.json"
+
+
+def _warm(paths: str, batch: int = BATCH) -> str:
+    """A line that compiles what these paths need and times nothing that counts."""
+    return f"{STEP} 1 --paths {paths} --steps 1 --warmup 0 --batch {batch}"
+
+
+def contact_sections() -> list[Section]:
+    """Stage a: whether everything runs and is right, ViT-B where a model is needed."""
     tests = "gpu_tests.py --limit {seconds} --json {out}/tests.json"
-    sweep = f"{step} 1 --paths fast_eager --steps 5 --batches {sizes} --json {{out}}/sweep.json"
-    every_op = f"{ops} vit_b_r95,vit_b_r85 --keep-going --json {{out}}/ops.json"
-    decoding = "decode.py --training --workers 12 --clips 128 --repeats 2 --json {out}/decode.json"
-    profile = "profile_step.py --device cuda --inner-epochs 1 --batch {batch}"
-    tuning = "tune_kernels.py --limit {seconds} --json {out}/tuning.json"
-    no_decoder, no_triton = _lack("av", "nvidia.dali"), _lack("triton")
+    checked = "ops.py --device cuda --case tiny --impl triton --steps 1 --warmup 0 --batch 2"
+    checked += " --keep-going --json {out}/sanitized.json"
+    first = f"{STEP} 1 --paths reference,fast,fast_eager --steps 3 --warmup 1 --batch {BATCH}"
+    sanitizer = next(filter(shutil.which, SANITIZER), None)
+    options = ("--tool", "memcheck", "--error-exitcode", "9")
+    no_sanitizer = None if sanitizer else "compute-sanitizer is not installed"
     return [
-        Section("environment", 40, 20, environment),
-        Section("tests", 130, 60, tests, helpers=warmers, missing=_lack("pytest")),
-        Section("sweep", 70, 40, sweep),
-        Section("throughput K=1", 130, 80, f"{step} 1 {compared}k1.json"),
-        Section("ops", 130, 60, every_op),
-        Section("throughput K=2", 90, 40, f"{step} 2 {compared}k2.json"),
-        Section("decoding", 90, 40, decoding, missing=no_decoder),
-        Section("profile", 50, 30, profile),
-        Section("tuning", 110, 50, tuning, missing=no_triton),
-        Section("resources", 60, 10, "kernel_resources.py", missing=no_triton),
+        Section("environment", 30, 12, ENVIRONMENT),
+        Section("tests", 105, 65, tests, (_warm("compiled,fast"),), _lack("pytest")),
+        Section("first steps", 60, 45, f"{first} --isolate 40 --json {{out}}/first.json"),
+        Section(
+            *("sanitizer", 45, 10, checked),
+            missing=_lack("triton") or no_sanitizer,
+            prefix=(sanitizer or SANITIZER[0], *options),
+            # Every tensor an allocation of its own, so that its bounds are those that are checked.
+            environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        ),
     ]
 
 
-def quick_sections() -> list[Section]:
+def measurement_sections() -> list[Section]:
+    """Stage b: ViT-B 16 x 224 x 224, in order of worth; no two things run beside each other while
+    one of them is timed."""
+    alone = f"--batch {BATCH} --isolate 60 --json {{out}}"
+    all_paths = ",".join(SIDE_BY_SIDE)
+    sizes = " ".join(map(str, SWEEP))
+    sweep = f"{STEP} 1 --paths fast --steps 5 --batches {sizes} --isolate 50"
+    profile = f"profile_step.py --device cuda --inner-epochs 1 --batch {BATCH} --path"
+    repeat = f"repeat_step.py --device cuda --inner-epochs 1 --batch {BATCH}"
+    pretrain = "pretrain_precision.py --device cuda --limit {seconds} --json {out}/pretrain.json"
+    warmers = (
+        *(_warm("compiled"), _warm("videomae_compiled"), _warm("fast", SWEEP[0])),
+        f"{OPS} --impl compiled,triton_compiled --steps 1 --warmup 0",
+    )
+    return [
+        Section("environment", 20, 10, ENVIRONMENT),
+        Section("compiling", 80, 40, _warm("fast"), warmers),
+        Section("throughput K=1", 170, 110, f"{STEP} 1 --paths {all_paths} {alone}/k1.json"),
+        Section("sweep", 85, 45, f"{sweep} --json {{out}}/sweep.json"),
+        Section("ops", 80, 45, f"{OPS} --steps 10 --isolate {{seconds}} --json {{out}}/ops.json"),
+        Section("profile", 30, 18, f"{profile} fast"),
+        Section("profile eager", 30, 18, f"{profile} fast_eager"),
+        Section("attention", 30, 15, "sdpa.py --device cuda --json {out}/sdpa.json"),
+        Section("throughput K=2", 50, 25, f"{STEP} 2 --paths reference,fast {alone}/k2.json"),
+        Section(
+            *("tuning", 60, 35, "tune_kernels.py --limit {seconds} --json {out}/tuning.json"),
+            missing=_lack("triton"),
+        ),
+        Section("repeat", 30, 18, f"{repeat} --paths fast,fast_eager --json {{out}}/repeat.json"),
+        Section("pretraining", 75, 60, pretrain, missing=_lack("av")),
+    ]
+
+
+STAGES = {"a": contact_sections, "b": measurement_sections}
+
+
+def full_sections(stage: str | None) -> list[Section]:
+    """Of one stage, or of both one after the other; what both have runs once."""
+    both = [section for name in STAGES for section in STAGES[name]()]
+    return STAGES[stage]() if stage else list({section.name: section for section in both}.values())
+
+
+def quick_sections(stage: str | None) -> list[Section]:
     """The same sections at tiny sizes on the CPU, for tests; what needs a GPU is skipped."""
-    step = f"throughput.py {TINY} --device cpu --steps 1 --warmup 0 --json {{out}}/"
-    compared = "--paths reference,fast --batch 2 --inner-epochs"
+    step = f"throughput.py {TINY} --device cpu --steps 1 --warmup 0 --keep-going --json {{out}}/"
+    compared = "--isolate 60 --batch 2 --inner-epochs"
+    tiny = f"{TINY} --device cpu --batch 1"
     lines = {
         "environment": "environment.py --device cpu --seconds 0.1 --json {out}/environment.json",
-        "sweep": f"{step}sweep.json --batches 1 2 --paths fast_eager",
-        "throughput K=1": f"{step}k1.json {compared} 1",
-        "ops": "ops.py --device cpu --case tiny --impl torch --steps 1 --warmup 0 "
-        "--json {out}/ops.json",
-        "throughput K=2": f"{step}k2.json {compared} 2",
-        "profile": f"profile_step.py {TINY} --device cpu --warmup 1 --batch 1",
+        "first steps": f"{step}first.json --paths fast --batch 1 --inner-epochs 1",
+        "throughput K=1": f"{step}k1.json --paths reference,fast,random,videomae {compared} 1",
+        "sweep": f"{step}sweep.json --batches 1 2 --paths fast",
+        "ops": "ops.py --device cpu --case tiny --impl torch --steps 1 --warmup 0 --batch 1 "
+        "--isolate {seconds} --json {out}/ops.json",
+        "profile": f"profile_step.py {tiny} --warmup 1",
+        "attention": "sdpa.py --device cpu --shapes encoder --batch 1 --steps 1 "
+        "--json {out}/sdpa.json",
+        "throughput K=2": f"{step}k2.json --paths reference,fast --batch 2 --inner-epochs 2",
+        "repeat": f"repeat_step.py {tiny} --json {{out}}/repeat.json",
+        "pretraining": "pretrain_precision.py --device cpu --steps 2 --batch 2 --workers 0 --limit "
+        "{seconds} --json {out}/pretrain.json masking.ratio=0.75 model.num_frames=4 "
+        f"model.image_size=32 {' '.join(word for word in TINY.split() if 'model.' in word)}",
     }
-    skipped = {"decoding": "has a --quick of its own", "resources": "not at tiny sizes"}
     return [
-        Section(name, 120, 10, lines[name])
-        if name in lines
-        else Section(name, 1, 0, missing=skipped.get(name, "needs a CUDA GPU"))
-        for name in (section.name for section in full_sections())
+        Section(section.name, 120, 10, lines[section.name])
+        if section.name in lines
+        else Section(section.name, 1, 0, missing="needs a CUDA GPU")
+        for section in full_sections(stage)
     ]
-
-
-def batch_to_compare(sweep: Path) -> int:
-    """``COMPARED_BATCH``, or less where the sweep found that too large; the smallest if there was
-    no sweep."""
-    try:
-        batches = json.loads(sweep.read_text())["batches"]
-    except (OSError, ValueError, KeyError):
-        return SWEEP[0]
-    fitting = [
-        int(batch)
-        for batch, entry in batches.items()
-        if any("clips_per_s" in path for path in entry["paths"].values())
-    ]
-    return max((batch for batch in fitting if batch <= COMPARED_BATCH), default=SWEEP[0])

@@ -1,0 +1,118 @@
+"""What one would use instead: VideoMAE of Hugging Face Transformers in a plain training loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parts.peak_memory import peak_mb
+from tats_fast.config import ModelConfig, RunConfig
+from tats_fast.engine.optim import LR_REFERENCE_BATCH, make_optimizer, set_lr
+from tats_fast.engine.precision import autocast, wants_bf16
+from tats_fast.masking import visible_tokens
+from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD
+
+
+def videomae(model: ModelConfig) -> nn.Module:
+    """Transformers' model of the same size, with SDPA attention and normalised pixels as target.
+
+    Raises:
+        ImportError: Transformers is not installed.
+    """
+    from transformers import VideoMAEConfig, VideoMAEForPreTraining
+
+    config = VideoMAEConfig(
+        image_size=model.image_size,
+        patch_size=model.patch_size,
+        num_frames=model.num_frames,
+        tubelet_size=model.tubelet_size,
+        hidden_size=model.width,
+        num_hidden_layers=model.depth,
+        num_attention_heads=model.heads,
+        intermediate_size=int(model.width * model.mlp_ratio),
+        decoder_hidden_size=model.decoder_width,
+        decoder_num_hidden_layers=model.decoder_depth,
+        decoder_num_attention_heads=model.decoder_heads,
+        decoder_intermediate_size=int(model.decoder_width * model.mlp_ratio),
+        use_mean_pooling=False,
+        norm_pix_loss=True,
+    )
+    return VideoMAEForPreTraining._from_config(config, attn_implementation="sdpa")
+
+
+class Peer:
+    """A path like ``Contender``: the same clips, size, number of visible tokens, precision and
+    optimizer under a uniformly random mask. Its losses cannot be compared with ours."""
+
+    compared = False
+
+    def __init__(self, config: RunConfig, device: torch.device, clips: list[Tensor]) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.clips = config, clips
+        self.bf16 = wants_bf16(config.train.precision, device)
+        self.device = device
+        self.model = videomae(config.model).to(device).train()
+        self.optimizer = make_optimizer(self.model, config.optim)
+        if config.train.compile:
+            self.model.compile(dynamic=False)
+        self.skipped: list[Tensor] = []
+        self.first: dict[str, float] = {}
+        visible = visible_tokens("random", config.model, config.masking.ratio)
+        self._hidden = config.model.num_tokens - visible
+        self._generator = torch.Generator(device).manual_seed(config.seed)
+        colours = (IMAGENET_MEAN, IMAGENET_STD)
+        self._mean, self._std = (torch.tensor(colour, device=device) for colour in colours)
+
+    def step(self) -> dict[str, Tensor]:
+        """One update; the loss stays on the device."""
+        losses = []
+        for clips in self.clips:
+            pixels, mask = self._normalized(clips), self._mask(len(clips))
+            with autocast(self.device, self.bf16):
+                loss = self.model(pixels, bool_masked_pos=mask).loss / len(self.clips)
+            loss.backward()
+            losses.append(loss.detach())
+        set_lr(
+            self.optimizer,
+            self.config.optim.base_lr * self.config.train.batch_size / LR_REFERENCE_BATCH,
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.stack(losses).sum()
+        self.skipped.append((~loss.isfinite()).float())
+        return {"loss_recon": loss}
+
+    def _normalized(self, clips: Tensor) -> Tensor:
+        """uint8 (B, T, S, S, 3) -> fp32 (B, T, 3, S, S), each channel normalised as ImageNet's."""
+        return ((clips / 255 - self._mean) / self._std).permute(0, 1, 4, 2, 3).contiguous()
+
+    def _mask(self, batch: int) -> Tensor:
+        """(B, N) bool, True where hidden, the same number in every clip."""
+        shape = batch, self.config.model.num_tokens
+        noise = torch.rand(shape, generator=self._generator, device=self.device)
+        chosen = noise.topk(self._hidden, dim=1).indices
+        mask = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        return mask.scatter_(1, chosen, True)
+
+    def take_first_step(self) -> None:
+        """Fill in ``first``."""
+        self.first = {"loss_recon": float(self.step()["loss_recon"])}
+
+    def settings(self) -> dict[str, Any]:
+        """What distinguishes the path."""
+        return {
+            "attention": "sdpa",
+            "kernels": {"model": "transformers"},
+            "compile": self.config.train.compile,
+            "masking": self.config.masking.strategy,
+        }
+
+    def stages(self) -> dict[str, float]:
+        """None of its stages is one of ours."""
+        return {}
+
+    def peak_memory_mb(self) -> float | None:
+        """Of one step in MiB, its own state included."""
+        return peak_mb(self.step, [self.model], [self.optimizer], self.device)
