@@ -83,9 +83,10 @@ class TokenSampler(nn.Module):
         return Policy(log_p, entropy, value.float(), order)
 
     def score(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch tokens (B, N, C) -> the actor's logits (B, N) and what the critic judges by, (B, C).
+        """Patch tokens (B, N, C) -> the actor's logits (B, N), the critic's input (B, C).
 
-        The latter is detached: the critic must not bend the features that the actor chooses by.
+        The latter is the mean over tokens, detached: the critic must not bend the features that
+        the actor chooses by.
         """
         features = self.norm(self.block(tokens + self.positions.to(tokens.dtype)))
         return self.actor(features).squeeze(-1), features.detach().mean(dim=1)
