@@ -91,8 +91,9 @@ class LoopConfig(Options):
     """Steps between two checkpoints; the last step always writes one."""
     keep_checkpoints: int = option(3, at_least=1)
     """Newest checkpoints kept."""
-    compile: bool = False
-    """Run every transformer block through torch.compile; the first steps take a minute longer."""
+    compile: bool | None = None
+    """Run every transformer block, and what lies between them, through torch.compile: on a GPU a
+    fifth faster after a first step of about a minute. None = on a GPU only."""
     recompute: bool = False
     """Keep only the blocks' inputs and run their forward again in the backward pass: less memory
     for about a third more compute."""
@@ -101,6 +102,10 @@ class LoopConfig(Options):
     resume: str = "auto"
     """``auto`` continues the run's newest checkpoint, ``none`` starts afresh (in an empty run
     folder), anything else is a checkpoint folder to continue from."""
+
+    def compiles(self, device_type: str) -> bool:
+        """Whether ``compile`` means torch.compile on this device."""
+        return device_type == "cuda" if self.compile is None else self.compile
 
 
 @dataclass(frozen=True, kw_only=True)

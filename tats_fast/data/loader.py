@@ -39,8 +39,7 @@ class ClipBatch:
     """Training clips: K crops of each of G decoded windows."""
 
     clips: torch.Tensor
-    """(G*K, T, S, S, 3) uint8 RGB, the crops of a window in a row; page-locked on the CPU if there
-    is a GPU, or on the device that decoded them."""
+    """(G*K, T, S, S, 3) uint8 RGB, the crops of a window in a row, on the loader's device."""
     keys: list[ClipKey]
     """Names of the G windows, also where another video stood in."""
     videos: list[int]
@@ -87,6 +86,8 @@ class ClipLoader:
         cutter: has rows for several batches (``rows_needed``).
         workers: decoding processes; 0 decodes in this process.
         decoder: takes what the cutter plans for it.
+        device: where the clips are wanted. A GPU gets them on a stream of their own, so that
+            training goes on meanwhile (ViT-B, 64 clips: 154 MB).
     """
 
     def __init__(
@@ -95,10 +96,13 @@ class ClipLoader:
         batches: StreamBatches,
         workers: int,
         decoder: DaliDecoder | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.cutter = cutter
         self.batches = batches
         self.decoder = decoder
+        gpu = device is not None and device.type == "cuda"
+        self._copies = torch.cuda.Stream(device) if gpu else None
         self.workers = workers
         self.replaced_workers = 0
         """Worker processes that died or hung so far."""
@@ -222,9 +226,13 @@ class ClipLoader:
         videos = [batch.videos[batch.first_row + number] for number in range(len(batch.keys))]
         decoder = self.decoder
         if decoder is None:
-            pinned = torch.cuda.is_available()
+            pinned, ready = self._copies is not None, None
             clips = torch.empty(host.shape, dtype=host.dtype, pin_memory=pinned).copy_(host)
-            return ClipBatch(clips.flatten(0, 1), batch.keys, videos, bad)
+            if self._copies is not None:
+                with torch.cuda.stream(self._copies):
+                    clips = clips.to(self._copies.device, non_blocking=True)
+                    ready = self._copies.record_event()
+            return ClipBatch(clips.flatten(0, 1), batch.keys, videos, bad, ready=ready)
         with decoder.queue():
             clips = torch.empty(host.shape, dtype=host.dtype, device=decoder.device)
             for number, clip in enumerate(clips):
@@ -291,7 +299,7 @@ def make_loader(
         rows_needed(batches.micro_batch, config.workers),
         None if decoder is None else decoder.formats,
     )
-    return ClipLoader(cutter, batches, config.workers, decoder)
+    return ClipLoader(cutter, batches, config.workers, decoder, device)
 
 
 def resolved_backend(backend: str, device_type: str) -> str:

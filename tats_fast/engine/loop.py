@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import signal
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -222,10 +223,15 @@ class TrainingLoop(ABC):
         train, meter = self.config.train, Meter(self.world, self.bf16)
         window: list[_Step] = []
         batches = iter(loader)
+        compiling = train.compiles(self.world.device.type)
         while not self.finished:
             with meter.waiting():
                 micro_batches = [next(batches) for _ in range(train.accumulation)]
+            start = time.monotonic()
             metrics = self.train_step(micro_batches)
+            if compiling:
+                seconds, compiling = time.monotonic() - start, False
+                log.message(f"first step after {seconds:.0f} s of compiling (train.compile)")
             window.append(_Step.of(metrics, micro_batches))
             step = self.position.step + 1
             self.position = dataclasses.replace(

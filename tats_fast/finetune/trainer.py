@@ -57,7 +57,7 @@ class Finetuner(TrainingLoop):
                 LOGGER.info("init_from=%s: %s", config.init_from, note)
         # From here on dropout and drop path differ between processes.
         torch.manual_seed(draw_seed(config.seed, 0, 1 + world.rank))
-        prepare_blocks(config.train, True, classifier)
+        prepare_blocks(config.train, world.device, True, classifier)
         weights, optim = None, config.optim
         if config.augment.class_weights == "balanced":
             weights = balanced_weights(self.labels, len(classes)).to(world.device)
@@ -84,7 +84,7 @@ class Finetuner(TrainingLoop):
     def train_step(self, batches: list[ClipBatch]) -> dict[str, Tensor]:
         config, step, device = self.config, self.position.step, self.world.device
         self._lr = lr_at(config.optim, step, self.total_steps, config.train.batch_size)
-        clips = [batch.clips.to(device, non_blocking=True) for batch in batches]
+        clips = [batch.clips for batch in batches]
         # Of the videos that were read, where one stood in for another.
         labels = [self.labels[batch.videos].to(device, non_blocking=True) for batch in batches]
         return finetune_step(self.learner, clips, labels, step, self._lr)

@@ -18,7 +18,9 @@ def blocks(*modules: nn.Module | None) -> list[Block]:
     return [part for part in parts if isinstance(part, Block)]
 
 
-def prepare_blocks(train: LoopConfig, fixed_length: bool, *modules: nn.Module | None) -> None:
+def prepare_blocks(
+    train: LoopConfig, device: torch.device, fixed_length: bool, *modules: nn.Module | None
+) -> None:
     """Apply ``train.compile`` and ``train.recompute``.
 
     fixed_length: whether the number of tokens is the same throughout the run.
@@ -30,12 +32,12 @@ def prepare_blocks(train: LoopConfig, fixed_length: bool, *modules: nn.Module | 
     """
     # Shapes never change within a run with a constant ratio; but dynamo, meeting blocks of several
     # sizes, would compile one graph for any size.
-    dynamic = False if fixed_length else None
+    dynamic, compiled = False if fixed_length else None, train.compiles(device.type)
     for block in blocks(*modules):
         block.recompute = train.recompute
-        if train.compile:
+        if compiled:
             block.compile(dynamic=dynamic)
-    if train.compile:
+    if compiled:
         for part in (part for module in modules if module is not None for part in module.modules()):
             for name in getattr(part, "regions", ()):
                 if name == "forward":

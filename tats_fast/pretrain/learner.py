@@ -91,7 +91,9 @@ def make_learner(config: RunConfig, world: World) -> Learner:
         raise ConfigError(str(error)) from None
     rollout = Rollout(mae.to(world.device), config)
     sampler = None if sampler is None else sampler.to(world.device)
-    prepare_blocks(config.train, config.masking.schedule == "constant", mae, sampler)
+    fixed_length = config.masking.schedule == "constant"
+    prepare_blocks(config.train, world.device, fixed_length, mae, sampler)
+    compiled = config.train.compiles(world.device.type)
     return Learner(
         config=config,
         world=world,
@@ -101,5 +103,5 @@ def make_learner(config: RunConfig, world: World) -> Learner:
         reward_scale=RewardScale.initial(world.device),
         generator=torch.Generator(world.device),
         bf16=bf16,
-        cut=compiled_cut() if config.train.compile else patches_and_statistics,
+        cut=compiled_cut() if compiled else patches_and_statistics,
     )

@@ -67,9 +67,8 @@ class Trainer(TrainingLoop):
         ]
 
     def train_step(self, batches: list[ClipBatch]) -> dict[str, Tensor]:
-        clips = [b.clips.to(self.world.device, non_blocking=True) for b in batches]
         self._planned = self._plan()
-        return pretrain_step(self.learner, clips, self._planned)
+        return pretrain_step(self.learner, [b.clips for b in batches], self._planned)
 
     def row(self) -> dict[str, Any]:
         plan = self._planned
