@@ -110,7 +110,9 @@ def measurement_sections() -> list[Section]:
     sweep = f"{STEP} 1 --paths fast --steps 5 --batches {sizes} --isolate 50"
     profile = f"profile_step.py --device cuda --inner-epochs 1 --batch {BATCH} --path"
     repeat = f"repeat_step.py --device cuda --inner-epochs 1 --batch {BATCH}"
-    pretrain = "pretrain_precision.py --device cuda --limit {seconds} --json {out}/pretrain.json"
+    # Not compiled: that would take most of each run's half minute.
+    pretrain = "pretrain_precision.py --device cuda --limit {seconds} train.compile=false"
+    pretrain += " --json {out}/pretrain.json"
     warmers = (
         *(_warm("compiled"), _warm("videomae_compiled"), _warm("fast", SWEEP[0])),
         f"{OPS} --impl compiled,triton_compiled --steps 1 --warmup 0",
