@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from parts import bench
-from torch import Tensor
+from parts.machine.compiling import compile_launch
 
 from tats_fast import kernels
 from tats_fast.config import ConfigError
@@ -31,14 +31,6 @@ from tats_fast.kernels.example_inputs import MAKERS, RATIO_OPS, Shape
 ARCHITECTURES = (80, 90, 100)
 HEADER = ("kernel", "chip", "configuration", "registers", "stack B", "shared KiB", "matrix")
 MARKS = ("<!-- kernel_resources -->", "<!-- /kernel_resources -->")
-POINTERS = {
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
-    torch.uint8: "*u8",
-}
 
 
 @dataclass(frozen=True)
@@ -55,35 +47,9 @@ class Resources:
     matrix: tuple[str, ...]
 
 
-def compile_launch(launch: Any, arch: int) -> Resources:
+def resources_of(launch: Any, arch: int) -> Resources:
     """Compile a recorded ``launch.Launch`` for ``arch`` (80, 89, 90, 100) as the JIT would."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.compiler import compile as triton_compile
-
-    signature, constants, attributes = {}, {}, {}
-    for position, parameter in enumerate(launch.kernel.params):
-        name = parameter.name
-        value = launch.arguments[name]
-        if parameter.is_constexpr or value is None:
-            signature[name], constants[name] = "constexpr", value
-        elif isinstance(value, Tensor):
-            signature[name] = POINTERS[value.dtype]
-            attributes[(position,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif value == 1:  # the JIT makes a run-time 1 a constant
-            signature[name], constants[name] = "constexpr", 1
-        else:
-            signature[name] = "i32" if abs(value) < 2**31 else "i64"
-            if value % 16 == 0:
-                attributes[(position,)] = [["tt.divisibility", 16]]
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    compiled = triton_compile(
-        ASTSource(launch.kernel, signature, constants, attributes),
-        target=GPUTarget("cuda", arch, 32),
-        options=options,
-    )
+    compiled, _ = compile_launch(launch, arch)
     registers, stack = _usage(compiled.asm["cubin"])
     matrix = set(re.findall(r"\b(wgmma|tcgen05\.mma|mma\.sync)", compiled.asm["ptx"]))
     sizes = {n: v for n, v in launch.arguments.items() if n.startswith("BLOCK")}
@@ -186,7 +152,7 @@ def run(options: Any) -> int:
     if problem is not None:
         raise bench.Failed(problem)
     compiled = [
-        compile_launch(launch, arch)
+        resources_of(launch, arch)
         for op in options.op
         for arch in options.arch
         for launch in launches(op, Shape(), arch, options.candidates)
