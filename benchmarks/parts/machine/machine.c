@@ -195,6 +195,8 @@ static int run_block(Block *block) {
             return fail(block, warp, DEADLOCK, 0, 0, 0);
         }
     }
+    for (int w = 0; w + group <= n; w += group)
+        if (!finish_products(block, block->warps + w, block->products + w / group, 0)) return 0;
     return 1;
 }
 
