@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,3 +55,32 @@ def compile_launch(launch: Any, arch: int) -> tuple[Any, list[Any]]:
         options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
     )
     return compiled, given
+
+
+def registers_and_stack(compiled: Any) -> tuple[int, int]:
+    """Registers and bytes of stack (where spills go) of a thread, from the chip's assembler."""
+    text = _tool("cuobjdump", "-res-usage", compiled)
+    return tuple(int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK"))
+
+
+def instructions_by_line(compiled: Any) -> Counter[str]:
+    """How many instructions of machine code each ``file:line`` of the kernel's source became."""
+    found, line = Counter(), ""
+    for text in _tool("nvdisasm", "--print-line-info", compiled).splitlines():
+        if place := re.match(r'\s*//## File "([^"]+)", line (\d+)', text):
+            line = f"{place[1].rsplit('/', 1)[-1]}:{place[2]}"
+        elif re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+[@{A-Z]", text) and "NOP" not in text:
+            found[line] += 1
+    return found
+
+
+def _tool(name: str, option: str, compiled: Any) -> str:
+    """What a program that Triton's wheel carries says about the machine code."""
+    import triton
+
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [folder / name, option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -15,7 +15,9 @@ enum { FINE, OUT_OF_BOUNDS, MISALIGNED, DIVERGENT, DEADLOCK, OVERWRITTEN };
 enum { RUNNING, AT_BARRIER, AT_GROUP, DONE };
 
 typedef struct { int64_t slot, wide; uint64_t value; } Fill; /* a register that is the same everywhere */
-typedef struct { uint64_t from, to; } Range;
+/* A tensor's addresses and, if not null, what happened to each of its 32-byte sectors. */
+enum { READ = 1, WRITTEN = 2 };
+typedef struct { uint64_t from, to; uint8_t *touched; } Range;
 /* Of one instruction: warps that issued it, lanes that took part and, with `counting`, the 32-byte
  * sectors of global memory or the cycles of shared memory that it took. */
 typedef struct { int64_t warps, lanes, units; } Count;
@@ -106,11 +108,15 @@ static int fail(Block *block, const Warp *warp, int fault, int lane, uint64_t ad
     launch->bytes = bytes;
     return 0;
 }
-static int global_ok(Block *block, Warp *warp, int lane, uint64_t address, int bytes, int align) {
+static int global_ok(Block *block, Warp *warp, int lane, uint64_t address, int bytes, int align,
+                     int how) {
     const Range *range = block->launch->ranges, *end = range + block->launch->n_ranges;
     if (address % align) return fail(block, warp, MISALIGNED, lane, address, bytes);
-    for (; range < end; range++)
-        if (address >= range->from && address + bytes <= range->to) return 1;
+    for (; range < end; range++) {
+        if (address < range->from || address + bytes > range->to) continue;
+        if (range->touched) range->touched[(address - range->from) / 32] |= how;
+        return 1;
+    }
     return fail(block, warp, OUT_OF_BOUNDS, lane, address, bytes);
 }
 static int shared_ok(Block *block, Warp *warp, int lane, uint32_t address, int bytes) {

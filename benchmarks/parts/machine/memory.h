@@ -23,7 +23,8 @@ static int access_memory(Block *block, Warp *warp, const int32_t *at, uint32_t m
         address[l] = global ? ((uint64_t *)REGISTER(2))[l] + WORD(3)
                             : (uint32_t)(((uint32_t *)REGISTER(2))[l] + WORD(3));
         if (!(m >> l & 1)) continue;
-        if (!(global ? global_ok(block, warp, l, address[l], n * size, n * size)
+        if (!(global ? global_ok(block, warp, l, address[l], n * size, n * size,
+                                store ? WRITTEN : READ)
                      : shared_ok(block, warp, l, address[l], n * size)))
             return 0;
     }
@@ -66,7 +67,7 @@ static int start_copies(Block *block, Warp *warp, const int32_t *at, uint32_t m)
         c->read = read[l] < (uint32_t)c->size ? (int32_t)read[l] : c->size;
         c->from = source[l] = from[l] + WORD(4);
         if (!shared_ok(block, warp, l, c->to, c->size)) return 0;
-        if (c->read && !global_ok(block, warp, l, c->from, c->read, c->size)) return 0;
+        if (c->read && !global_ok(block, warp, l, c->from, c->read, c->size, READ)) return 0;
         if (c->read) reading |= 1u << l;
         if (!block->launch->late) copy(block, &warp->copies.items[--warp->copies.n]);
     }

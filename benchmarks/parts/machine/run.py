@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -32,6 +32,16 @@ FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-
 
 class Fault(RuntimeError):
     """What a GPU would have died of, or hung, or computed nonsense from."""
+
+
+class Executed(NamedTuple):
+    """What a launch executed. ``counts`` has warps, lanes and units (``machine.h``) of each of the
+    program's instructions; ``touched`` the bytes of the different sectors of each tensor that it
+    read, plus those of the different ones that it wrote."""
+
+    program: Program
+    counts: np.ndarray
+    touched: list[int]
 
 
 class _Launch(ctypes.Structure):
@@ -75,7 +85,7 @@ program_of = lru_cache(maxsize=None)(lambda ptx: translate(parse(ptx)))
 
 def run(
     launch: Any, late: bool = False, counting: bool = False, change: Callable[[str], str] = str
-) -> tuple[Program, np.ndarray]:
+) -> Executed:
     """Compile a ``launch.Launch`` and ``execute`` it on its CPU tensors; ``change`` is what to do
     to the PTX first, for tests that break it."""
     compiled, given = compile_launch(launch, ARCHITECTURE)
@@ -93,7 +103,7 @@ def execute(
     shared: int = 0,
     late: bool = False,
     counting: bool = False,
-) -> tuple[Program, np.ndarray]:
+) -> Executed:
     """Run a kernel's PTX.
 
     Args:
@@ -103,7 +113,7 @@ def execute(
         counting: also count sectors and cycles of memory, which takes time.
 
     Returns:
-        The program and, by its instructions, (warps, lanes, units) as int64; see ``machine.h``.
+        what it executed, whose ``units`` and bytes are zeros without ``counting``.
 
     Raises:
         Fault: an access out of bounds or out of line, or a barrier that some threads miss.
@@ -114,7 +124,10 @@ def execute(
     values += [0] * (len(program.parameters) - len(values))  # Triton's scratch memory, unused
     values = np.array(values, dtype=np.uint64)
     fills = np.array(program.fills, dtype=np.uint64).reshape(-1, 3)
-    ranges = np.array([_range(x) for x in given if isinstance(x, Tensor)], dtype=np.uint64)
+    tensors = [_range(x) for x in given if isinstance(x, Tensor)]
+    touched = [np.zeros((to - start) // 32 + 1, dtype=np.uint8) for start, to in tensors]
+    marks = [x.ctypes.data if counting else 0 for x in touched]
+    ranges = np.array([(*x, y) for x, y in zip(tensors, marks, strict=True)], dtype=np.uint64)
     counts = np.zeros((len(program.words), 3), dtype=np.int64)
     launch = _Launch(
         words=program.words.ctypes.data, parameters=values.ctypes.data, fills=fills.ctypes.data,
@@ -125,7 +138,8 @@ def execute(
     _library().run(ctypes.byref(launch))
     if launch.fault:
         raise Fault(_describe(program, launch))
-    return program, counts[program.starts]
+    moved = [32 * sum(int((x & side > 0).sum()) for side in (1, 2)) for x in touched]
+    return Executed(program, counts[program.starts], moved)
 
 
 @contextmanager
