@@ -28,7 +28,7 @@ from parts.ops.cases import CASES, OPS, RATIO_OPS
 
 from tats_fast.config import load_config
 from tats_fast.engine.peak import PEAK_TFLOPS
-from tats_fast.kernels.example_inputs import Shape
+from tats_fast.kernels.example_inputs import MAKERS, Shape
 from tats_fast.pretrain.flops import training_step
 
 MFU_TARGET = 0.4
@@ -48,7 +48,13 @@ def make_parser() -> bench.Parser:
     add("--markdown", action="store_true", help="tables as docs/benchmarks.md has them")
     add("--kernels", action="store_true", help="what the Triton kernels execute; takes minutes")
     add("--candidates", action="store_true", help="with --kernels: every configuration")
-    add("--op", nargs="+", choices=OPS, default=OPS, help="with --kernels: these ops only")
+    add(
+        "--op",
+        nargs="+",
+        choices=tuple(MAKERS),
+        default=tuple(MAKERS),
+        help="with --kernels: these ops only",
+    )
     add("--update", metavar="FILE", help="with --kernels: rewrite the table in this Markdown file")
     return parser
 
@@ -125,7 +131,9 @@ def kernel_rows(ops: Sequence[str], batch: int, candidates: bool) -> list[list[s
 def _kernel_row(found: Bounded) -> list[str]:
     launch, work = found.launch, found.work
     unit, bound = found.seconds["H100"].busiest
-    direction = ", backward" if launch.arguments.get("BACKWARD") else ""
+    arguments = launch.arguments  # of the temporal stage's kernels that serve both directions
+    backward = arguments.get("BACKWARD", False) or not arguments.get("HAS_BIAS", True)
+    direction = ", backward" if backward else ""
     return [
         kernel_name(launch) + direction, configuration(launch), str(found.at_once),
         bench.number(work.issued / 1e6, 2), bench.number((work.wgmma + work.mma) / 1e9, 2),
