@@ -7,15 +7,16 @@ from dataclasses import replace
 import predict
 import pytest
 import torch
-from kernel_resources import launches
+from kernel_resources import kernel_name, launches
 from machine_checks import on_the_machine
 from parts.machine.bounded import bounded
 from parts.machine.bounds import Chip, resident, seconds
 from parts.machine.compiling import compile_launch
 from parts.machine.count import Work, work
 from parts.machine.run import execute, run
+from project import ROOT
 
-from tats_fast.kernels.example_inputs import Shape
+from tats_fast.kernels.example_inputs import MAKERS, Shape
 
 pytestmark = on_the_machine
 
@@ -109,3 +110,10 @@ def test_a_sum_over_splits_is_not_scaled_from_one_clip(monkeypatch):
 def test_table_has_every_kernel_of_an_op():
     names = [row[0] for row in predict.kernel_rows(["token_gather"], 64, False)]
     assert names == ["token_gather_fwd", "token_gather_bwd"]
+
+
+def test_the_table_in_the_docs_names_every_kernel():
+    text = (ROOT / "docs" / "kernels.md").read_text().split("kernel_costs -->")[1]
+    for op in MAKERS:
+        for launch in launches(op, Shape(batch=1), 90):
+            assert f"| {kernel_name(launch)}" in text
