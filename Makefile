@@ -8,15 +8,15 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 # own with TORCH="torch==2.13.0 --index-url ..."; the plain package brings gigabytes of CUDA along).
 TORCH ?= $(if $(GPU),torch>=2.11,torch==2.13.0+cpu)
 
-.PHONY: demo test test-interpret test-compile test-gpu gpu-suite lint format clean
+.PHONY: demo test test-interpret test-compile test-machine test-gpu gpu-suite lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/run.py
 
 # The interpreter replaces Triton's compiler when kernels are imported, so it has its own process.
-# Without a GPU the kernels' tests run there alone.
+# Without a GPU the kernels' tests run there alone. The machine tier's long ones have test-machine.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(if $(GPU),,-m "not interpret and not gpu")
+	$(BIN)/python -m pytest -m "not (machine and slow)$(if $(GPU),, and not interpret and not gpu)"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interpret
 
 test-interpret: $(VENV)/.dev
@@ -24,6 +24,9 @@ test-interpret: $(VENV)/.dev
 
 test-compile: $(VENV)/.dev
 	$(BIN)/python -m pytest -m compile
+
+test-machine: $(VENV)/.dev
+	$(BIN)/python -m pytest -m machine
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,24 +19,14 @@ from typing import Any
 
 import torch
 from parts import bench
-from torch import Tensor
+from parts.machine.compiling import compile_launch, registers_and_stack
 
 from tats_fast import kernels
-from tats_fast.config import ConfigError
 from tats_fast.kernels import dispatch
 from tats_fast.kernels.example_inputs import MAKERS, RATIO_OPS, Shape
 
 ARCHITECTURES = (80, 90, 100)
 HEADER = ("kernel", "chip", "configuration", "registers", "stack B", "shared KiB", "matrix")
-MARKS = ("<!-- kernel_resources -->", "<!-- /kernel_resources -->")
-POINTERS = {
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
-    torch.uint8: "*u8",
-}
 
 
 @dataclass(frozen=True)
@@ -55,43 +43,15 @@ class Resources:
     matrix: tuple[str, ...]
 
 
-def compile_launch(launch: Any, arch: int) -> Resources:
+def resources_of(launch: Any, arch: int) -> Resources:
     """Compile a recorded ``launch.Launch`` for ``arch`` (80, 89, 90, 100) as the JIT would."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.compiler import compile as triton_compile
-
-    signature, constants, attributes = {}, {}, {}
-    for position, parameter in enumerate(launch.kernel.params):
-        name = parameter.name
-        value = launch.arguments[name]
-        if parameter.is_constexpr or value is None:
-            signature[name], constants[name] = "constexpr", value
-        elif isinstance(value, Tensor):
-            signature[name] = POINTERS[value.dtype]
-            attributes[(position,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif value == 1:  # the JIT makes a run-time 1 a constant
-            signature[name], constants[name] = "constexpr", 1
-        else:
-            signature[name] = "i32" if abs(value) < 2**31 else "i64"
-            if value % 16 == 0:
-                attributes[(position,)] = [["tt.divisibility", 16]]
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    compiled = triton_compile(
-        ASTSource(launch.kernel, signature, constants, attributes),
-        target=GPUTarget("cuda", arch, 32),
-        options=options,
-    )
-    registers, stack = _usage(compiled.asm["cubin"])
+    compiled, _ = compile_launch(launch, arch)
+    registers, stack = registers_and_stack(compiled)
     matrix = set(re.findall(r"\b(wgmma|tcgen05\.mma|mma\.sync)", compiled.asm["ptx"]))
-    sizes = {n: v for n, v in launch.arguments.items() if n.startswith("BLOCK")}
-    config = " ".join(f"{n}={v}" for n, v in sizes.items())
     return Resources(
         kernel=kernel_name(launch),
         arch=arch,
-        config=f"{config} warps={launch.num_warps} stages={launch.num_stages}".strip(),
+        config=configuration(launch),
         registers=registers,
         stack=stack,
         shared=compiled.metadata.shared,
@@ -99,26 +59,12 @@ def compile_launch(launch: Any, arch: int) -> Resources:
     )
 
 
-def _usage(cubin: bytes) -> tuple[int, int]:
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    return tuple(int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK"))
-
-
 def run_op(op: str, shape: Shape) -> None:
-    """Forward and backward of ``op``; ops of visible tokens on a packed batch too."""
-    for packed in (False, True)[: 2 if op in RATIO_OPS else 1]:
-        outputs = getattr(kernels, op)(*MAKERS[op](replace(shape, packed=packed)).values())
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        outputs = [out for out in outputs if out.requires_grad]
-        torch.autograd.backward(outputs, [torch.empty_like(out) for out in outputs])
+    """Forward and backward of ``op``."""
+    outputs = getattr(kernels, op)(*MAKERS[op](shape).values())
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = [out for out in outputs if out.requires_grad]
+    torch.autograd.backward(outputs, [torch.empty_like(out) for out in outputs])
 
 
 def record(op: str, shape: Shape, arch: int) -> list[Any]:
@@ -145,7 +91,8 @@ def tunables() -> Iterator[tuple[Any, tuple[str, ...]]]:
 
 
 def launches(op: str, shape: Shape, arch: int, candidates: bool = False) -> Iterator[Any]:
-    """Each launch of ``op`` once; with ``candidates``, once for every configuration it may take."""
+    """Each launch of ``op`` once, ops of visible tokens on a packed batch too; with ``candidates``,
+    once for every configuration that it may take."""
     from tats_fast.kernels.fused.launch import forced
 
     seen = set()
@@ -156,6 +103,8 @@ def launches(op: str, shape: Shape, arch: int, candidates: bool = False) -> Iter
     for variant in variants:
         with variant:
             recorded = record(op, shape, arch)
+            if op in RATIO_OPS:
+                recorded += record(op, replace(shape, packed=True), arch)
         for launch in recorded:
             constants = [launch.arguments[p.name] for p in launch.kernel.params if p.is_constexpr]
             key = (kernel_name(launch), *constants, launch.num_warps, launch.num_stages)
@@ -167,6 +116,12 @@ def launches(op: str, shape: Shape, arch: int, candidates: bool = False) -> Iter
 def kernel_name(launch: Any) -> str:
     """Name of a launch's kernel as written in its file, without the frame of underscores."""
     return launch.kernel.fn.__name__.strip("_").removesuffix("_kernel")
+
+
+def configuration(launch: Any) -> str:
+    """Sizes of blocks, warps and pipeline depth of a launch."""
+    sizes = [f"{n}={v}" for n, v in launch.arguments.items() if n.startswith("BLOCK")]
+    return " ".join([*sizes, f"warps={launch.num_warps}", f"stages={launch.num_stages}"])
 
 
 def make_parser() -> bench.Parser:
@@ -186,7 +141,7 @@ def run(options: Any) -> int:
     if problem is not None:
         raise bench.Failed(problem)
     compiled = [
-        compile_launch(launch, arch)
+        resources_of(launch, arch)
         for op in options.op
         for arch in options.arch
         for launch in launches(op, Shape(), arch, options.candidates)
@@ -198,25 +153,11 @@ def run(options: Any) -> int:
     ]  # fmt: skip
     print(bench.table(HEADER, rows))
     if options.update:
-        update(Path(options.update), rows)
+        import triton
+
+        title = f"Triton {triton.__version__}"
+        bench.update_table(options.update, "kernel_resources", title, HEADER, rows)
     return 0
-
-
-def update(path: Path, rows: list[list[str]]) -> None:
-    """Put the table, with the Triton release that compiled it, between a Markdown file's marks.
-
-    Raises:
-        ConfigError: the file cannot be read or lacks the marks.
-    """
-    import triton
-
-    try:
-        before, rest = path.read_text().split(MARKS[0])
-        _, after = rest.split(MARKS[1])
-    except (OSError, ValueError):
-        raise ConfigError(f"--update {path}: no readable file with the marks {MARKS}") from None
-    table = f"Triton {triton.__version__}:\n\n{bench.markdown(HEADER, rows)}"
-    path.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,10 +1,15 @@
 """What the formulas of costs.py and a chip's ceilings allow: PREDICTED, nothing is measured here.
 
     python benchmarks/predict.py --markdown      # docs/benchmarks.md's "Predicted"
+    python benchmarks/predict.py --kernels --update docs/kernels.md       # what kernels execute
+    python benchmarks/predict.py --kernels --candidates --op trajectory_temporal
 
 The floor of an op is its roofline time; a step's floor is the sum of its ops' floors. Exponentials,
 sorting, launches and the host are not in it, so it is a bound to hold measurements against. The
 clips/s at a given MFU count model FLOP (flops.py) against the data sheet's rate, as MFU does.
+
+``--kernels`` executes each Triton kernel's sm_90 code on this machine instead (parts/machine) and
+holds what it executed against every unit of the chip.
 """
 
 from __future__ import annotations
@@ -12,16 +17,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+from kernel_resources import configuration, kernel_name, launches
 from parts import bench, ceilings, costs
+from parts.machine import run as machine
+from parts.machine.bounded import Bounded, bounded
+from parts.machine.run import ARCHITECTURE
 from parts.ops.cases import CASES, OPS, RATIO_OPS
 
 from tats_fast.config import load_config
 from tats_fast.engine.peak import PEAK_TFLOPS
+from tats_fast.kernels.example_inputs import MAKERS, Shape
 from tats_fast.pretrain.flops import training_step
 
 MFU_TARGET = 0.4
 CLIP_TARGET = 1200
+KERNEL_HEADER = (
+    "kernel", "configuration", "at once", "issued M", "tensor GFLOP", "special M", "shared MB",
+    "conflicts %", "L2 MB", "memory MB", "busiest", "its µs", "H100 µs", "H200 µs",
+)  # fmt: skip
 
 
 def make_parser() -> bench.Parser:
@@ -31,6 +46,16 @@ def make_parser() -> bench.Parser:
     add("--chip", default="H200", choices=tuple(ceilings.BANDWIDTH), help="for the ops' table")
     add("--batch", type=bench.positive_int, default=64, help="clips per step (default: 64)")
     add("--markdown", action="store_true", help="tables as docs/benchmarks.md has them")
+    add("--kernels", action="store_true", help="what the Triton kernels execute; takes minutes")
+    add("--candidates", action="store_true", help="with --kernels: every configuration")
+    add(
+        "--op",
+        nargs="+",
+        choices=tuple(MAKERS),
+        default=tuple(MAKERS),
+        help="with --kernels: these ops only",
+    )
+    add("--update", metavar="FILE", help="with --kernels: rewrite the table in this Markdown file")
     return parser
 
 
@@ -91,9 +116,58 @@ def part_rows(chip: str, batch: int) -> list[list[str]]:
     ]
 
 
+def kernel_rows(ops: Sequence[str], batch: int, candidates: bool) -> list[list[str]]:
+    """What every kernel executes per clip at ViT-B in bf16, and how long that should take."""
+    rows = []
+    for op in ops:
+        shapes = [replace(Shape(), batch=clips) for clips in (1, 2, 3)]
+        recorded = [launches(op, shape, ARCHITECTURE, candidates) for shape in shapes]
+        for of_clips in zip(*recorded, strict=True):
+            found = bounded(lambda clips, of=of_clips: of[clips - 1], batch)
+            rows.append(_kernel_row(found))
+    return rows
+
+
+def _kernel_row(found: Bounded) -> list[str]:
+    launch, work = found.launch, found.work
+    unit, bound = found.seconds["H100"].busiest
+    arguments = launch.arguments  # of the temporal stage's kernels that serve both directions
+    backward = arguments.get("BACKWARD", False) or not arguments.get("HAS_BIAS", True)
+    direction = ", backward" if backward else ""
+    return [
+        kernel_name(launch) + direction, configuration(launch), str(found.at_once),
+        bench.number(work.issued / 1e6, 2), bench.number((work.wgmma + work.mma) / 1e9, 2),
+        bench.number(work.special / 1e6, 2), bench.number(128 * work.shared / 1e6, 1),
+        bench.number(100 * work.conflicts / work.shared if work.shared else None, 0),
+        bench.number(work.l2 / 1e6, 1), bench.number(work.memory / 1e6, 1), unit,
+        bench.number(1e6 * bound, 2),
+        *(bench.number(1e6 * s.expected(found.at_once), 2) for s in found.seconds.values()),
+    ]  # fmt: skip
+
+
+def run_kernels(options: Any) -> int:
+    """Execute, print and update."""
+    if (problem := machine.problem()) is not None:
+        raise bench.Failed(problem)
+    rows = kernel_rows(options.op, options.batch, options.candidates)
+    print(bench.table(KERNEL_HEADER, rows))
+    if options.update:
+        import triton
+
+        title = f"PREDICTED per clip of a batch of {options.batch}, Triton {triton.__version__}"
+        bench.update_table(options.update, "kernel_costs", title, KERNEL_HEADER, rows)
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the three tables; 0."""
-    options = make_parser().parse_args(arguments)
+    """0 done; 1 nothing to execute kernels with; 2 wrong use."""
+    return bench.run_script(make_parser(), run, arguments)
+
+
+def run(options: Any) -> int:
+    """Print the three tables, or the kernels'."""
+    if options.kernels:
+        return run_kernels(options)
     chip, batch = options.chip, options.batch
     tables = {
         f"PREDICTED floors of the ops, {chip}, bf16, batch {batch}": (

@@ -254,6 +254,24 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
 
+def update_table(
+    page: str, mark: str, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    """Put a title and a table between ``<!-- mark -->`` and ``<!-- /mark -->`` of a Markdown page.
+
+    Raises:
+        ConfigError: the page cannot be read or lacks the marks.
+    """
+    marks = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    try:
+        before, rest = Path(page).read_text().split(marks[0])
+        _, after = rest.split(marks[1])
+    except (OSError, ValueError):
+        raise ConfigError(f"--update {page}: no readable file with the marks {marks}") from None
+    table = f"{title}:\n\n{markdown(header, rows)}"
+    Path(page).write_text(f"{before}{marks[0]}\n{table}\n{marks[1]}{after}")
+
+
 def number(value: float | None, digits: int = 1) -> str:
     """A table's cell with ``digits`` decimals; ``-`` for what was not measured."""
     return "-" if value is None else f"{value:,.{digits}f}"

@@ -1,13 +1,14 @@
 """What every Triton kernel shares: starting it, its configurations, and the dtypes it takes.
 
-All kernels start through ``launch``. Inside ``recording`` nothing runs: the calls are collected,
-with the very arguments a GPU would get, so that they can be compiled for chips that are not there
-(``benchmarks/kernel_resources.py``, the compile tier of the tests).
+All kernels start through ``launch``. Inside ``intercepting`` no GPU is asked: the calls, with the
+very arguments it would get, go to who wants them, to be compiled for chips that are not there
+(``benchmarks/kernel_resources.py``, the compile tier of the tests) or executed on the host (the
+machine tier).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -68,7 +69,7 @@ class Launch(NamedTuple):
     num_stages: int
 
 
-_recordings: list[tuple[int, list[Launch]]] = []
+_interceptors: list[tuple[int, Callable[[Launch], object]]] = []
 _forced: dict[str, Config] = {}
 
 
@@ -78,10 +79,10 @@ def launch(
     """Start ``kernel`` on ``grid`` with run-time ``args`` in order and compile-time ``constants``;
     ``config.sizes`` are compile-time arguments too."""
     constants = {**config.sizes, **constants}
-    if _recordings:
+    if _interceptors:
         names = dict(zip(kernel.arg_names, args, strict=False))
         started = Launch(kernel, grid, {**names, **constants}, config.num_warps, config.num_stages)
-        _recordings[-1][1].append(started)
+        _interceptors[-1][1](started)
         return
     device = next(arg for arg in args if isinstance(arg, Tensor)).device
     with torch.cuda.device(device.index if device.type == "cuda" else -1):  # -1 changes nothing
@@ -89,17 +90,22 @@ def launch(
 
 
 @contextmanager
-def recording(arch: int) -> Iterator[list[Launch]]:
-    """Collect launches instead of making them, as if on a chip of architecture ``arch``.
-
-    Outputs of the ops called inside are not computed.
-    """
-    started: list[Launch] = []
-    _recordings.append((arch, started))
+def intercepting(arch: int, receive: Callable[[Launch], object]) -> Iterator[None]:
+    """Hand launches to ``receive`` instead of making them, as if on a chip of architecture
+    ``arch``."""
+    _interceptors.append((arch, receive))
     try:
-        yield started
+        yield
     finally:
-        _recordings.pop()
+        _interceptors.pop()
+
+
+@contextmanager
+def recording(arch: int) -> Iterator[list[Launch]]:
+    """Collect launches instead of making them; ops called inside return what is not computed."""
+    started: list[Launch] = []
+    with intercepting(arch, started.append):
+        yield started
 
 
 @contextmanager
@@ -114,8 +120,8 @@ def forced(name: str, config: Config) -> Iterator[None]:
 
 def architecture(device: torch.device) -> int:
     """10 * major + minor of the chip; 0 for the interpreter on CPU tensors."""
-    if _recordings:
-        return _recordings[-1][0]
+    if _interceptors:
+        return _interceptors[-1][0]
     if device.type != "cuda":
         return 0
     major, minor = torch.cuda.get_device_capability(device)

@@ -47,7 +47,7 @@ def test_chosen_configuration_at_vit_base(op, arch):
     launches = list(resources.launches(op, SHAPE, arch))
     assert launches, f"{op} launches nothing at level triton"
     for launch in launches:
-        compiled = resources.compile_launch(launch, arch)
+        compiled = resources.resources_of(launch, arch)
         assert compiled.stack == 0, f"{compiled} spills"
         assert compiled.shared <= limit(arch), compiled
         if op in MATRIX_OPS:
@@ -59,7 +59,7 @@ def test_chosen_configuration_at_vit_base(op, arch):
 @pytest.mark.parametrize("op", OPS)
 def test_every_candidate_compiles_and_fits(op, arch):
     for launch in resources.launches(op, SHAPE, arch, candidates=True):
-        compiled = resources.compile_launch(launch, arch)
+        compiled = resources.resources_of(launch, arch)
         assert compiled.shared <= limit(arch), compiled
 
 
@@ -69,13 +69,13 @@ def test_every_candidate_compiles_and_fits(op, arch):
 @pytest.mark.parametrize("op", OPS)
 def test_other_chips_and_dtypes_fit(op, arch, dtype):
     for launch in resources.launches(op, replace(SHAPE, dtype=dtype), arch):
-        assert resources.compile_launch(launch, arch).shared <= limit(arch)
+        assert resources.resources_of(launch, arch).shared <= limit(arch)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_small_shapes_compile(op):
     for launch in resources.launches(op, SMALL, 90):
-        assert resources.compile_launch(launch, 90).shared <= limit(90)
+        assert resources.resources_of(launch, 90).shared <= limit(90)
 
 
 def test_every_triton_file_is_reached():
