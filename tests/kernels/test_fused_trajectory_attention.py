@@ -73,8 +73,9 @@ def test_large_scores():
     """Maxima hundreds apart from frame to frame and from tile to tile."""
     qkv, frames = case(SMALL, torch.float32)
     inputs = [(16 * qkv.detach()).requires_grad_(), frames]
-    # As for the temporal stage's large logits: another order of sums, passed on by the softmax.
-    check(kernels.trajectory_attention, inputs, torch.float32, rounding=20.0)
+    # The backward pass makes p from the saved log-sum-exp, whose last digit counts for more the
+    # larger the scores: 2.4e-5 of the largest entry was seen on an H100, 200 roundings.
+    check(kernels.trajectory_attention, inputs, torch.float32, rounding=300.0)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NaN in the interpreter's numpy

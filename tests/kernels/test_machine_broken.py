@@ -28,7 +28,7 @@ BREAKS = {
         "o_out += o_m[None, :, None] * (HEADS * DIM)": "o_out += o_m[None, :, None] * DIM",
     },
     "trajectory_temporal_backward": {
-        "o_row = tl.minimum(o_m, last)": "o_row = o_m",
+        "o_hf = o_a + (i_h * FRAMES + f) * SLAB": "o_hf = o_a + (i_h * FRAMES + f) * 2 * SLAB",
         "m_live = m_p & (o_first <= last)": "m_live = m_p",
     },
     "token_gather": {"m_c = o_c < width": "m_c = o_c >= 0"},
