@@ -65,7 +65,7 @@ def make_parser() -> bench.Parser:
     add("--batches", type=bench.positive_int, nargs="+", metavar="B", help=several)
     add("--steps", type=bench.positive_int, default=10, help="timed steps per path")
     add("--warmup", type=bench.natural_int, help="untimed rounds (default: 1; 3 on a GPU)")
-    paths = f"of {', '.join(PATHS)} (default: the first four; on the CPU without compiled)"
+    paths = f"of {', '.join(PATHS)} (default: reference, sdpa, fast; compiled too on a GPU)"
     add("--paths", type=bench.names_of(PATHS), metavar="A,B", help=paths)
     peak = "what MFU is relative to (default: a product measured on the GPU, none on the CPU)"
     add("--peak-tflops", type=bench.positive_float, help=peak)

@@ -309,7 +309,7 @@ def test_quick_suite_end_to_end(tmp_path):
     record = json.loads((out / "throughput.json").read_text())
     assert record["config"]["inner_epochs"] == 1 and record["k2"]["config"]["inner_epochs"] == 2
     assert list(record["batches"]) == ["1", "2"]
-    assert list(record["paths"]) == ["reference", "fast", "random", "videomae"]
+    assert list(record["paths"]) == ["reference", "fast", "videomae", "random"]
     summary = (out / "summary.md").read_text()
     for name in ("environment", "sweep", "throughput K=1", "ops", "profile", "pretraining"):
         assert f"| {name} | ok |" in summary

@@ -219,7 +219,7 @@ def test_several_batch_sizes_in_one_record(tmp_path):
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("throughput", ["--paths", "quick"], "--paths: quick is not one of reference, sdpa"),
+        ("throughput", ["--paths", "quick"], "--paths: quick is not one of reference, compiled"),
         ("throughput", ["--batch", "0"], "--batch: 0 must be at least 1"),
         ("throughput", ["--model", "vit_bas"], "did you mean vit_base?"),
         ("throughput", ["model.attention=eager"], "every path sets its own"),

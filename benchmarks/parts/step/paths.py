@@ -64,13 +64,13 @@ class StepPath:
 
 PATHS = {
     "reference": StepPath("reference", "eager"),
-    "sdpa": StepPath("reference", "sdpa"),
     "compiled": StepPath("torch", "sdpa", ("cuda", "cpu")),
     "fast": StepPath("auto", "auto", ("cuda",)),
-    "fast_eager": StepPath("auto", "auto"),
-    "random": StepPath("auto", "auto", ("cuda",), strategy="random"),
     "videomae": StepPath("auto", "sdpa", strategy="random", peer=True),
     "videomae_compiled": StepPath("auto", "sdpa", ("cuda", "cpu"), "random", peer=True),
+    "random": StepPath("auto", "auto", ("cuda",), strategy="random"),
+    "sdpa": StepPath("reference", "sdpa"),
+    "fast_eager": StepPath("auto", "auto"),
 }
 """``fast`` is what a run would use; ``fast_eager``, for comparison on a GPU, is it without
 torch.compile. ``random`` is ``fast`` with a uniformly random mask and no sampler, so that like can
