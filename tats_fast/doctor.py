@@ -13,6 +13,7 @@ from tats_fast import kernels
 from tats_fast.data.dali import dali_problem
 from tats_fast.data.loader import resolved_backend
 from tats_fast.data.video import decode_window
+from tats_fast.engine.precision import cpu_multiplies_bf16
 from tats_fast.models.attention import BACKENDS, choose_backend, packs, unavailable
 from tats_fast.version import __version__
 
@@ -72,7 +73,9 @@ def decoding_problem() -> str | None:
 
 
 def _devices() -> list[str]:
-    lines = [f"  cpu: yes, {torch.get_num_threads()} threads"]
+    precision = "bf16" if cpu_multiplies_bf16() else "fp32"
+    threads = torch.get_num_threads()
+    lines = [f"  cpu: yes, {threads} threads, train.precision=auto takes {precision}"]
     if not torch.cuda.is_available():
         build = "this build of torch has no CUDA" if torch.version.cuda is None else "none found"
         return [*lines, f"  cuda: no, {build}"]

@@ -19,11 +19,15 @@ def _seed() -> None:
 
 @pytest.fixture
 def tiny_config():
-    """Factory of run configurations small enough for a unit test; sections merge over defaults."""
+    """Factory of run configurations small enough for a unit test; sections merge over defaults.
+
+    In fp32 unless told otherwise: ``auto`` depends on the processor.
+    """
 
     def make(**sections) -> RunConfig:
         tree = {"model": TINY_MODEL, "masking": {"ratio": 0.75}, **sections}
         tree["model"] = {**TINY_MODEL, **sections.get("model", {})}
+        tree["train"] = {"precision": "fp32", **sections.get("train", {})}
         return build_config(tree)
 
     return make

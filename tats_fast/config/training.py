@@ -84,7 +84,8 @@ class LoopConfig(Options):
     steps: int | None = option(None, at_least=1)
     """Optimizer steps; none = from ``epochs``."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """``auto`` is bf16 autocast on CUDA and fp32 on the CPU. Parameters stay fp32."""
+    """``auto`` is bf16 autocast on CUDA and on processors with instructions for it (AVX-512 BF16,
+    AMX), and fp32 on others. Parameters stay fp32."""
     log_every: int = option(10, at_least=1)
     """Steps between two logged lines (one host sync each)."""
     checkpoint_every: int = option(500, at_least=1)

@@ -158,7 +158,8 @@ class TrainingLoop(ABC):
         micro = train.batch_size // (world.size * train.accumulation)
         return [
             f"run {self.folder}: {videos}, {self.total_steps} steps, {world.size} process(es) on "
-            f"{world.device.type} ({config.distributed.engine})",
+            f"{world.device.type} ({config.distributed.engine}), "
+            f"{'bf16 autocast' if self.bf16 else 'fp32'}",
             f"global batch {train.batch_size} = {world.size} processes x {train.accumulation} "
             f"micro-batches x {micro} {batch}; learning rate {optim.base_lr * scale:.3g} peak, "
             f"{optim.min_lr * scale:.3g} at the end (base {optim.base_lr:g} x {train.batch_size}/"

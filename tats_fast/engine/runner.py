@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tats_fast.config import ConfigError, TrainingConfig
 from tats_fast.engine.distributed import World
+from tats_fast.engine.host_memory import keep_freed_memory
 from tats_fast.engine.optim import set_lr, skip_step_if
 
 
@@ -182,7 +183,10 @@ def make_runner(
     world: World,
     bf16: bool,
 ) -> Runner:
-    """The runner that ``config.distributed`` asks for."""
+    """The runner that ``config.distributed`` asks for. On a CPU this process keeps the memory that
+    steps free from now on (``keep_freed_memory``)."""
+    if world.device.type == "cpu":
+        keep_freed_memory()
     if config.distributed.engine == "deepspeed":
         return DeepSpeedRunner(module, optimizer, config, world, bf16)
     return TorchRunner(module, optimizer, config, world)

@@ -30,7 +30,10 @@ def launch(launcher, folder, name, *overrides):
         "masking": {"ratio": 0.75},
         "data": {"train": str(ROOT / "demo/clips/train"), "workers": 0, "stride": 1},
         "optim": {"base_lr": 0.05, "warmup_frac": 0.0},
-        "train": {"batch_size": 8, "steps": 6, "log_every": 2, "image_every": 0},
+        "train": {
+            **{"batch_size": 8, "steps": 6, "log_every": 2, "image_every": 0},
+            "precision": "fp32",
+        },
     }
     config = folder / "run.yaml"
     config.write_text(yaml.safe_dump(tree))

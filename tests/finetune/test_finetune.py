@@ -58,6 +58,7 @@ def config(labelled, pretrained, tmp_path):
             "data.workers": 0,
             "data.clips": 2,
             "optim.base_lr": 0.064,
+            "train.precision": "fp32",
             "optim.layer_decay": 0.9,
             "train.batch_size": 8,
             "train.steps": steps,

@@ -53,6 +53,7 @@ def launch(launcher, folder, name, *overrides):
         "data.workers": 0,
         "optim.base_lr": 0.05,
         "train.batch_size": 8,
+        "train.precision": "fp32",
         "train.steps": 4,
         "train.log_every": 2,
     }

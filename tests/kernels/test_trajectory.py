@@ -168,8 +168,8 @@ def test_unknown_level_is_refused(monkeypatch):
         kernels.requested_level()
 
 
-def test_small_frames_in_bf16_on_the_cpu():
-    """That path has its own formula; held to the rounding of bf16."""
+def test_bf16_on_the_cpu():
+    """Plain products there; held to the rounding of bf16."""
     qkv = torch.randn(2, 40, 3, 3, 16)
     with kernels.use("reference"):
         expected, _ = kernels.trajectory_attention(qkv, 5)
