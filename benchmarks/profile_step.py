@@ -2,13 +2,15 @@
 
     python benchmarks/profile_step.py --batch 64 --inner-epochs 1
 
-Prints the kernels (operators, on the CPU) with the most time of their own, and how much of the
-step's wall time the device was busy.
+Prints how much of the step's wall time the device was busy, the time by kind of work, and the
+kernels (operators, on the CPU) with the most time of their own.
 """
 
 from __future__ import annotations
 
+import re
 import sys
+from collections import defaultdict
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -19,6 +21,33 @@ from parts.step.paths import PATHS, load_clips, make_contender
 from throughput import add_step_options, read_config
 
 from tats_fast.engine.distributed import pick_device
+
+
+KINDS = {
+    "our kernels": "^_[a-z_]+_kernel$",
+    "matrix products": "nvjet|gemm|cutlass|splitK|::(add|b|baddb)?mm|linear",
+    "attention": "cudnn|flash|fmha|attention",
+    "optimizer": "multi_tensor|[aA]dam",
+}
+"""Patterns of names, the first that fits; everything else passes over elements."""
+ELEMENTWISE = "elementwise and reductions"
+WRAPPERS = re.compile("^Optimizer[.]")
+"""Records around kernels that are listed themselves."""
+
+
+def kind_of(name: str) -> str:
+    """The kind of work that a kernel or operator does."""
+    found = (kind for kind, pattern in KINDS.items() if re.search(pattern, name))
+    return next(found, ELEMENTWISE)
+
+
+def by_kind(rows: list[tuple[str, int, float]]) -> list[tuple[str, int, float]]:
+    """(kind, calls, ms) of what ``kernels_of`` found, longest first."""
+    calls, times = defaultdict(int), defaultdict(float)
+    for name, count, took in rows:
+        calls[kind_of(name)] += count
+        times[kind_of(name)] += took
+    return [(kind, calls[kind], times[kind]) for kind in sorted(times, key=times.get, reverse=True)]
 
 
 def make_parser() -> bench.Parser:
@@ -38,6 +67,7 @@ def kernels_of(profile: Any, device: torch.device) -> list[tuple[str, int, float
     gpu, cuda = device.type == "cuda", torch.autograd.DeviceType.CUDA
     own = attrgetter("self_device_time_total" if gpu else "self_cpu_time_total")
     events = [e for e in profile.key_averages() if not gpu or e.device_type == cuda]
+    events = [e for e in events if not WRAPPERS.match(e.key)]
     return [(e.key, e.count, own(e) / 1e3) for e in sorted(events, key=own, reverse=True)]
 
 
@@ -65,11 +95,12 @@ def run(options: Any) -> int:
         f"step {wall:.2f} ms; {sum(row[1] for row in rows)} calls with {busy:.2f} ms of their own "
         f"in the profiled step ({100 * busy / wall:.0f}% of the unprofiled one)\n"
     )
-    table = [
-        [f"{100 * took / busy:.1f}", bench.number(took, 3), str(calls), name[:100]]
-        for name, calls, took in rows[: options.rows]
-    ]
-    print(bench.table(["%", "ms", "calls", "name"], table))
+    for shown in (by_kind(rows), rows[: options.rows]):
+        table = [
+            [f"{100 * took / busy:.1f}", bench.number(took, 3), str(calls), name[:100]]
+            for name, calls, took in shown
+        ]
+        print(bench.table(["%", "ms", "calls", "name"], table) + "\n")
     return 0
 
 

@@ -195,16 +195,16 @@ def make_runner(
 def update(
     optimizer: torch.optim.Optimizer, module: nn.Module, lr: float, clip: float, skip: Tensor
 ) -> Update:
-    """One AdamW update, unless ``skip`` is 1; clears the gradients.
+    """One AdamW update, unless ``skip`` is 1 or a gradient is not finite, which would poison every
+    weight it reaches; clears the gradients.
 
     Args:
-        clip: largest gradient norm; 0 = no limit. A non-finite norm then skips the update too,
-            since scaling by it would poison every weight.
+        clip: largest gradient norm; 0 = no limit.
     """
     norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    skip = torch.maximum(skip, (~torch.isfinite(norm)).to(skip.dtype))
     if clip > 0:
         nn.utils.clip_grads_with_norm_(module.parameters(), clip, norm)
-        skip = torch.maximum(skip, (~torch.isfinite(norm)).to(skip.dtype))
     set_lr(optimizer, lr)
     skip_step_if(optimizer, skip)
     optimizer.step()
