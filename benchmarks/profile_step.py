@@ -22,7 +22,6 @@ from throughput import add_step_options, read_config
 
 from tats_fast.engine.distributed import pick_device
 
-
 KINDS = {
     "our kernels": "^_[a-z_]+_kernel$",
     "matrix products": "nvjet|gemm|cutlass|splitK|::(add|b|baddb)?mm|linear",

@@ -14,7 +14,7 @@ from .count import Work
 
 MMA_SHARE = 0.63
 CONFLICT_SHARE = 0.3
-"""Of the cycles counted as lost to bank conflicts, what an H100 seems to lose: of 137 and 72 thousand
+"""Of cycles counted as lost to bank conflicts, what an H100 seems to lose: of 137 and 72 thousand
 of a program of ``project`` and ``scores`` its counters saw 31 and 64%."""
 REGISTERS, SHARED_KIB, WARPS, BLOCKS = 65536, 227, 64, 32
 """Of a multiprocessor: 32-bit registers, KiB for blocks, and the most warps and blocks."""
