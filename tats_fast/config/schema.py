@@ -23,7 +23,7 @@ from tats_fast.config.training import (
     check_batch,
 )
 
-Strategy = Literal["random", "tube", "frame", "motion", "adamae", "tats"]
+Strategy = Literal["random", "tube", "frame", "motion", "motion_bins", "everest", "adamae", "tats"]
 LEARNED_STRATEGIES = ("adamae", "tats")
 PROBES = ("linear", "linear_bn", "knn", "attentive")
 

@@ -17,6 +17,9 @@ from tats_fast.masking.budget import allocate
 from tats_fast.models import Packing, TokenSplit
 from tats_fast.models.patchify import motion_energy
 
+EVEREST_SHARE = 0.3
+"""Of the tokens, those with the largest change, among which ``everest`` draws."""
+
 
 def visible_tokens(strategy: str, model: ModelConfig, ratio: float) -> int:
     """N_v that ``strategy`` keeps at mask ratio ``ratio``.
@@ -40,13 +43,15 @@ def draw_order(
     patches: Tensor,
     log_p: Tensor | None,
     generator: torch.Generator,
+    embedded: Tensor | None = None,
 ) -> Tensor:
     """The tokens of every clip in the order of a draw without replacement, (B, N) int64.
 
     Args:
-        patches: (B, N, D); read by ``motion`` alone.
+        patches: (B, N, D); read by ``motion`` and ``motion_bins``.
         log_p: the sampler's log-probabilities (B, N); read by the learned strategies alone.
         generator: on patches' device; the only source of randomness.
+        embedded: the patches' tokens (B, N, C), before positions; read by ``everest`` alone.
     """
     batch, tokens = patches.shape[:2]
     frames = model.token_frames
@@ -56,6 +61,9 @@ def draw_order(
         start = torch.arange(frames, device=places.device) * places.shape[1]
         return (places[:, :, None] + start).flatten(1)  # a place in all frames, then the next
     noise = uniform_noise(batch, tokens, generator)
+    if strategy == "motion_bins":
+        energy = motion_energy(patches, model.tubelet_size)
+        return _alternate_bins(energy, noise, uniform_noise(batch, tokens, generator))
     if strategy == "random":
         weights = torch.zeros_like(noise)
     elif strategy == "frame":
@@ -67,10 +75,29 @@ def draw_order(
         energy = motion_energy(patches, model.tubelet_size)
         # A still clip has no energy anywhere: the tiny constant makes its draw uniform.
         weights = (energy + 1e-12).log()
+    elif strategy == "everest":
+        assert embedded is not None, "strategy everest compares embedded tokens"
+        first = math.ceil(EVEREST_SHARE * tokens)
+        rank = token_change(embedded, frames).argsort(dim=1, descending=True).argsort(dim=1)
+        weights = 1e3 * (rank < first).to(noise.dtype)  # outweighs any Gumbel noise, as above
     else:
         assert log_p is not None, f"strategy {strategy} draws from a policy"
         weights = log_p
     return _gumbel_order(weights, noise)
+
+
+def token_change(embedded: Tensor, frames: int) -> Tensor:
+    """Distance of each token to the one at its place in the next frame, the last frame's to the
+    frame before; (B, N, C) -> (B, N) fp32, zeros for one frame.
+
+    The redundancy measure of EVEREST (Hwang et al. 2024, ICML), which takes the patch embedding
+    that is being trained.
+    """
+    places = embedded.detach().float().unflatten(1, (frames, -1))
+    if frames == 1:
+        return torch.zeros(embedded.shape[:2], device=embedded.device)
+    change = (places[:, 1:] - places[:, :-1]).norm(dim=-1)
+    return torch.cat([change, change[:, -1:]], dim=1).flatten(1)
 
 
 def split_tokens(
@@ -80,10 +107,11 @@ def split_tokens(
     log_p: Tensor | None,
     visible: int,
     generator: torch.Generator,
+    embedded: Tensor | None = None,
 ) -> TokenSplit:
     """``draw_order`` with the same N_v = ``visible`` for every clip, and every masked token
     rebuilt: how a draw is looked at outside training."""
-    order = draw_order(strategy, model, patches, log_p, generator)
+    order = draw_order(strategy, model, patches, log_p, generator, embedded)
     return TokenSplit(order=order, count=visible, length=order.shape[1])
 
 
@@ -133,6 +161,23 @@ def _shuffle_masked(order: Tensor, count: int | Tensor, generator: torch.Generat
     noise = uniform_noise(*order.shape, generator)
     keys = torch.where(place < count, place - float(order.shape[1]), noise)
     return order.gather(1, keys.argsort(dim=1))
+
+
+def _alternate_bins(energy: Tensor, ties: Tensor, noise: Tensor) -> Tensor:
+    """One of the half with more energy, one of the half with less, and so on; within a half in
+    random order. All (B, N); ``ties`` shares out tokens of the same energy."""
+    tokens = energy.shape[1]
+    half = tokens // 2
+    shuffled = ties.argsort(dim=1)
+    falling = energy.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
+    ranked = shuffled.gather(1, falling)
+    bins = [
+        part.gather(1, noise[:, : part.shape[1]].argsort(dim=1))
+        for part in (ranked[:, :half], ranked[:, half:])
+    ]
+    places = torch.arange(tokens, device=energy.device)
+    turn = torch.cat([2 * places[:half], 2 * places[: tokens - half] + 1]).argsort()
+    return torch.cat(bins, dim=1)[:, turn]
 
 
 def _gumbel_order(log_weights: Tensor, uniform: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class Rollout(nn.Module):
         """Patches (B, N, D), uint8 or float in [0, 1], to errors."""
         tokens = self.mae.embed(patches)  # 1
         policy = sample_policy(self.config, tokens, drawing)  # 2
-        split = draw(self.config, policy, patches, drawing)  # 3
+        split = draw(self.config, policy, patches, tokens, drawing)  # 3
         latent = self.mae.encode(tokens, split)  # 4
         prediction = self.mae.decode(latent, split)  # 5
         error = kernels.masked_mse(prediction, patches, split.masked)  # 6
@@ -158,14 +158,16 @@ def sample_policy(config: RunConfig, tokens: Tensor, drawing: Drawing) -> Policy
     return drawing.sampler(tokens.detach() if config.sampler.detach_tokens else tokens, noise)
 
 
-def draw(config: RunConfig, policy: Policy | None, patches: Tensor, drawing: Drawing) -> TokenSplit:
+def draw(
+    config: RunConfig, policy: Policy | None, patches: Tensor, tokens: Tensor, drawing: Drawing
+) -> TokenSplit:
     """Cut the policy's order, or that of a strategy without one, into visible and masked tokens."""
     plan, generator = drawing.plan, drawing.generator
     if policy is not None:
         order = policy.order
     else:
         strategy = "random" if plan.warmup else config.masking.strategy
-        order = draw_order(strategy, config.model, patches, None, generator)
+        order = draw_order(strategy, config.model, patches, None, generator, tokens)
     scores = _budget_scores(config, policy, drawing.motion)
     return split_for_training(config.masking, order, plan.visible, generator, scores)
 

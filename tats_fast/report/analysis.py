@@ -109,7 +109,7 @@ def analyze(
             generator = torch.Generator(clip.device).manual_seed(state)
             strategy = "tats" if name == SAMPLER else name
             splits = [
-                split_tokens(strategy, model, patches, log_p, visible, generator)
+                split_tokens(strategy, model, patches, log_p, visible, generator, tokens)
                 for _ in range(draws)
             ]
             lifts = [lift(motion, split.visible_mask).item() for split in splits]

@@ -166,10 +166,11 @@ def mask_sheet(
     model = config.model
     patches = patchify(clips, model.tubelet_size, model.patch_size)
     strategy = default_strategies(config, sampler)[0] if sampler is None else "tats"
-    log_p = None if sampler is None else sampler(mae.embed(patches)).log_p
+    embedded = mae.embed(patches)
+    log_p = None if sampler is None else sampler(embedded).log_p
     visible = visible_tokens(strategy, model, config.masking.ratio)
     generator = torch.Generator(clips.device).manual_seed(0)
-    split = split_tokens(strategy, model, patches, log_p, visible, generator)
+    split = split_tokens(strategy, model, patches, log_p, visible, generator, embedded)
     sheets = []
     for i, clip in enumerate(clips.cpu().numpy()):
         tokens = split.visible[i].cpu().numpy()

@@ -38,6 +38,7 @@ CPU = World(0, 1, torch.device("cpu"))
         {"ppo": {"credit": "token_uniform", "reward": "error_motion", "epochs": 3}},
         {"masking": {"strategy": "adamae", "ratio": 0.75}},
         {"masking": {"strategy": "tube", "ratio": 0.75}},
+        {"masking": {"strategy": "everest", "ratio": 0.75}},
         {"sampler": {"detach_tokens": False, "attention": "joint"}, "train": {"accumulation": 2}},
         {"train": {"precision": "bf16"}, "optim": {"grad_clip": 1.0}},
         {
@@ -53,7 +54,17 @@ CPU = World(0, 1, torch.device("cpu"))
         },
     ],
     ids=[
-        *("token", "set", "uniform+motion", "adamae", "tube", "attached", "bf16", "schedule"),
+        *(
+            "token",
+            "set",
+            "uniform+motion",
+            "adamae",
+            "tube",
+            "everest",
+            "attached",
+            "bf16",
+            "schedule",
+        ),
         *("adaptive+keep", "adaptive+set"),
     ],
 )

@@ -7,8 +7,9 @@ import torch
 
 from tats_fast.config.schema import MaskingConfig, visible_count
 from tats_fast.masking import mask_ratio_at, split_tokens, visible_tokens
+from tats_fast.masking.strategies import token_change
 
-STRATEGIES = ["random", "tube", "frame", "motion", "adamae", "tats"]
+STRATEGIES = ["random", "tube", "frame", "motion", "motion_bins", "everest", "adamae", "tats"]
 
 
 @pytest.fixture
@@ -16,15 +17,18 @@ def model(tiny_config):
     return tiny_config().model  # 4 token-frames of 16 tokens
 
 
-def draw(strategy, model, ratio=0.75, clips=3, patches=None, log_p=None, seed=0):
+def draw(strategy, model, ratio=0.75, clips=3, patches=None, log_p=None, seed=0, embedded=None):
     if patches is None:
         shape = (clips, model.num_tokens, model.patch_dim)
         patches = torch.randint(0, 256, shape, dtype=torch.uint8)
     if log_p is None and strategy in ("adamae", "tats"):
         log_p = torch.zeros(clips, model.num_tokens)
+    if embedded is None and strategy == "everest":
+        embedded = torch.zeros(clips, model.num_tokens, 8)
+        embedded[:, ::3, 0] = torch.arange(22.0)
     visible = visible_tokens(strategy, model, ratio)
     generator = torch.Generator().manual_seed(seed)
-    return split_tokens(strategy, model, patches, log_p, visible, generator)
+    return split_tokens(strategy, model, patches, log_p, visible, generator, embedded)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -79,6 +83,42 @@ def test_motion_on_a_still_clip_is_uniform(model):
     split = draw("motion", model, clips=400, patches=still)
     counts = torch.bincount(split.visible.flatten(), minlength=64) / 400
     assert counts.min() > 0.1 and counts.max() < 0.45  # 0.25 expected
+
+
+def test_motion_bins_show_as_many_of_either_half(model):
+    pixels = torch.zeros(1, model.num_tokens, 2, model.patch_dim // 2, dtype=torch.uint8)
+    pixels[0, :, 1] = torch.arange(model.num_tokens, dtype=torch.uint8)[:, None]
+    counts = torch.zeros(model.num_tokens)
+    for seed in range(200):
+        split = draw("motion_bins", model, clips=1, patches=pixels.flatten(2), seed=seed)
+        assert (split.visible[0] >= 32).sum() == 8  # of 16
+        counts[split.visible[0]] += 1
+    assert counts.min() > 20 and counts.max() < 85  # 50 expected
+
+
+def test_motion_bins_on_a_still_clip_are_uniform(model):
+    still = torch.full((400, model.num_tokens, model.patch_dim), 9, dtype=torch.uint8)
+    split = draw("motion_bins", model, clips=400, patches=still)
+    counts = torch.bincount(split.visible.flatten(), minlength=64) / 400
+    assert counts.min() > 0.1 and counts.max() < 0.45  # 0.25 expected
+
+
+def test_change_is_the_distance_to_the_next_frame():
+    embedded = torch.zeros(1, 6, 2)  # three frames of two places
+    embedded[0, 2] = torch.tensor([3.0, 4.0])  # the first place moves in the second frame
+    assert token_change(embedded, 3).tolist() == [[5, 0, 5, 0, 5, 0]]
+    assert token_change(embedded, 1).tolist() == [[0] * 6]
+
+
+def test_everest_draws_among_the_tokens_that_change_most(model):
+    embedded = torch.zeros(300, model.num_tokens, 4)
+    embedded[:, 16:26, 0] = 1.0  # ten places differ in the second of four frames
+    split = draw("everest", model, ratio=1 - 16 / 64, clips=300, embedded=embedded)
+    counts = torch.bincount(split.visible.flatten(), minlength=64)
+    # Both neighbours of the change are 20 = 30 % of 64, rounded up; 16 of them are drawn, evenly.
+    chosen = torch.cat([torch.arange(10), torch.arange(16, 26)])
+    assert counts.sum() == counts[chosen].sum() == 300 * 16
+    assert counts[chosen].min() > 200 and counts[chosen].max() < 280  # 240 expected
 
 
 def test_policy_draws_what_it_prefers(model):

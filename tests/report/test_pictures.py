@@ -67,7 +67,9 @@ def test_fit_scales_by_whole_numbers(side, wide):
     assert strip(fitted.repeat(3, 0), gutter=2).shape == (wide, 3 * wide + 4, 3)
 
 
-@pytest.mark.parametrize(("strategy", "rows"), [("tats", 3), ("random", 2), ("tube", 2)])
+@pytest.mark.parametrize(
+    ("strategy", "rows"), [("tats", 3), ("random", 2), ("tube", 2), ("everest", 2)]
+)
 def test_mask_sheet(strategy, rows):
     config = tiny(strategy)
     mae, sampler = models(config)
