@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from parts import bench
 from parts.isolate import is_cuda_error
-from parts.step.isolated import measure_isolated
+from parts.step.isolated import measure_alone, measure_isolated
 from parts.step.measure import Measured, NothingRan, measure
 from parts.step.paths import PATHS
 from parts.step.record import describe
@@ -71,8 +71,9 @@ def make_parser() -> bench.Parser:
     add("--peak-tflops", type=bench.positive_float, help=peak)
     going = "record a path that is wrong or fails, go on with the others, and exit with 1"
     add("--keep-going", action="store_true", help=going)
-    alone = "every path in a process of its own, ended after so many seconds"
-    add("--isolate", type=bench.positive_float, metavar="SECONDS", help=alone)
+    apart = "every path alone, in a process that its failure, or so many seconds, may end"
+    add("--isolate", type=bench.positive_float, metavar="SECONDS", help=apart)
+    add("--alone", action="store_true", help="used by --isolate on this script")
     add("--json", metavar="FILE", help="write the record")
     add("--plot", metavar="FILE.png", help="draw the stages, and clips/s over the batch size")
     return parser
@@ -111,6 +112,8 @@ def run(options: Any) -> int:
         options.warmup = 3 if gpu else 1
     default = ("reference", "sdpa", *["compiled"] * gpu, "fast")
     names = options.paths or default
+    if options.alone:
+        return measure_alone(options, read_config(options, batches[0]), names, device)
     record = bench.new_record(device)
     print(describe(record, read_config(options, batches[0])), flush=True)
     measured: dict[int, Measured] = {}

@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 CUDA_ERRORS = (
@@ -14,6 +16,8 @@ CUDA_ERRORS = (
 )
 """After one of these nothing else can run on the GPU in the same process."""
 HERE = Path(__file__).resolve().parent.parent
+POLL = 0.3
+"""Seconds between two looks at a process."""
 
 
 def is_cuda_error(error: object) -> bool:
@@ -21,11 +25,17 @@ def is_cuda_error(error: object) -> bool:
     return any(sign in str(error) for sign in CUDA_ERRORS)
 
 
-def run_child(script: str, arguments: list[str], limit: float | None = None) -> str | None:
+def run_child(
+    script: str,
+    arguments: list[str],
+    limit: float | None = None,
+    progress: Callable[[], bool] = lambda: False,
+) -> str | None:
     """Run a script of benchmarks/ to its end; its output goes on to ours.
 
     Args:
         limit: seconds, after which it is killed; None = no limit.
+        progress: asked again and again; from each time it says so, ``limit`` counts anew.
 
     Returns:
         None where it succeeded, else the line that says why not.
@@ -34,10 +44,9 @@ def run_child(script: str, arguments: list[str], limit: float | None = None) -> 
         command = [sys.executable, str(HERE / script), *arguments]
         with subprocess.Popen(command, stderr=stderr, stdin=subprocess.DEVNULL) as process:
             try:
-                code: int | None = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                code = None
+                code = _watched(process, limit, progress)
+            finally:
+                process.kill()  # does nothing to one that has ended
         stderr.seek(0)
         text = stderr.read().decode(errors="replace")
     sys.stderr.write(text)
@@ -45,6 +54,21 @@ def run_child(script: str, arguments: list[str], limit: float | None = None) -> 
     if code is None:
         return f"ended after {limit:.0f} s"
     return (first_failure(text) or f"exit code {code}") if code else None
+
+
+def _watched(
+    process: subprocess.Popen, limit: float | None, progress: Callable[[], bool]
+) -> int | None:
+    """The exit code; None where the limit passed without progress."""
+    since = time.monotonic()
+    while True:
+        try:
+            return process.wait(POLL)
+        except subprocess.TimeoutExpired:
+            if progress():
+                since = time.monotonic()
+            elif limit is not None and time.monotonic() - since > limit:
+                return None
 
 
 def first_failure(text: str) -> str | None:

@@ -87,13 +87,16 @@ def test_what_one_path_breaks_does_not_reach_the_next(monkeypatch, tmp_path):
     losses = {"reference": 1.0, "sdpa": 1.5, "compiled": None, "fast": 1.0}
     seen = []
 
-    def child(options, config, name, device, peak):
-        if losses[name] is None:
-            return {"failed": "CUDA error: misaligned address"}, None
-        own = {"paths": {name: {"first_step": {"loss_recon": losses[name]}}}}
-        return dict(entry), own
+    def process(options, config, names, device, peak, found):
+        for name in names:
+            if losses[name] is None:
+                return "CUDA error: misaligned address"
+            found(
+                name, dict(entry), {"paths": {name: {"first_step": {"loss_recon": losses[name]}}}}
+            )
+        return None
 
-    monkeypatch.setattr(isolated, "_one", child)
+    monkeypatch.setattr(isolated, "_process", process)
     monkeypatch.setattr(isolated, "results", lambda *_: "")
     options = SimpleNamespace(keep_going=True, peak_tflops=None)
     save, cpu = lambda measured: seen.append(list(measured[1])), torch.device("cpu")
@@ -101,6 +104,36 @@ def test_what_one_path_breaks_does_not_reach_the_next(monkeypatch, tmp_path):
     assert done["reference"] == done["fast"] == entry
     assert "disagrees" in done["sdpa"]["failed"] and "misaligned" in done["compiled"]["failed"]
     assert seen == [list(losses)[: n + 1] for n in range(4)]
+
+
+def test_a_process_that_ends_is_followed_by_another(monkeypatch, tmp_path):
+    """Real processes: the first dies within its second path, the next takes what is left."""
+    script = tmp_path / "throughput.py"
+    script.write_text(
+        "import json, os, sys, time\n"
+        "paths = next(a for a in sys.argv if a.startswith('--paths='))[8:].split(',')\n"
+        "file = next(a for a in sys.argv if a.startswith('--json='))[7:]\n"
+        "record = {'config': {'paths': {}}, 'paths': {}}\n"
+        "for name in paths:\n"
+        "    if name == 'compiled': os._exit(139)\n"
+        "    if name == 'random': time.sleep(60)\n"
+        "    record['paths'][name] = {'step_ms': {'p50': 1.0}, 'clips_per_s': 1.0}\n"
+        "    record['config']['paths'][name] = {'first_step': {'loss_recon': 1.0}}\n"
+        "    open(file, 'w').write(json.dumps(record))\n"
+        "    time.sleep(1)\n"
+    )
+    monkeypatch.setattr("parts.isolate.HERE", tmp_path)
+    monkeypatch.setattr(isolated, "results", lambda *_: "")
+    arguments = [*TINY, "--keep-going", "--isolate", "4", "--peak-tflops", "1"]
+    options = throughput.make_parser().parse_intermixed_args(arguments)
+    names, saved = ["reference", "compiled", "fast", "random", "sdpa"], []
+    _, done = isolated.measure_isolated(
+        options, small_config(), names, torch.device("cpu"), lambda m: saved.append(len(m[1]))
+    )
+    assert list(done) == names and saved == [1, 2, 3, 4, 5]
+    assert done["compiled"] == {"failed": "exit code 139"}
+    assert done["random"] == {"failed": "ended after 4 s"}
+    assert all("step_ms" in done[name] for name in ("reference", "fast", "sdpa"))
 
 
 def test_without_isolation_the_first_failure_is_clear(monkeypatch, capsys):
