@@ -101,7 +101,7 @@ def measurement_sections() -> list[Section]:
     """Stage b: ViT-B 16 x 224 x 224, in order of worth; no two things run beside each other while
     one of them is timed."""
     alone = f"--batch {BATCH} --isolate 60 --json {{out}}"
-    # 27 s a path on an H100, most of it start and compiling; what comes last may be cut off.
+    # In order of worth: what comes last may be cut off.
     all_paths = "reference,compiled,fast,videomae,videomae_compiled,random,sdpa,fast_eager"
     sizes = " ".join(map(str, SWEEP))
     sweep = f"{STEP} 1 --paths fast --steps 5 --batches {sizes} --isolate 50"
