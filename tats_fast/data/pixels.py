@@ -33,13 +33,14 @@ class FrameScaler:
         self.size = size
         self.crop = crop
         self._reformatter = VideoReformatter()
+        self._orientation = Orientations()
 
     def write(self, frame: av.VideoFrame, out: np.ndarray) -> None:
         """Write ``frame`` into ``out``, (size, size, 3) uint8.
 
         The crop is chosen again for every frame size, as a stream may change it midway.
         """
-        turn = Orientation.of(frame)
+        turn = self._orientation(frame)
         width, height = (frame.height, frame.width) if turn.swap else (frame.width, frame.height)
         box, size = self.crop(width, height), self.size
         scaled_width, scaled_height, left, top = placed(width, height, box, size)
@@ -98,3 +99,20 @@ class Orientation:
         if self.flip_rows:
             image = image[::-1]
         return image[:, ::-1] if self.flip_columns else image
+
+
+class Orientations:
+    """``Orientation.of`` of the frames of one file, looked up once for each rotation.
+
+    PyAV's side data refers to its frame and the frame to it, so that a frame once asked stays until
+    Python looks for cycles: a gigabyte per worker at 1080p when every frame was asked.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, Orientation] = {}
+
+    def __call__(self, frame: av.VideoFrame) -> Orientation:
+        """The frame's orientation."""
+        if frame.rotation not in self._known:
+            self._known[frame.rotation] = Orientation.of(frame)
+        return self._known[frame.rotation]

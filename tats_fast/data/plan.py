@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tats_fast.data.clip import window_start
+from tats_fast.data.pyav import packets_of
 from tats_fast.data.video import DecodeError, Timing, fit_window, open_video
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _plain(path: str, formats: Formats) -> bool:
 def _frame_times(stream: av.VideoStream) -> list[float] | None:
     """Presentation times in s, ascending, or None where packets do not show each frame's."""
     ticks = []
-    for packet in stream.container.demux(stream):
+    for packet in packets_of(stream.container, stream):
         if packet.size == 0:
             continue
         if packet.pts is None or packet.is_corrupt or packet.is_discard:

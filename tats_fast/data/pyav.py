@@ -1,12 +1,16 @@
-"""What differs between the releases of PyAV that can be used, 14.1 to 19."""
+"""What differs between the releases of PyAV that can be used, 14.1 to 19, and where it errs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tats_fast.config import ConfigError
+
+if TYPE_CHECKING:
+    import av
 
 
 def require_pyav() -> None:
@@ -17,6 +21,20 @@ def require_pyav() -> None:
     """
     if find_spec("av") is None:
         raise ConfigError("videos are read with PyAV, which is not installed; pip install av")
+
+
+def packets_of(
+    container: av.container.InputContainer, *streams: av.VideoStream
+) -> Iterator[av.Packet]:
+    """``container.demux(*streams)``, also of files in which a stream begins on the way.
+
+    Such a stream is not in the list that PyAV made when it opened the file, and ends its walk over
+    that list with an IndexError, once all packets are out and the known streams are flushed.
+    """
+    try:
+        yield from container.demux(*streams)
+    except IndexError:
+        return
 
 
 @cache

@@ -20,7 +20,7 @@ import numpy as np
 from tats_fast.config import Failure
 from tats_fast.data.clip import Crop, centre_crop, window_start
 from tats_fast.data.pixels import FrameScaler
-from tats_fast.data.pyav import open_options
+from tats_fast.data.pyav import open_options, packets_of
 
 if TYPE_CHECKING:
     import av
@@ -257,7 +257,7 @@ def believable_rate(stream: av.VideoStream) -> float | None:
 def count_frames(path: str) -> int:
     """Frames that a file holds, by reading it through without decoding."""
     with open_video(path) as (container, stream):
-        return sum(packet.size > 0 for packet in container.demux(stream))
+        return sum(packet.size > 0 for packet in packets_of(container, stream))
 
 
 def _frames_from(
@@ -271,7 +271,7 @@ def _frames_from(
     import av
 
     if start == 0:
-        yield from decoded_frames(stream.container.demux(stream), deadline)
+        yield from decoded_frames(packets_of(stream.container, stream), deadline)
         return
     half = 0.5 / timing.rate
     target = timing.origin + start / timing.rate
@@ -292,7 +292,7 @@ def _seek(
     frames: Iterator[av.VideoFrame] = iter(())
     for margin in _SEEK_MARGINS:
         stream.container.seek(round((target - margin) / stream.time_base), stream=stream)
-        frames = decoded_frames(stream.container.demux(stream), deadline, lenient=True)
+        frames = decoded_frames(packets_of(stream.container, stream), deadline, lenient=True)
         first = next(frames, None)
         if first is None:
             continue
@@ -308,7 +308,7 @@ def decoded_frames(
     """The frames of packets of one stream, up to where a truncated file ends.
 
     Args:
-        packets: as ``container.demux(stream)`` gives them.
+        packets: as ``packets_of`` gives them.
         deadline: the end of the time that they may take; none = no limit.
         lenient: ignore errors up to the first frame: a seek may land on one that cannot stand
             alone.

@@ -13,6 +13,7 @@ import numpy as np
 
 from tats_fast.data.clip import Box, Crop
 from tats_fast.data.pixels import FrameScaler
+from tats_fast.data.pyav import packets_of
 from tats_fast.data.video import Deadline, DecodeError, count_frames, decoded_frames, open_video
 
 
@@ -102,7 +103,7 @@ def decode_views(
         seen = 0
         with open_video(path) as (container, stream):
             scalers = [FrameScaler(size, crop) for crop in crops]
-            frames = decoded_frames(container.demux(stream), deadline)
+            frames = decoded_frames(packets_of(container, stream), deadline)
             for number, frame in enumerate(frames):
                 seen = number + 1
                 if number in wanted:

@@ -19,6 +19,7 @@ import numpy as np
 
 from tats_fast.data.clip import centre_crop
 from tats_fast.data.pixels import FrameScaler
+from tats_fast.data.pyav import packets_of
 from tats_fast.data.video import DecodeError, believable_rate, decoded_frames, open_video
 from tats_fast.data.views import decode_views, require_counts, segment_views, side_crops
 
@@ -96,7 +97,7 @@ def video_windows(
     scaler = FrameScaler(size, centre_crop)
     with open_video(path) as (container, stream):
         fps = believable_rate(stream)
-        for number, frame in enumerate(decoded_frames(container.demux(stream))):
+        for number, frame in enumerate(decoded_frames(packets_of(container, stream))):
             total = number + 1
             if number % step:
                 continue

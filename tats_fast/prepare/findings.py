@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tats_fast.data.pyav import packets_of
 from tats_fast.data.video import decoded_frames
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Findings:
 
     def _packets(self) -> Iterator[av.Packet]:
         """The packets of the video, noting how far the file reaches."""
-        for packet in self.stream.container.demux():
+        for packet in packets_of(self.stream.container):
             ours = packet.stream.index == self.stream.index
             time = packet.pts if packet.pts is not None else packet.dts
             if time is not None and (ours or self.any_stream) and not packet.is_corrupt:

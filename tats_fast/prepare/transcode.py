@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tats_fast.data.pixels import Orientation
-from tats_fast.data.pyav import scaling_options
+from tats_fast.data.pixels import Orientation, Orientations
+from tats_fast.data.pyav import packets_of, scaling_options
 from tats_fast.data.video import DecodeError, Timing, count_frames, decoded_frames, open_video
 from tats_fast.prepare.options import Recipe
 
@@ -85,12 +85,12 @@ def _encode(source: str, target: str, recipe: Recipe) -> int:
     import av
     from av.video.reformatter import VideoReformatter
 
-    scaler = VideoReformatter()
+    scaler, orientation = VideoReformatter(), Orientations()
     count = 0
     with open(target, "wb") as file:
         with av.open(file, "w", "mp4", options={"movflags": "+faststart"}) as out:
             for count, (frame, original) in enumerate(_decoded(source), start=1):
-                turn = Orientation.of(frame)
+                turn = orientation(frame)
                 if count == 1:
                     size = target_size(
                         frame.width, frame.height, original.aspect, recipe.short_side
@@ -125,7 +125,7 @@ def _decoded(path: str) -> Iterator[tuple[av.VideoFrame, _Original]]:
     """All frames in the decoder's order, as loading sees them. Raises ``DecodeError``."""
     with open_video(path) as (container, stream):
         original = _Original(path, stream)
-        for frame in decoded_frames(container.demux(stream)):
+        for frame in decoded_frames(packets_of(container, stream)):
             yield frame, original
 
 

@@ -1,9 +1,11 @@
 """Which frames a window holds, for the containers and damages that occur in real data sets."""
 
+import gc
 import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from data_files import numbered_frame, numbers, write_audio, write_video
 
 from tats_fast.data.clip import ClipDraw, multi_scale_crop, window_start
 from tats_fast.data.pixels import FrameScaler
-from tats_fast.data.video import DecodeError, decode_window, load_clip
+from tats_fast.data.video import DecodeError, count_frames, decode_window, load_clip, open_video
+from tats_fast.prepare.examine import examine
 
 WINDOWS = (0.0, 0.21, 0.5, 0.83, 0.9999)
 
@@ -330,3 +333,37 @@ def test_multi_scale_crop_stays_inside_and_uses_every_choice():
 def test_import_needs_no_pyav():
     code = "import sys; sys.modules['av'] = None; import tats_fast.data"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def late_sound(path: Path) -> None:
+    """350 frames; nothing in the header or the first seconds tells of the sound at the end."""
+    write_video(path, 25 * 14, "flv", height=48)
+    sound = bytes([0x3E]) + bytes(2048)
+    time = (14_000).to_bytes(4, "big")  # ms; an FLV tag has its highest byte last
+    tag = b"\x08" + len(sound).to_bytes(3, "big") + time[1:] + time[:1] + bytes(3) + sound
+    path.write_bytes(path.read_bytes() + tag + len(tag).to_bytes(4, "big"))
+
+
+def test_a_stream_that_begins_late_ends_no_reading(tmp_path):
+    path = tmp_path / "late.flv"
+    late_sound(path)
+    with open_video(str(path)) as (container, _):
+        assert len(container.streams) == 1
+    assert count_frames(str(path)) == 350
+    for window in (0.0, 0.999):
+        assert decode_window(str(path), 400, 1, 32, window).shape[0] == 400  # past the end
+    found = examine(str(path), "full", 0.5, 16)
+    assert found["frames"] == 350 and not found.get("error"), found
+
+
+def test_frames_do_not_wait_for_the_cycle_collector(tmp_path):
+    """A decoded frame at 1080p has 3 MB, and a worker decodes hundreds between two collections."""
+    path = tmp_path / "clip.mp4"
+    write_video(path, 60)
+    gc.collect()
+    gc.disable()
+    try:
+        decode_window(str(path), 16, 2, 32)
+        assert gc.collect() < 16  # the frames were 31, and each held a few objects
+    finally:
+        gc.enable()
