@@ -10,6 +10,7 @@ import torch
 
 from tats_fast.data.lists import Video
 from tats_fast.data.video import BadFiles, DecodeError, decode_window
+from tats_fast.data.workers.pool import Lost, Workers
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,40 @@ def load_eval_clips(
     num_frames: int,
     stride: int,
     image_size: int,
+    *,
+    workers: int = 1,
+    timeout: float | None = None,
 ) -> EvalClips:
     """Decode ``eval_plan`` with centre crops.
 
     An unreadable file is reported and its clips left out, so a score never rests on other videos
     than the list names. M may be 0.
+
+    Args:
+        workers: processes that decode; a file may kill or outlast its process and costs its own
+            clips.
+        timeout: seconds that one clip may take; none = no limit.
     """
-    clips, indices, bad = [], [], {}
-    for index, window in eval_plan(len(videos), num_clips):
-        path = videos[index].path
+
+    def decode(task: tuple[int, float]) -> np.ndarray | str:
+        index, window = task
         try:
-            clips.append(decode_window(path, num_frames, stride, image_size, window))
-            indices.append(index)
+            return decode_window(videos[index].path, num_frames, stride, image_size, window)
         except DecodeError as error:
-            bad[path] = error.reason
+            return error.reason
+
+    plan = eval_plan(len(videos), num_clips)
+    with Workers(decode, max(1, min(workers, len(plan))), timeout) as pool:
+        decoded = dict(pool.map(plan))
+    clips, indices, bad = [], [], {}
+    for index, window in plan:
+        answer = decoded[index, window]
+        if isinstance(answer, np.ndarray):
+            clips.append(answer)
+            indices.append(index)
+        else:
+            path = videos[index].path
+            bad[path] = answer.reason if isinstance(answer, Lost) else answer
     shape = (len(clips), num_frames, image_size, image_size, 3)
     stacked = torch.from_numpy(np.array(clips, np.uint8).reshape(shape))
     return EvalClips(stacked, indices, list(bad.items()))

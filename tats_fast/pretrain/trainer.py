@@ -109,6 +109,8 @@ class Trainer(TrainingLoop):
             model.num_frames,
             config.data.stride,
             model.image_size,
+            workers=max(1, config.data.workers),
+            timeout=2 * config.data.timeout_s,  # as the loader's
         )
         for path, reason in clips.bad:
             LOGGER.warning("held-out video left out, it cannot be decoded: %s (%s)", path, reason)

@@ -14,7 +14,6 @@ from data_files import numbers, write_video
 from tats_fast.config import DataConfig
 from tats_fast.data.bad_files import BadFileRecord, TooManyBadFiles
 from tats_fast.data.cutter import ClipCutter
-from tats_fast.data.eval_clips import eval_plan, load_eval_clips
 from tats_fast.data.lists import Video
 from tats_fast.data.loader import make_loader, rows_needed
 from tats_fast.data.order import StreamBatches
@@ -316,30 +315,6 @@ def test_clips_are_memory_of_their_own(videos):
     seen = [(batch.clips, batch.clips.clone()) for batch in loader(videos, workers=1)]
     assert all(torch.equal(clips, copy) for clips, copy in seen)
     assert len({copy.numpy().tobytes() for _, copy in seen}) == len(seen)
-
-
-def test_eval_plan_spreads_over_list_and_time():
-    assert eval_plan(10, 5) == [(0, 0.5), (2, 0.5), (4, 0.5), (6, 0.5), (8, 0.5)]
-    assert eval_plan(2, 3) == [(0, 0.25), (0, 0.75), (1, 0.5)]
-    assert len(eval_plan(7, 32)) == 32
-
-
-def test_eval_clips_are_fixed_and_strict(broken):
-    clips = load_eval_clips(broken, 5, FRAMES, 2, SIZE)
-    assert clips.indices == [0, 1, 3, 4]
-    assert clips.bad == [(broken[2].path, "not a video container")]
-    assert clips.clips.shape == (4, FRAMES, SIZE, SIZE, 3)
-    assert numbers(clips.clips[0].numpy()) == [12, 14, 16, 18]
-    again = load_eval_clips(broken, 5, FRAMES, 2, SIZE)
-    assert torch.equal(clips.clips, again.clips)
-    none = load_eval_clips(broken[2:3], 2, FRAMES, 2, SIZE)
-    assert none.clips.shape == (0, FRAMES, SIZE, SIZE, 3)
-    assert len(none.bad) == 1
-
-
-def test_eval_windows_differ_when_there_are_few_videos(videos):
-    clips = load_eval_clips(videos[:1], 3, FRAMES, 1, SIZE).clips.numpy()
-    assert [numbers(clip)[0] for clip in clips] == [4, 13, 22]
 
 
 def test_bad_files_are_recorded_once(tmp_path, caplog):
