@@ -42,13 +42,13 @@ def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict:
-    """A file written by ``torch.save``, read without executing anything in it.
+    """The dictionary in a file written by ``torch.save``, read without executing anything in it.
 
     Raises:
-        ConfigError: missing, damaged, or holding more than tensors and plain values.
+        ConfigError: missing, damaged, no dictionary, or holding more than tensors and plain values.
     """
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"checkpoint file {path}: missing") from None
     except pickle.UnpicklingError:
@@ -59,3 +59,8 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict:
     except Exception as error:  # torch.load raises a different type for each kind of damage
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise ConfigError(f"checkpoint file {path}: cannot be read ({reason})") from None
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"checkpoint file {path}: holds a {type(content).__name__}, no dictionary"
+        )
+    return content

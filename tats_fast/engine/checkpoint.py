@@ -121,8 +121,21 @@ def load_checkpoint(folder: Path, learner: Savable, config: TrainingConfig) -> P
     """Restore ``learner`` in place and return how far the run was. All processes call it.
 
     Raises:
-        ConfigError: the checkpoint is of another model, engine or number of processes.
+        ConfigError: the checkpoint is of another model, engine or number of processes, or damaged.
     """
+    try:
+        return _load(folder, learner, config)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise ConfigError(
+            f"train.resume={folder}: does not hold what this run needs "
+            f"({type(error).__name__}: {reason}); name another checkpoint"
+        ) from error
+
+
+def _load(folder: Path, learner: Savable, config: TrainingConfig) -> Position:
     world = learner.world
     _check_same_run(folder, config)
     model = read_tensors(folder / MODEL_FILE, world.device)

@@ -15,6 +15,7 @@ from tats_fast.config import ConfigError, TrainingConfig
 from tats_fast.engine.distributed import World
 from tats_fast.engine.host_memory import keep_freed_memory
 from tats_fast.engine.optim import set_lr, skip_step_if
+from tats_fast.run_folder import read_tensors
 
 
 class Update(NamedTuple):
@@ -89,10 +90,7 @@ class TorchRunner:
             torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
 
     def load(self, folder: Path) -> None:
-        state = torch.load(
-            folder / "optimizer.pt", map_location=self._world.device, weights_only=True
-        )
-        self.optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict(read_tensors(folder / "optimizer.pt", self._world.device))
 
 
 class DeepSpeedRunner:
