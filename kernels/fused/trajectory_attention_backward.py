@@ -29,7 +29,7 @@ from .trajectory_attention_tiles import (
 QUERIES = Tunable(
     "trajectory_attention_dq",
     (tile(64, 64, 4, 3), tile(64, 64, 4, 2), tile(64, 32, 4, 3)),
-    {80: 2, 89: 2, 90: 0, 100: 0, 0: 2},
+    {80: 2, 89: 2, 90: 0, 100: 2, 0: 2},
 )
 KEYS = Tunable(
     "trajectory_attention_dkv",
@@ -84,14 +84,13 @@ def _trajectory_attention_bwd_dq_kernel(
     b_dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     p_do, p_y = rows_of(grad_y, o_row, frames * width, o_d), rows_of(y, o_row, frames * width, o_d)
     b_do_next, b_y_next = load_block(p_do, m_d, PADDED), load_block(p_y, m_d, PADDED)
-    b_lse_next = tl.load(lse + o_row)
     for i_f in range(0, frames):
-        b_do, b_y, b_lse = b_do_next, b_y_next, b_lse_next
+        b_do, b_y = b_do_next, b_y_next
+        b_lse = tl.load(lse + i_f * rows + o_row)
         # The next frame's are on their way while this one's keys are worked on.
         i_next = tl.minimum(i_f + 1, frames - 1)
         b_do_next = load_block(p_do + i_next * width, m_d, PADDED)
         b_y_next = load_block(p_y + i_next * width, m_d, PADDED)
-        b_lse_next = tl.load(lse + i_next * rows + o_row)
         if (i_m < (i_f + 1) * places) & (i_m + BLOCK_M > i_f * places):
             m_own = m_m & (o_m >= i_f * places) & (o_m < (i_f + 1) * places)
             b_own = load_block(rows_of(grad_own, o_row, width, o_d), m_d, PADDED)

@@ -35,7 +35,7 @@ GRAD_TOKENS = Tunable(
 GRAD_WEIGHTS = Tunable(
     "trajectory_temporal_grad_weights",
     (tile(32, 64, 8, 3), tile(16, 64, 8, 4), tile(16, 64, 8, 3)),
-    {80: 1, 89: 2, 90: 0, 100: 0, 0: 2},
+    {80: 1, 89: 2, 90: 1, 100: 1, 0: 2},
 )
 SIDES = 8
 """Heads times two sides that a program of ``grad_weights`` has room for: 12 heads are 3 groups."""
