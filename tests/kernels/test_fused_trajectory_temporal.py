@@ -108,7 +108,9 @@ def test_falls_back(kind, monkeypatch):
     inputs = case(shape or (1, 2, 3, 2, 8), dtype)
     if kind == "identity":
         inputs[3:] = None, None
-    check(kernels.trajectory_temporal, inputs, dtype)
+    # In fp64 the reference is the truth itself and has no error: what is left are the roundings of
+    # another order of sums, 2.3 of the largest entry on an Intel processor.
+    check(kernels.trajectory_temporal, inputs, dtype, rounding=8.0 if kind == "fp64" else 2.0)
     assert calls
 
 
