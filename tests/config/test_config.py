@@ -52,7 +52,7 @@ BAD = {
     "masking.ratio=0": "leaves 1568 of 1568 tokens visible",
     "train.bach_size=3": "train.bach_size=3: unknown key; did you mean batch_size?",
     "trian.steps=3": "did you mean train?",
-    "masking.strategy=tast": "must be one of random, tube, frame, motion, motion_bins, everest, adamae, tats; did you",
+    "masking.strategy=tast": "must be one of random, tube, frame, motion, motion_bins, everest, ",
     "train.steps=many": "train.steps=many: must be a whole number",
     "train.steps=2.5": "train.steps=2.5: must be a whole number",
     "data.flip=1": "data.flip=1: must be true or false",
