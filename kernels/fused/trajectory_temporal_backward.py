@@ -26,7 +26,7 @@ from .trajectory_temporal_tiles import (
     tile,
 )
 
-# Accumulators fill half of the registers (128 of a thread's), so one program per multiprocessor.
+# Accumulators take 128 registers of a thread: of programs with 4 warps a multiprocessor holds two.
 GRAD_TOKENS = Tunable(
     "trajectory_temporal_grad_tokens",
     (tile(64, 32, 4, 3), tile(64, 64, 8, 3), tile(128, 32, 8, 3)),

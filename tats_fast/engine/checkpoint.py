@@ -125,9 +125,9 @@ def load_checkpoint(folder: Path, learner: Savable, config: TrainingConfig) -> P
     """
     try:
         return _load(folder, learner, config)
+    except (ConfigError, torch.OutOfMemoryError):
+        raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise ConfigError(
             f"train.resume={folder}: does not hold what this run needs "

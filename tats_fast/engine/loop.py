@@ -232,7 +232,7 @@ class TrainingLoop(ABC):
             metrics = self.train_step(micro_batches)
             if compiling:
                 seconds, compiling = time.monotonic() - start, False
-                log.message(f"first step after {seconds:.0f} s of compiling (train.compile)")
+                log.message(f"first step: {seconds:.0f} s, compiling included (train.compile)")
             window.append(_Step.of(metrics, micro_batches))
             step = self.position.step + 1
             self.position = dataclasses.replace(

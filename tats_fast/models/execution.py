@@ -14,8 +14,11 @@ from tats_fast.models.patchify import patches_and_statistics
 
 def blocks(*modules: nn.Module | None) -> list[Block]:
     """All transformer blocks inside ``modules``; None counts as an empty module."""
-    parts = [part for module in modules if module is not None for part in module.modules()]
-    return [part for part in parts if isinstance(part, Block)]
+    return [part for part in _parts(*modules) if isinstance(part, Block)]
+
+
+def _parts(*modules: nn.Module | None) -> list[nn.Module]:
+    return [part for module in modules if module is not None for part in module.modules()]
 
 
 def prepare_blocks(
@@ -38,7 +41,7 @@ def prepare_blocks(
         if compiled:
             block.compile(dynamic=dynamic)
     if compiled:
-        for part in (part for module in modules if module is not None for part in module.modules()):
+        for part in _parts(*modules):
             for name in getattr(part, "regions", ()):
                 if name == "forward":
                     part.compile(dynamic=dynamic)

@@ -11,6 +11,8 @@ from parts.peak_memory import peak_mb
 from tats_fast.config import ModelConfig, RunConfig
 from tats_fast.engine.optim import LR_REFERENCE_BATCH, make_optimizer, set_lr
 from tats_fast.engine.precision import autocast, wants_bf16
+from tats_fast.interchange.huggingface import hugging_face_config
+from tats_fast.interchange.weights import Weights
 from tats_fast.masking import visible_tokens
 from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD
 
@@ -23,22 +25,7 @@ def videomae(model: ModelConfig) -> nn.Module:
     """
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
-    config = VideoMAEConfig(
-        image_size=model.image_size,
-        patch_size=model.patch_size,
-        num_frames=model.num_frames,
-        tubelet_size=model.tubelet_size,
-        hidden_size=model.width,
-        num_hidden_layers=model.depth,
-        num_attention_heads=model.heads,
-        intermediate_size=int(model.width * model.mlp_ratio),
-        decoder_hidden_size=model.decoder_width,
-        decoder_num_hidden_layers=model.decoder_depth,
-        decoder_num_attention_heads=model.decoder_heads,
-        decoder_intermediate_size=int(model.decoder_width * model.mlp_ratio),
-        use_mean_pooling=False,
-        norm_pix_loss=True,
-    )
+    config = VideoMAEConfig.from_dict(hugging_face_config(Weights(model=model, state={})))
     return VideoMAEForPreTraining._from_config(config, attn_implementation="sdpa")
 
 
