@@ -172,8 +172,8 @@ def _alternate_bins(energy: Tensor, ties: Tensor, noise: Tensor) -> Tensor:
     falling = energy.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
     ranked = shuffled.gather(1, falling)
     bins = [
-        part.gather(1, noise[:, : part.shape[1]].argsort(dim=1))
-        for part in (ranked[:, :half], ranked[:, half:])
+        ranked[:, part].gather(1, noise[:, part].argsort(dim=1))
+        for part in (slice(None, half), slice(half, None))
     ]
     places = torch.arange(tokens, device=energy.device)
     turn = torch.cat([2 * places[:half], 2 * places[: tokens - half] + 1]).argsort()

@@ -91,8 +91,11 @@ def test_motion_bins_show_as_many_of_either_half(model):
     counts = torch.zeros(model.num_tokens)
     for seed in range(200):
         split = draw("motion_bins", model, clips=1, patches=pixels.flatten(2), seed=seed)
-        assert (split.visible[0] >= 32).sum() == 8  # of 16
+        high = split.visible[0] >= 32
+        assert high.sum() == 8  # of 16
         counts[split.visible[0]] += 1
+        places = [sorted((split.visible[0][part] % 32).tolist()) for part in (high, ~high)]
+        assert places[0] != places[1]  # the halves are drawn independently
     assert counts.min() > 20 and counts.max() < 85  # 50 expected
 
 
