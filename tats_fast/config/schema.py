@@ -187,8 +187,9 @@ class PPOConfig(Options):
     credit: Literal["token", "token_uniform", "set"] = "token"
     """What an action is: each masked token weighted on-policy, each masked token alike, or the
     whole drawn set."""
-    reward: Literal["error", "error_motion"] = "error"
-    """Reconstruction error, or the error times the root of the token's frame difference."""
+    reward: Literal["error", "error_motion", "change_error"] = "error"
+    """Reconstruction error; the error times the root of the token's frame difference; or the error
+    of the change that the model predicts between a token's frames, in units of the pixels."""
     epochs: int = option(2, at_least=1)
     """K: sampler updates per batch; with 1 the ratio is 1 and clipping never acts."""
     clip_eps: float = option(0.2, above=0)

@@ -44,14 +44,16 @@ def draw_order(
     log_p: Tensor | None,
     generator: torch.Generator,
     embedded: Tensor | None = None,
+    motion: Tensor | None = None,
 ) -> Tensor:
     """The tokens of every clip in the order of a draw without replacement, (B, N) int64.
 
     Args:
-        patches: (B, N, D); read by ``motion`` and ``motion_bins``.
+        patches: (B, N, D); read by ``motion`` and ``motion_bins``, where ``motion`` is None.
         log_p: the sampler's log-probabilities (B, N); read by the learned strategies alone.
         generator: on patches' device; the only source of randomness.
         embedded: the patches' tokens (B, N, C), before positions; read by ``everest`` alone.
+        motion: ``motion_energy`` of the patches (B, N), if it is known already.
     """
     batch, tokens = patches.shape[:2]
     frames = model.token_frames
@@ -62,7 +64,7 @@ def draw_order(
         return (places[:, :, None] + start).flatten(1)  # a place in all frames, then the next
     noise = uniform_noise(batch, tokens, generator)
     if strategy == "motion_bins":
-        energy = motion_energy(patches, model.tubelet_size)
+        energy = motion_energy(patches, model.tubelet_size) if motion is None else motion
         return _alternate_bins(energy, noise, uniform_noise(batch, tokens, generator))
     if strategy == "random":
         weights = torch.zeros_like(noise)
@@ -72,7 +74,7 @@ def draw_order(
         rank = uniform_noise(batch, frames, generator).argsort(dim=-1).to(noise.dtype)
         weights = 1e3 * rank.repeat_interleave(tokens // frames, dim=1)
     elif strategy == "motion":
-        energy = motion_energy(patches, model.tubelet_size)
+        energy = motion_energy(patches, model.tubelet_size) if motion is None else motion
         # A still clip has no energy anywhere: the tiny constant makes its draw uniform.
         weights = (energy + 1e-12).log()
     elif strategy == "everest":

@@ -23,7 +23,13 @@ from tats_fast.engine.precision import autocast
 from tats_fast.engine.runner import update
 from tats_fast.masking import draw_order, split_for_training, uniform_noise
 from tats_fast.models import MaskedAutoencoder, Policy, TokenSampler, TokenSplit
-from tats_fast.rl import Experience, make_experience, sampler_loss, token_rewards
+from tats_fast.rl import (
+    Experience,
+    change_error,
+    make_experience,
+    sampler_loss,
+    token_rewards,
+)
 from tats_fast.rl.metrics import frame_spread, lift, policy_metrics
 from tats_fast.rl.ppo import adamae_loss, explained_variance
 
@@ -65,6 +71,8 @@ class MicroBatch:
     split: TokenSplit
     error: Tensor
     """(B, N_m), packed (T,): squared error of each rebuilt token."""
+    change: Tensor | None = None
+    """The same of its ``change_error``, where that is the reward."""
     experience: Experience | None = None
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
@@ -90,7 +98,11 @@ class Rollout(nn.Module):
         latent = self.mae.encode(tokens, split)  # 4
         prediction = self.mae.decode(latent, split)  # 5
         error = kernels.masked_mse(prediction, patches, split.masked)  # 6
-        return MicroBatch(tokens, policy, split, error)
+        change = None
+        if policy is not None and self.config.ppo.reward == "change_error":
+            tubelet = self.config.model.tubelet_size
+            change = change_error(prediction, patches, split.masked, tubelet)
+        return MicroBatch(tokens, policy, split, error, change)
 
 
 def pretrain_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict[str, Tensor]:
@@ -167,7 +179,9 @@ def draw(
         order = policy.order
     else:
         strategy = "random" if plan.warmup else config.masking.strategy
-        order = draw_order(strategy, config.model, patches, None, generator, tokens)
+        order = draw_order(
+            strategy, config.model, patches, None, generator, tokens, drawing.motion
+        )
     scores = _budget_scores(config, policy, drawing.motion)
     return split_for_training(config.masking, order, plan.visible, generator, scores)
 
@@ -194,6 +208,8 @@ def credit(learner: Learner, batch: MicroBatch, motion: Tensor) -> Tensor:
         loss = adamae_loss(policy.log_p, batch.split, error)
         metrics["loss_policy"] = loss.detach()
         return loss
+    if batch.change is not None:
+        error = batch.split.scatter(batch.change)
     rewards = token_rewards(config.ppo.reward, error, motion)
     batch.experience, learner.reward_scale = make_experience(
         config.ppo, policy, batch.split, rewards, learner.reward_scale, learner.world.mean

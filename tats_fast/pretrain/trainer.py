@@ -8,20 +8,19 @@ from typing import Any
 from torch import Tensor
 
 from tats_fast.config import ConfigError, RunConfig
-from tats_fast.config.schema import LEARNED_STRATEGIES
 from tats_fast.data.eval_clips import load_eval_clips
 from tats_fast.data.loader import ClipBatch, resolved_backend
 from tats_fast.engine.logs import RunLog, SilentLog
 from tats_fast.engine.loop import TrainingLoop
-from tats_fast.engine.optim import lr_at
-from tats_fast.masking import mask_ratio_at, visible_tokens
+from tats_fast.masking import visible_tokens
 from tats_fast.models.attention import choose_backend
 from tats_fast.pretrain.flops import training_step
 from tats_fast.pretrain.held_out import held_out_metrics
 from tats_fast.pretrain.initial import load_initial
 from tats_fast.pretrain.learner import Learner, kernel_levels, make_learner
 from tats_fast.pretrain.probing import Prober
-from tats_fast.pretrain.step import StepPlan, pretrain_step
+from tats_fast.pretrain.plan import plan_step
+from tats_fast.pretrain.step import pretrain_step
 from tats_fast.report.pictures import mask_sheet
 
 LOGGER = logging.getLogger("tats_fast")
@@ -67,7 +66,7 @@ class Trainer(TrainingLoop):
         ]
 
     def train_step(self, batches: list[ClipBatch]) -> dict[str, Tensor]:
-        self._planned = self._plan()
+        self._planned = plan_step(self.config, self.position.step, self.total_steps)
         return pretrain_step(self.learner, [b.clips for b in batches], self._planned)
 
     def row(self) -> dict[str, Any]:
@@ -81,20 +80,6 @@ class Trainer(TrainingLoop):
 
     def flop_per_clip(self) -> float:
         return training_step(self.config, self._planned.visible, self._planned.warmup)
-
-    def _plan(self) -> StepPlan:
-        config, step = self.config, self.position.step
-        progress = step / max(1, self.total_steps - 1)
-        ratio = mask_ratio_at(config.masking, progress)
-        warmup = config.masking.strategy in LEARNED_STRATEGIES and (
-            step < round(config.sampler.warmup_frac * self.total_steps)
-        )
-        return StepPlan(
-            step=step,
-            lr=lr_at(config.optim, step, self.total_steps, config.train.batch_size),
-            visible=visible_tokens(config.masking.strategy, config.model, ratio),
-            warmup=warmup,
-        )
 
     def _load_eval_clips(self) -> Tensor | None:
         """Held-out clips, on the first process alone (weights are the same on all)."""

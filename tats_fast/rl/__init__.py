@@ -4,12 +4,13 @@ Networks and updates belong to ``models`` and ``pretrain``.
 """
 
 from tats_fast.rl.ppo import Experience, SamplerLoss, sampler_loss
-from tats_fast.rl.reward import RewardScale, make_experience, token_rewards
+from tats_fast.rl.reward import RewardScale, change_error, make_experience, token_rewards
 
 __all__ = [
     "Experience",
     "RewardScale",
     "SamplerLoss",
+    "change_error",
     "make_experience",
     "sampler_loss",
     "token_rewards",
