@@ -179,9 +179,7 @@ def draw(
         order = policy.order
     else:
         strategy = "random" if plan.warmup else config.masking.strategy
-        order = draw_order(
-            strategy, config.model, patches, None, generator, tokens, drawing.motion
-        )
+        order = draw_order(strategy, config.model, patches, None, generator, tokens, drawing.motion)
     scores = _budget_scores(config, policy, drawing.motion)
     return split_for_training(config.masking, order, plan.visible, generator, scores)
 

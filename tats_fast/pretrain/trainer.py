@@ -18,8 +18,8 @@ from tats_fast.pretrain.flops import training_step
 from tats_fast.pretrain.held_out import held_out_metrics
 from tats_fast.pretrain.initial import load_initial
 from tats_fast.pretrain.learner import Learner, kernel_levels, make_learner
-from tats_fast.pretrain.probing import Prober
 from tats_fast.pretrain.plan import plan_step
+from tats_fast.pretrain.probing import Prober
 from tats_fast.pretrain.step import pretrain_step
 from tats_fast.report.pictures import mask_sheet
 

@@ -1,0 +1,146 @@
+"""What is measured of a cell: probes of the frozen encoder, fine-tuning with few labels, the loss
+under a fixed mask, and what the strategy looks at.
+
+Legend: M clips, N tokens, C width, K classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parts.study.clips import CHUNK, LabelledClips, ProbeSet
+from parts.study.spec import Cell
+from parts.study.training import CellRun, fit_classifier
+from tats_fast import kernels
+from tats_fast.engine.precision import autocast
+from tats_fast.masking import split_tokens, visible_tokens
+from tats_fast.models.classifier import VideoClassifier
+from tats_fast.models.encoder import VideoEncoder
+from tats_fast.models.patchify import motion_energy, normalised_video, patchify
+from tats_fast.pretrain.held_out import MASK_SEED
+from tats_fast.recognition.accuracy import top_accuracy
+from tats_fast.recognition.probe_heads import train_probe
+from tats_fast.rl.metrics import lift, policy_metrics
+
+SWEEPS: dict[str, list[dict[str, Any]]] = {
+    "linear": [{"weight_decay": decay} for decay in (1e-2, 1e-3, 1e-4)],
+    "linear_bn": [{"weight_decay": decay} for decay in (1e-1, 1e-2, 1e-3)],
+    "knn": [{"k": 5}, {"k": 20}],
+    "attentive": [{"lr": 1e-3, "weight_decay": 0.1}],
+}
+"""Hyper-parameters tried, chosen on a part of the training clips."""
+DRAWS = 8
+FINETUNE_STEPS = 200
+LOSS_CLIPS = 256
+
+
+@torch.no_grad()
+def features(encoder: VideoEncoder, clips: Tensor, bf16: bool, tokens: bool = False) -> Tensor:
+    """Mean features (M, C), or all tokens (M, N, C), fp32 on the CPU."""
+    encoder.eval()
+    parts = []
+    for chunk in clips.split(CHUNK):
+        with autocast(chunk.device, bf16):
+            part = encoder(normalised_video(chunk)).float()
+        parts.append(part if tokens else part.mean(dim=1))
+    encoder.train()
+    return torch.cat(parts).cpu()
+
+
+def probe(
+    kind: str, known: Tensor, labels: Tensor, asked: Tensor, answers: Tensor, classes: int
+) -> float:
+    """Top-1 in percent of a probe; runs in a process of its own."""
+    torch.set_num_threads(1)
+    trained = train_probe(kind, known, labels, classes, sweep=SWEEPS[kind])
+    return 100 * top_accuracy(trained.scores(asked), answers)
+
+
+def start_probes(
+    pool: ProcessPoolExecutor, cell: Cell, encoder: VideoEncoder, sets: dict[str, ProbeSet]
+) -> dict[str, Future]:
+    """Probes of an encoder as it is now, by ``set_kind``; they are fitted on other cores."""
+    bf16 = next(encoder.parameters()).device.type == "cuda"
+    jobs = {}
+    for name, (train, test, classes) in sets.items():
+        for attentive in (False, True):
+            kinds = [kind for kind in cell.study.kinds if (kind == "attentive") == attentive]
+            if kinds:
+                known, asked = (features(encoder, x.clips, bf16, attentive) for x in (train, test))
+            for kind in kinds:
+                arguments = kind, known, train.labels, asked, test.labels, len(classes)
+                jobs[f"{name}_{kind}"] = pool.submit(probe, *arguments)
+    return jobs
+
+
+@torch.no_grad()
+def looks(run: CellRun, part: LabelledClips) -> dict[str, float]:
+    """The loss under one fixed random mask, and where the truth is known how much more of what
+    moves the strategy's draws show than chance would, with the policy's shape."""
+    learner, config = run.learner, run.config
+    model, clips = config.model, part.clips[:LOSS_CLIPS]
+    visible = visible_tokens("random", model, config.masking.ratio)
+    masks, draws = (torch.Generator(clips.device).manual_seed(MASK_SEED) for _ in range(2))
+    patches = patchify(clips, model.tubelet_size, model.patch_size)
+    motion = motion_energy(patches, model.tubelet_size)
+    with autocast(clips.device, learner.bf16):
+        split = split_tokens("random", model, patches, None, visible, masks)
+        tokens = learner.mae.embed(patches)
+        prediction = learner.mae.decode(learner.mae.encode(tokens, split), split)
+        error = kernels.masked_mse(prediction, patches, split.masked)
+        policy = None if learner.sampler is None else learner.sampler(tokens)
+    values = {"loss": error.mean()}
+    if policy is not None:
+        values |= policy_metrics(policy.log_p, policy.entropy)
+    if part.moving is not None:
+        truth, strategy = part.moving[:LOSS_CLIPS], config.masking.strategy
+        log_p = None if policy is None else policy.log_p
+        if run.cell.oracle is None:
+            masks_drawn = [
+                split_tokens(strategy, model, patches, log_p, visible, draws, tokens).visible_mask
+                for _ in range(DRAWS)
+            ]
+            values["lift"] = torch.stack([lift(truth, mask) for mask in masks_drawn]).mean()
+            values["difference_lift"] = torch.stack(
+                [lift(motion, mask) for mask in masks_drawn]
+            ).mean()
+    return {name: value.item() for name, value in values.items()}
+
+
+def finetune(cell: Cell, encoder: VideoEncoder, part: ProbeSet, shots: int) -> float:
+    """Top-1 in percent after fine-tuning all of the encoder on ``shots`` clips per class."""
+    train, test, classes = part
+    rows = torch.cat([(train.labels == k).nonzero()[:shots, 0] for k in range(len(classes))])
+    device = train.clips.device
+    clips, labels = train.clips[rows.to(device)], train.labels[rows]
+    torch.manual_seed(cell.seed)
+    classifier = VideoClassifier(cell.config.model, len(classes), device.type)
+    state = {k: v.detach().clone() for k, v in encoder.state_dict().items()}
+    classifier.load_encoder(state)
+    generator = torch.Generator().manual_seed(cell.seed)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        size = min(len(rows), CHUNK)
+        for _ in itertools.count():
+            picks = torch.randperm(len(rows), generator=generator)[:size]
+            yield clips[picks.to(device)], labels[picks]
+
+    fit_classifier(classifier.to(device), batches(), FINETUNE_STEPS, cell, device)
+    return accuracy(classifier, test)
+
+
+@torch.no_grad()
+def accuracy(classifier: VideoClassifier, part: LabelledClips) -> float:
+    """Top-1 in percent."""
+    bf16 = part.clips.device.type == "cuda"
+    answers = []
+    for chunk in part.clips.split(CHUNK):
+        with autocast(chunk.device, bf16):
+            answers.append(classifier(normalised_video(chunk)).float().cpu())
+    return 100 * top_accuracy(torch.cat(answers), part.labels)

@@ -1,0 +1,202 @@
+"""What a study found: means with standard errors, differences paired by seed, pictures, a page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from parts import bench
+from parts.study.spec import CONTROLS, Study
+
+BASELINE = "random"
+NOT_MEASURES = ("step", "min_prob", "visible_prob_max", "content_dependence")
+Records = dict[str, dict[str, Any]]
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds, its standard error (nan for one seed) and the number of seeds."""
+
+    mean: float
+    error: float
+    seeds: int
+
+    def text(self, digits: int = 1, sign: str = "") -> str:
+        """``61.2 ± 1.4``."""
+        spread = "" if math.isnan(self.error) else f" ± {self.error:.{digits}f}"
+        return f"{self.mean:{sign}.{digits}f}{spread}"
+
+
+def estimate(values: list[float]) -> Estimate:
+    """Mean and standard error s / sqrt(n)."""
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Estimate(mean(values), error, len(values))
+
+
+def values_of(record: dict[str, Any]) -> dict[str, float]:
+    """All that was measured of a cell at its end."""
+    last = record["curve"][-1] if record.get("curve") else {}
+    named = {k: v for k, v in last.items() if k not in NOT_MEASURES}
+    tuned = {k: v for k, v in record.items() if "_tuned" in k or k == "supervised"}
+    return {**named, **tuned}
+
+
+def groups(records: Records) -> dict[tuple, dict[str, dict[int, dict[str, float]]]]:
+    """By (data, ratio, budget), strategy and seed."""
+    found: dict[tuple, dict[str, dict[int, dict[str, float]]]] = {}
+    for record in records.values():
+        place = record["data"], record["ratio"], record["budget"]
+        by_strategy = found.setdefault(place, {}).setdefault(record["strategy"], {})
+        by_strategy[record["seed"]] = values_of(record)
+    return found
+
+
+def paired(
+    ours: dict[int, dict[str, float]], theirs: dict[int, dict[str, float]], measure: str
+) -> Estimate | None:
+    """The difference at equal seeds; None where no seed has both."""
+    both = [
+        ours[seed][measure] - theirs[seed][measure]
+        for seed in ours.keys() & theirs.keys()
+        if measure in ours[seed] and measure in theirs[seed]
+    ]
+    return estimate(both) if both else None
+
+
+def tables(study: Study, records: Records) -> str:
+    """One table per data, ratio and budget."""
+    parts = []
+    found = groups(records)
+    for (data, ratio, budget), rows in found.items():
+        controls = found.get((data, study.data[data].get("ratios", study.ratios)[0], "steps"), {})
+        rows = {**{k: v for k, v in controls.items() if k in CONTROLS}, **rows}
+        baseline = rows.get(BASELINE) or found.get((data, ratio, "steps"), {}).get(BASELINE, {})
+        measures = _measures(rows)
+        cells = []
+        for strategy in sorted(rows, key=list(study.strategies).index):
+            row = [strategy]
+            for name in measures:
+                values = [v[name] for v in rows[strategy].values() if name in v]
+                digits = 3 if name in ("loss", "entropy_frac", "frame_spread") else 1
+                digits = 2 if name.endswith("lift") else digits
+                text = estimate(values).text(digits) if values else "-"
+                difference = paired(rows[strategy], baseline, name)
+                if difference is not None and strategy != BASELINE and _is_score(name):
+                    text += f" ({difference.text(digits, '+')})"
+                row.append(text)
+            cells.append(row)
+        seeds = max(len(by_seed) for by_seed in rows.values())
+        title = f"### {data}, ratio {ratio:g}, equal {budget} ({seeds} seeds)"
+        parts.append(f"{title}\n\n{bench.markdown(['strategy', *measures], cells)}")
+    return "\n\n".join(parts)
+
+
+def _measures(rows: dict[str, dict[int, dict[str, float]]]) -> list[str]:
+    names: dict[str, None] = {}
+    for by_seed in rows.values():
+        for values in by_seed.values():
+            names |= dict.fromkeys(values)
+    return sorted(names, key=lambda name: (not _is_score(name), list(names).index(name)))
+
+
+def _is_score(name: str) -> bool:
+    return name.endswith(("_linear", "_linear_bn", "_knn", "_attentive")) or "_tuned" in name
+
+
+def write(study: Study, records: Records, out: Path) -> int:
+    """``study.json`` (every cell), ``index.md`` and its pictures; prints the tables."""
+    if not records:
+        print("no cell is finished yet")
+        return 0
+    text = tables(study, records)
+    print(text)
+    bench.write_json(out / "study.json", {"name": study.name, "cells": records})
+    pictures = draw(study, records, out) if bench.installed("matplotlib") else []
+    about = (
+        f"# Study {study.name}\n\nMeans over seeds ± standard error; in brackets the difference to "
+        f"`{BASELINE}`, paired by seed. Probes and fine-tuning in percent, lifts over chance.\n\n"
+    )
+    images = "\n\n".join(f"![{path.stem}]({path.name})" for path in pictures)
+    (out / "index.md").write_text(f"{about}{text}\n\n{images}\n")
+    print(f"\nlook at {out / 'index.md'}")
+    return 0
+
+
+def draw(study: Study, records: Records, out: Path) -> list[Path]:
+    """Scores by strategy with their standard errors, and scores over the steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    return [
+        _draw(out / "scores.png", records, partial_scores(study)),
+        _draw(out / "curves.png", records, partial_curves(study)),
+    ]
+
+
+def _draw(path: Path, records: Records, fill: Callable[[Any, Any, tuple, str], None]) -> Path:
+    from matplotlib import pyplot
+
+    found = groups(records)
+    scores = [name for name in _measures({k: v for r in found.values() for k, v in r.items()})]
+    scores = [name for name in scores if _is_score(name)] or ["loss"]
+    size = (4.2 * len(scores), 3.4 * len(found))
+    figure, axes = pyplot.subplots(len(found), len(scores), figsize=size, squeeze=False)
+    for row, place in zip(axes, found, strict=True):
+        for axis, score in zip(row, scores, strict=True):
+            fill(axis, records, place, score)
+            axis.set_title(f"{place[0]}, {place[1]:g}, equal {place[2]}: {score}", fontsize=8)
+            axis.tick_params(labelsize=7)
+            axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
+
+
+def partial_scores(study: Study) -> Callable[[Any, Any, tuple, str], None]:
+    """Fills an axis with one bar per strategy."""
+
+    def fill(axis: Any, records: Records, place: tuple, score: str) -> None:
+        rows = groups(records)[place]
+        names = [name for name in study.strategies if name in rows]
+        found = [
+            (name, estimate(values))
+            for name in names
+            if (values := [v[score] for v in rows[name].values() if score in v])
+        ]
+        for position, (_, value) in enumerate(found):
+            error = 0 if math.isnan(value.error) else value.error
+            axis.barh(position, value.mean, xerr=error, color=f"C{position % 10}", alpha=0.8)
+        axis.set_yticks(range(len(found)), [name for name, _ in found])
+        axis.invert_yaxis()
+
+    return fill
+
+
+def partial_curves(study: Study) -> Callable[[Any, Any, tuple, str], None]:
+    """Fills an axis with the mean over seeds at every evaluation."""
+
+    def fill(axis: Any, records: Records, place: tuple, score: str) -> None:
+        for number, strategy in enumerate(study.strategies):
+            curves = [
+                {entry["step"]: entry[score] for entry in record["curve"] if score in entry}
+                for record in records.values()
+                if (record["data"], record["ratio"], record["budget"]) == place
+                and record["strategy"] == strategy
+                and record.get("curve")
+            ]
+            steps = sorted(set.intersection(*(set(curve) for curve in curves)) if curves else ())
+            if steps:
+                means = [mean(curve[step] for curve in curves) for step in steps]
+                axis.plot(steps, means, marker="o", ms=3, color=f"C{number % 10}", label=strategy)
+        axis.legend(fontsize=6)
+
+    return fill
+
+
+def load(folder: Path) -> Records:
+    """The cells of ``study.json``."""
+    return json.loads((folder / "study.json").read_text())["cells"]

@@ -1,0 +1,194 @@
+"""A study as it is written down: one YAML file = strategies x ratios x seeds x data.
+
+Legend: a cell is one training run of the study; a pack are cells that see the same clips.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from parts import ROOT
+from tats_fast.config import ConfigError, RunConfig
+from tats_fast.config.reading import build_config
+from tats_fast.pretrain.flops import training_step
+
+PRESETS = ROOT / "configs" / "study"
+UNTRAINED, SUPERVISED = "untrained", "supervised"
+CONTROLS = (UNTRAINED, SUPERVISED)
+"""Cells that are no pretraining: the starting weights, and a classifier trained with labels."""
+ORACLE = "oracle"
+BUDGETS = ("steps", "compute")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The content of a study's YAML file."""
+
+    name: str
+    model: dict[str, Any]
+    """The ``model`` section of the trainer's configuration."""
+    base: dict[str, Any] = field(default_factory=dict)
+    """``section.key`` of the trainer's configuration, for every cell."""
+    steps: int = 4000
+    batch_size: int = 64
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    ratios: list[float] = field(default_factory=lambda: [0.9])
+    budgets: list[str] = field(default_factory=lambda: ["steps"])
+    """``steps``: as many as random masking; ``compute``: as much FLOP as random masking."""
+    data: dict[str, dict[str, Any]]
+    """By name: ``generated`` keys of the trainer, or ``train`` with a list of videos; where a name
+    lists ``strategies``, it has these alone."""
+    strategies: dict[str, dict[str, Any]]
+    """By name: ``section.key`` of the trainer, or for an oracle ``oracle: k`` (a token that moves
+    is k times as likely as one that does not)."""
+    probes: dict[str, dict[str, Any]]
+    """By name: ``generated`` keys with ``train`` and ``test`` clips, or lists ``train`` and
+    ``test`` of labelled videos; features of each are probed after every cell."""
+    kinds: list[str] = field(default_factory=lambda: ["linear_bn", "knn"])
+    """Kinds of probes (``tats-fast probe``)."""
+    shots: list[int] = field(default_factory=list)
+    """Labelled clips per class that fine-tuning has; [] = no fine-tuning."""
+    curve: int = 1
+    """Evaluations over a run, evenly spaced; the last is after the last step."""
+
+    def __post_init__(self) -> None:
+        for budget in self.budgets:
+            if budget not in BUDGETS:
+                raise ConfigError(f"budgets: {budget}: must be one of {', '.join(BUDGETS)}")
+        for name in self.data:
+            for strategy in self.strategies_of(name):
+                if strategy not in self.strategies:
+                    raise ConfigError(f"data.{name}.strategies: no strategy {strategy!r}")
+
+    def strategies_of(self, data: str) -> list[str]:
+        """The strategies that are tried on ``data``."""
+        return list(self.data[data].get("strategies", self.strategies))
+
+    def packs(self) -> list[list[Cell]]:
+        """All cells, those with the same data and seed together."""
+        packs = []
+        for seed, data in product(self.seeds, self.data):
+            cells = []
+            ratios = self.data[data].get("ratios", self.ratios)
+            for ratio, strategy, budget in product(ratios, self.strategies_of(data), self.budgets):
+                same = strategy in CONTROLS and ratio != ratios[0]
+                if not same and not (budget == "compute" and not self._learns(strategy)):
+                    cells.append(Cell(self, data, ratio, strategy, seed, budget))
+            packs.append(cells)
+        return packs
+
+    def _learns(self, strategy: str) -> bool:
+        return self.strategies[strategy].get("masking.strategy") in ("tats", "adamae")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a study."""
+
+    study: Study = field(repr=False)
+    data: str
+    ratio: float
+    strategy: str
+    seed: int
+    budget: str = "steps"
+
+    @property
+    def key(self) -> str:
+        """Name of its file."""
+        budget = "" if self.budget == "steps" else f"_{self.budget}"
+        return f"{self.data}_{self.strategy}_{self.ratio:g}_seed{self.seed}{budget}"
+
+    @property
+    def oracle(self) -> float | None:
+        """How many times as likely a moving token is; None where the truth is not looked at."""
+        return self.study.strategies[self.strategy].get(ORACLE)
+
+    @property
+    def config(self) -> RunConfig:
+        """The trainer's configuration."""
+        return self._config(self.study.strategies[self.strategy])
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps: the study's, or as many as cost what random masking costs."""
+        steps = self.study.steps
+        if self.strategy == UNTRAINED:
+            return 0
+        if self.budget == "steps":
+            return steps
+        config, warmup = self.config, self.config.sampler.warmup_frac
+        random = training_step(self._config({"masking.strategy": "random"}))
+        own = training_step(config)
+        resting = training_step(config, warmup=True)
+        return round(steps * random / (warmup * resting + (1 - warmup) * own))
+
+    def _config(self, overrides: dict[str, Any]) -> RunConfig:
+        study = self.study
+        settings = {"masking.strategy": "random", **study.base, **overrides}
+        if settings.pop(ORACLE, None) is not None:
+            settings["masking.strategy"] = "motion"  # whose weights are then the truth
+        settings |= {"masking.ratio": self.ratio, "train.batch_size": study.batch_size}
+        tree: dict[str, Any] = {"model": dict(study.model), "seed": self.seed}
+        for key, value in settings.items():
+            section, _, name = key.partition(".")
+            tree.setdefault(section, {})[name] = value
+        return build_config(tree)
+
+    def fingerprint(self) -> str:
+        """Hash of all that its result depends on, so that a changed study does not reuse it."""
+        study = dataclasses.asdict(self.study)
+        for unrelated in ("name", "seeds", "ratios", "budgets", "data", "strategies"):
+            study.pop(unrelated)
+        own = {
+            "data": self.study.data[self.data] | {"strategies": None, "ratios": None},
+            "strategy": self.study.strategies[self.strategy],
+            "steps": self.steps,
+        }
+        text = json.dumps([study, own, self.key], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_study(source: str, changes: list[str] = ()) -> Study:
+    """A study from a YAML file or by the name of a preset.
+
+    Args:
+        changes: ``key=value``, replacing top-level entries of the file (``model.x``: of its model).
+
+    Raises:
+        ConfigError: not readable, or a key that a study does not have; one line.
+    """
+    preset = PRESETS / f"{source}.yaml"
+    path = preset if preset.exists() else Path(source)
+    try:
+        tree = yaml.safe_load(path.read_text())
+        for change in changes:
+            key, equals, value = change.partition("=")
+            if not equals:
+                raise ConfigError(f"{change!r}: expected key=value")
+            place, _, name = key.rpartition(".")
+            (tree[place] if place else tree)[name] = yaml.safe_load(value)
+    except OSError as error:
+        names = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
+        raise ConfigError(f"{source}: {error.strerror}; presets are {names}") from None
+    except (yaml.YAMLError, KeyError):
+        raise ConfigError(f"{source}: not a readable study") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: expected a mapping")
+    known = {item.name for item in dataclasses.fields(Study)}
+    required = {"name", "model", "data", "strategies", "probes"}
+    if problem := sorted(tree.keys() - known) or sorted(required - tree.keys()):
+        word = "unknown" if problem[0] not in known else "missing"
+        raise ConfigError(f"{source}: {problem[0]} is {word}")
+    study = Study(**tree)
+    for pack in study.packs():
+        for cell in pack:
+            _ = cell.config  # raises what is wrong with it
+    return study

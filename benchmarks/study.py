@@ -1,0 +1,182 @@
+"""Masking strategies compared: which selection of visible tokens gives the better encoder.
+
+    python benchmarks/study.py demo --out runs/study
+    python benchmarks/study.py gpu10 --out runs/study --limit 540
+
+One YAML file says what is compared (configs/study, or a file of your own). Every finished cell has
+a file in ``--out``; the same command goes on where it was, and ``--report`` makes table, pictures
+and page from what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from parts import bench
+from parts.study import report
+from parts.study.clips import ProbeSet, make_probe, make_source
+from parts.study.measures import accuracy, finetune, looks, start_probes
+from parts.study.spec import SUPERVISED, UNTRAINED, Cell, Study, read_study
+from parts.study.training import CellRun, supervised, train_pack
+
+from tats_fast.engine.distributed import pick_device
+
+
+def make_parser() -> bench.Parser:
+    """The command line."""
+    parser = bench.Parser(__doc__)
+    add = parser.add_argument
+    add("study", help="name of a preset in configs/study, or a YAML file")
+    add("changes", nargs="*", metavar="key=value", help="other values for entries of the file")
+    add("--out", required=True, metavar="DIR", help="folder of the cells' files")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add("--limit", type=bench.positive_float, help="seconds after which no pack is begun")
+    help_ = "cells trained at once (default: on a GPU all that see the same clips, else 1)"
+    add("--side-by-side", type=bench.positive_int, metavar="N", help=help_)
+    add("--part", default="0/1", metavar="I/N", help="of the packs only every N-th from the I-th")
+    add("--list", action="store_true", help="print the cells and how many are done, and end")
+    add("--report", action="store_true", help="only make table, pictures and page")
+    return parser
+
+
+def run(options: Any) -> int:
+    """Train and measure the cells that are not there yet, then report."""
+    study, out = read_study(options.study, options.changes), Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if options.list:
+        return listed(study, out)
+    if not options.report:
+        device = pick_device(options.device)
+        side = options.side_by_side or (10**6 if device.type == "cuda" else 1)
+        first, step = (int(part) for part in options.part.split("/"))
+        work(study, out, device, side, options.limit, slice(first, None, step))
+    return report.write(study, finished(study, out), out)
+
+
+def listed(study: Study, out: Path) -> int:
+    """Print what there is to do."""
+    done = finished(study, out)
+    for cell in (cell for pack in study.packs() for cell in pack):
+        print(f"{'done' if cell.key in done else 'open'}  {cell.steps:>6} steps  {cell.key}")
+    return 0
+
+
+def finished(study: Study, out: Path) -> dict[str, dict[str, Any]]:
+    """The records of cells that are there and belong to this study as it is, by key."""
+    records = {}
+    for cell in (cell for pack in study.packs() for cell in pack):
+        file = out / f"{cell.key}.json"
+        if file.exists():
+            record = json.loads(file.read_text())
+            if record["fingerprint"] == cell.fingerprint():
+                records[cell.key] = record
+    return records
+
+
+def work(
+    study: Study,
+    out: Path,
+    device: torch.device,
+    side: int,
+    limit: float | None,
+    part: slice,
+) -> None:
+    """Go through the packs, ``side`` cells at a time."""
+    end = None if limit is None else time.monotonic() + limit
+    done, environment = finished(study, out), bench.new_record(device)
+    sets: dict[str, ProbeSet] | None = None
+    # Spawned: a process with a CUDA context must not be forked.
+    context = multiprocessing.get_context("spawn")
+    cores = max(1, len(os.sched_getaffinity(0)) - 1)
+    with ProcessPoolExecutor(min(cores, 12), context) as pool:
+        longest = 0.0
+        for pack in study.packs()[part]:
+            cells = [cell for cell in pack if cell.key not in done]
+            for first in range(0, len(cells), side):
+                begun = time.monotonic()
+                if end is not None and begun + longest > end:
+                    print("the time is up; the same command goes on from here", flush=True)
+                    return
+                if sets is None:
+                    model = cells[0].config.model
+                    sets = {k: make_probe(v, model, device) for k, v in study.probes.items()}
+                records = train(cells[first : first + side], sets, device, pool)
+                for key, record in records.items():
+                    bench.write_json(out / f"{key}.json", {**record, **environment})
+                longest = max(longest, time.monotonic() - begun)
+
+
+def train(
+    cells: list[Cell], sets: dict[str, ProbeSet], device: torch.device, pool: ProcessPoolExecutor
+) -> dict[str, dict[str, Any]]:
+    """Train and measure cells that see the same clips; their records by key."""
+    study = cells[0].study
+    source = make_source(study.data[cells[0].data], cells[0].config.model, cells[0].seed, device)
+    records = {cell.key: describe(cell) for cell in cells}
+    first = next(iter(sets.values()))
+    runs = [CellRun(cell, device) for cell in cells if cell.strategy != SUPERVISED]
+    jobs: dict[str, list[dict[str, Any]]] = {cell.key: [] for cell in cells}
+
+    def measure(step: int) -> None:
+        for one in runs:
+            if one.done in (step, one.cell.steps):
+                entry = {"step": one.done, **looks(one, first.test)}
+                if one.cell.strategy != UNTRAINED or step == 0:
+                    probes = start_probes(pool, one.cell, one.encoder, sets)
+                    jobs[one.cell.key].append({**entry, "probes": probes})
+
+    trained = [one for one in runs if one.cell.steps > 0]
+    if len(trained) < len(runs):
+        measure(0)
+        runs = trained
+    if runs:
+        last = max(one.cell.steps for one in runs)
+        stops = sorted({last * (i + 1) // study.curve for i in range(study.curve)})
+        for step, seconds in train_pack(runs, source, study.batch_size, stops):
+            measure(step)
+            state = ", ".join(
+                f"{one.cell.strategy} {jobs[one.cell.key][-1]['loss']:.3f}" for one in runs
+            )
+            print(
+                f"{cells[0].data} seed {cells[0].seed} step {step}: {seconds:.0f} s; loss {state}",
+                flush=True,
+            )
+            for one in runs:
+                records[one.cell.key]["seconds"] = seconds / len(runs)
+    for one in runs:
+        for shots in study.shots:
+            tuned = {
+                f"{k}_tuned{shots}": finetune(one.cell, one.encoder, v, shots)
+                for k, v in sets.items()
+            }
+            records[one.cell.key].update(tuned)
+    for cell in cells:
+        if cell.strategy == SUPERVISED:
+            classifier = supervised(cell, source, device)
+            records[cell.key]["supervised"] = accuracy(classifier, first.test)
+    for key, entries in jobs.items():
+        for entry in entries:
+            entry |= {name: job.result() for name, job in entry.pop("probes").items()}
+        records[key]["curve"] = entries
+    return records
+
+
+def describe(cell: Cell) -> dict[str, Any]:
+    """The head of a cell's record."""
+    names = ("data", "ratio", "strategy", "seed", "budget", "steps")
+    return {name: getattr(cell, name) for name in names} | {"fingerprint": cell.fingerprint()}
+
+
+main = partial(bench.run_script, make_parser(), run)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""The reward ``change_error``: what the model does not foresee of how a token changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tats_fast import kernels
+from tats_fast.rl import change_error
+
+TUBELET, PATCH = 2, 4
+D = TUBELET * PATCH * PATCH * 3
+
+
+def moving_patches() -> torch.Tensor:
+    """Two tokens of one clip: the first stands still, the second changes by .25 everywhere."""
+    texture = torch.rand(1, D // TUBELET, generator=torch.Generator().manual_seed(0)) * 0.5
+    still = torch.cat([texture, texture], dim=1)
+    moved = torch.cat([texture, texture + 0.25], dim=1)
+    return torch.stack([still, moved], dim=1)
+
+
+INDEX = torch.tensor([[0, 1]])
+
+
+def test_a_prediction_without_change_errs_by_the_change() -> None:
+    patches = moving_patches()
+    still = torch.zeros(1, 2, D)  # normalised: a constant patch
+    error = change_error(still, patches, INDEX, TUBELET)
+    assert error[0, 0] == pytest.approx(0, abs=1e-6)
+    assert error[0, 1] == pytest.approx(0.25, rel=1e-5)
+
+
+def test_a_change_that_is_foreseen_is_no_error() -> None:
+    patches = moving_patches()
+    error = change_error(kernels.normalized_patches(patches), patches, INDEX, TUBELET)
+    assert error.abs().max() < 1e-4
+
+
+def test_bytes_packed_rows_and_single_frames() -> None:
+    patches = (moving_patches() * 255).round().to(torch.uint8)
+    dense = change_error(torch.zeros(1, 2, D), patches, INDEX, TUBELET)
+    packed = change_error(torch.zeros(2, D), patches, torch.tensor([0, 1]), TUBELET)
+    assert dense[0, 1] == pytest.approx(0.25, abs=4e-3)
+    assert torch.equal(dense[0], packed)
+    assert not change_error(torch.zeros(1, 2, D), patches, INDEX, 1).any()
