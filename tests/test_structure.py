@@ -22,6 +22,7 @@ ALLOWED = {
     "masking": MODELS,
     "rl": MODELS,
     "data": {"config"},
+    "generated": {"config"},
     "prepare": {"config", "data"},
     "recognition": MODELS | {"data", "interchange", "run_folder"},
     "report": MODELS
