@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tats_fast.config.generated import SceneConfig
 from tats_fast.generated import surfaces
 from tats_fast.generated.motions import CLASSES, Draw, Motion, Object, draw_motion
+from tats_fast.generated.pictures import lay_pictures
 from tats_fast.generated.surfaces import Outline, Surface
 from tats_fast.generated.textures import noise_atlas
 
@@ -59,7 +60,8 @@ class Scenes:
     """An endless supply of labelled clips: any batch by its number, the same at every call.
 
     Scenes of different ``seed`` share no texture, object or motion, so one may train and another
-    test. Nothing in ``batch`` waits for the device.
+    test (pictures are the same few, in pieces and colours of their own). Nothing in ``batch`` waits
+    for the device.
 
     Args:
         frames: T.
@@ -83,6 +85,8 @@ class Scenes:
         atlas_side = 128 * math.ceil(max(1024, 6 * self._reach) / 128)
         generator = _generator(self.device, seed, 0, _ATLAS)
         self._atlas = noise_atlas(atlas_side, generator)
+        if config.textures != "noise":
+            lay_pictures(self._atlas, 1.0 if config.textures == "images" else 0.5, generator)
 
     @torch.no_grad()
     def batch(self, size: int, number: int) -> SceneBatch:
