@@ -29,7 +29,8 @@ ALLOWED = {
     | {"masking", "rl", "data", "interchange", "recognition", "run_folder", "version"},
     "engine": {"config", "data", "run_folder"},
     "pretrain": MODELS
-    | {"masking", "rl", "data", "interchange", "recognition", "report", "engine", "run_folder"},
+    | {"masking", "rl", "data", "generated", "interchange", "recognition", "report", "engine"}
+    | {"run_folder"},
     "finetune": MODELS | {"data", "interchange", "recognition", "engine", "run_folder"},
 }
 OPTIONAL = {"deepspeed", "flash_attn", "nvidia", "triton", "transformers"}

@@ -41,3 +41,12 @@ class SceneConfig(Options):
             for name, value in (("camera", "still"), ("distractors", 0)):
                 given = getattr(self, name)
                 require(given == value, f"generated.{name}", given, remedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedConfig(SceneConfig):
+    """Generated clips among those of a pretraining run."""
+
+    share: float = option(0.0, at_least=0, at_most=1)
+    """Share of each batch's clips that are generated; 1 needs no ``data.train``, but
+    ``train.steps``."""
