@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -48,10 +50,31 @@ def skip_step_if(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:
     optimizer.found_inf = flag
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set every group's learning rate to ``lr`` times its ``lr_scale``, if it has one."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: float | Tensor) -> None:
+    """Set every group's learning rate to ``lr`` times its ``lr_scale``, if it has one.
+
+    As a 0-d fp64 tensor on the parameters' device it may change after the update was recorded in a
+    CUDA graph. The product is then the host's, and so is the fused kernel's only rounding, to fp32:
+    it updates to the same bits.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        rate = lr * group["lr_scale"] if "lr_scale" in group else lr
+        group["lr"] = rate.float() if isinstance(rate, Tensor) else rate
+
+
+@contextlib.contextmanager
+def capturable(*optimizers: torch.optim.Optimizer) -> Iterator[None]:
+    """Let ``step`` be recorded in a CUDA graph. A fused optimizer whose state exists does the same
+    work either way, so its state dict need not say that it once was."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    before = [group["capturable"] for group in groups]
+    try:
+        for group in groups:
+            group["capturable"] = True
+        yield
+    finally:
+        for group, value in zip(groups, before, strict=True):
+            group["capturable"] = value
 
 
 def lr_at(config: OptimConfig, step: int, total_steps: int, global_batch: int) -> float:

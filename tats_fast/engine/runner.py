@@ -42,7 +42,7 @@ class Runner(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Backward of one micro-batch's mean loss; micro-batches are averaged."""
 
-    def step(self, lr: float, skip: Tensor) -> Update:
+    def step(self, lr: float | Tensor, skip: Tensor) -> Update:
         """Update, unless ``skip`` (0-d, fp32, on the device) is 1; clears the gradients."""
 
     def save(self, folder: Path) -> None:
@@ -82,7 +82,7 @@ class TorchRunner:
     def backward(self, loss: Tensor) -> None:
         (loss / self._micro_batches).backward()
 
-    def step(self, lr: float, skip: Tensor) -> Update:
+    def step(self, lr: float | Tensor, skip: Tensor) -> Update:
         return update(self.optimizer, self.module, lr, self._clip, skip)
 
     def save(self, folder: Path) -> None:
@@ -153,7 +153,7 @@ class DeepSpeedRunner:
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)  # divides by the accumulation itself
 
-    def step(self, lr: float, skip: Tensor) -> Update:
+    def step(self, lr: float | Tensor, skip: Tensor) -> Update:
         set_lr(self.optimizer, lr)
         skip_step_if(self.optimizer, skip)
         self._engine.step()
@@ -191,12 +191,17 @@ def make_runner(
 
 
 def update(
-    optimizer: torch.optim.Optimizer, module: nn.Module, lr: float, clip: float, skip: Tensor
+    optimizer: torch.optim.Optimizer,
+    module: nn.Module,
+    lr: float | Tensor,
+    clip: float,
+    skip: Tensor,
 ) -> Update:
     """One AdamW update, unless ``skip`` is 1 or a gradient is not finite, which would poison every
     weight it reaches; clears the gradients.
 
     Args:
+        lr: as ``set_lr`` takes it.
         clip: largest gradient norm; 0 = no limit.
     """
     norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])

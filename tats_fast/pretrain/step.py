@@ -1,7 +1,7 @@
 """One optimizer step of TATS as a function: (learner, micro-batches, plan) -> metrics.
 
 The nine lines of ``docs/method.md``, "Learning the sampler", read from top to bottom: six in
-``Rollout.forward``, three in ``pretrain_step``; each is one function. Nothing here waits for the
+``Rollout.forward``, three in ``seeded_step``; each is one function. Nothing here waits for the
 device: losses, the reward's scale and the decision to skip a non-finite step all stay there.
 Legend: B clips, N tokens, N_m masked tokens, D numbers per patch.
 """
@@ -44,7 +44,8 @@ class StepPlan:
     """What the host decides about one step."""
 
     step: int
-    lr: float
+    lr: float | Tensor
+    """A 0-d fp64 tensor on the device where the step becomes a CUDA graph."""
     visible: int
     """N_v of this step."""
     warmup: bool
@@ -116,7 +117,18 @@ def pretrain_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict
         ``skipped`` is 1 where a loss or a gradient norm was not finite; that update and those
         after it in the step were left out.
     """
-    learner.generator.manual_seed(draw_seed(learner.config.seed, plan.step, learner.world.rank))
+    seed_draws(learner, plan.step)
+    return seeded_step(learner, clips, plan)
+
+
+def seed_draws(learner: Learner, step: int) -> None:
+    """Make the draws of step ``step`` those it had whenever it was run before."""
+    learner.generator.manual_seed(draw_seed(learner.config.seed, step, learner.world.rank))
+
+
+def seeded_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict[str, Tensor]:
+    """``pretrain_step`` after its seed: nothing but launches, in an order that ``warmup``,
+    ``visible`` and the shapes of ``clips`` fix, and so fit for a CUDA graph."""
     batches = []
     for index, micro_batch in enumerate(clips):
         with learner.runner.accumulating(last=index == len(clips) - 1):

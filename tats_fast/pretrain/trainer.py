@@ -16,12 +16,12 @@ from tats_fast.masking import visible_tokens
 from tats_fast.models.attention import choose_backend
 from tats_fast.pretrain.flops import training_step
 from tats_fast.pretrain.generated import GeneratedLoader, make_scenes
+from tats_fast.pretrain.graph import make_step
 from tats_fast.pretrain.held_out import held_out_metrics
 from tats_fast.pretrain.initial import load_initial
 from tats_fast.pretrain.learner import Learner, kernel_levels, make_learner
 from tats_fast.pretrain.plan import plan_step
 from tats_fast.pretrain.probing import Prober
-from tats_fast.pretrain.step import pretrain_step
 from tats_fast.report.pictures import mask_sheet
 
 LOGGER = logging.getLogger("tats_fast")
@@ -45,6 +45,7 @@ class Trainer(TrainingLoop):
         learner = make_learner(config, self.world)
         if config.train.init_from is not None and self.resume_from is None:
             load_initial(learner.mae, config.train.init_from, self.world.is_main)
+        self.step = make_step(learner)
         return learner
 
     def clip_shape(self) -> tuple[int, int]:
@@ -83,7 +84,7 @@ class Trainer(TrainingLoop):
 
     def train_step(self, batches: list[ClipBatch]) -> dict[str, Tensor]:
         self._planned = plan_step(self.config, self.position.step, self.total_steps)
-        return pretrain_step(self.learner, [b.clips for b in batches], self._planned)
+        return self.step([b.clips for b in batches], self._planned)
 
     def row(self) -> dict[str, Any]:
         plan = self._planned
