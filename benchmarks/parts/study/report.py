@@ -140,8 +140,8 @@ def _draw(path: Path, records: Records, fill: Callable[[Any, Any, tuple, str], N
     from matplotlib import pyplot
 
     found = groups(records)
-    scores = [name for name in _measures({k: v for r in found.values() for k, v in r.items()})]
-    scores = [name for name in scores if _is_score(name)] or ["loss"]
+    names = _measures({k: v for rows in found.values() for k, v in rows.items()})
+    scores = [name for name in names if _is_score(name)] or ["loss"]
     size = (4.2 * len(scores), 3.4 * len(found))
     figure, axes = pyplot.subplots(len(found), len(scores), figsize=size, squeeze=False)
     for row, place in zip(axes, found, strict=True):

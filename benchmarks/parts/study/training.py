@@ -7,7 +7,7 @@ Legend: B clips, N tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,11 +22,9 @@ from tats_fast.engine.precision import autocast
 from tats_fast.models.classifier import VideoClassifier
 from tats_fast.models.encoder import VideoEncoder
 from tats_fast.models.patchify import normalised_video, patches_and_statistics
-from tats_fast.pretrain.learner import Learner, make_learner
+from tats_fast.pretrain.graph import make_step
+from tats_fast.pretrain.learner import make_learner
 from tats_fast.pretrain.plan import plan_step
-from tats_fast.pretrain.step import pretrain_step
-
-Step = Callable[[Learner, list[Tensor], Any], dict[str, Tensor]]
 
 
 class CellRun:
@@ -40,7 +38,7 @@ class CellRun:
         self.metrics: dict[str, Tensor] = {}
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._moving: Tensor | None = None
-        self._step = stepper(self.learner)
+        self._step = make_step(self.learner)
         if cell.oracle is not None:
             self.learner.cut = self._cut_with_truth
 
@@ -84,11 +82,6 @@ class CellRun:
         """What ``Learner.cut`` gives, with the truth in the place of the frame difference."""
         patches, _, texture = patches_and_statistics(clips, tubelet_size, patch_size)
         return patches, 1 + (self.cell.oracle - 1) * self._moving, texture
-
-
-def stepper(learner: Learner) -> Callable[[list[Tensor], Any], dict[str, Tensor]]:
-    """The training step as this device runs it fastest."""
-    return lambda clips, plan: pretrain_step(learner, clips, plan)
 
 
 def train_pack(
