@@ -173,7 +173,7 @@ def read_study(source: str, changes: list[str] = ()) -> Study:
             key, equals, value = change.partition("=")
             if not equals:
                 raise ConfigError(f"{change!r}: expected key=value")
-            place, _, name = key.rpartition(".")
+            place, _, name = key.partition(".") if key.count(".") else ("", "", key)
             (tree[place] if place else tree)[name] = yaml.safe_load(value)
     except OSError as error:
         names = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
