@@ -30,6 +30,10 @@ from parts.study.training import CellRun, supervised, train_pack
 
 from tats_fast.engine.distributed import pick_device
 
+DECODED = "decoded"
+"""Folder in ``--out`` of listed videos' decoded clips."""
+Records = dict[str, dict[str, Any]]
+
 
 def make_parser() -> bench.Parser:
     """The command line."""
@@ -98,46 +102,65 @@ def work(
     context = multiprocessing.get_context("spawn")
     cores = max(1, len(os.sched_getaffinity(0)) - 1)
     with ProcessPoolExecutor(min(cores, 12), context) as pool:
-        longest = 0.0
+        longest, unwritten = 0.0, Records()
         for pack in study.packs()[part]:
             cells = [cell for cell in pack if cell.key not in done]
             for first in range(0, len(cells), side):
                 begun = time.monotonic()
                 if end is not None and begun + longest > end:
                     print("the time is up; the same command goes on from here", flush=True)
-                    return
+                    return _write(unwritten, out, environment)
                 if sets is None:
                     model = cells[0].config.model
-                    sets = {k: make_probe(v, model, device) for k, v in study.probes.items()}
-                records = train(cells[first : first + side], sets, device, pool)
-                for key, record in records.items():
-                    bench.write_json(out / f"{key}.json", {**record, **environment})
+                    sets = {
+                        name: make_probe(settings, model, device, out / DECODED)
+                        for name, settings in study.probes.items()
+                    }
+                records = train(cells[first : first + side], sets, device, pool, out)
+                # Probes of these are fitted on other cores while the next cells train.
+                _write(unwritten, out, environment)
+                unwritten = records
                 longest = max(longest, time.monotonic() - begun)
+        _write(unwritten, out, environment)
+
+
+def _write(records: Records, out: Path, environment: dict[str, Any]) -> None:
+    """Wait for the cells' probes and write their files."""
+    for key, record in records.items():
+        for entry in record.get("curve", ()):
+            entry |= {name: job.result() for name, job in entry.pop("probes").items()}
+        bench.write_json(out / f"{key}.json", {**record, **environment})
 
 
 def train(
-    cells: list[Cell], sets: dict[str, ProbeSet], device: torch.device, pool: ProcessPoolExecutor
-) -> dict[str, dict[str, Any]]:
-    """Train and measure cells that see the same clips; their records by key."""
-    study = cells[0].study
-    source = make_source(study.data[cells[0].data], cells[0].config.model, cells[0].seed, device)
+    cells: list[Cell],
+    sets: dict[str, ProbeSet],
+    device: torch.device,
+    pool: ProcessPoolExecutor,
+    out: Path,
+) -> Records:
+    """Train and measure cells that see the same clips; their records by key, in which ``probes``
+    are still at work."""
+    study, (data, seed) = cells[0].study, (cells[0].data, cells[0].seed)
+    model = cells[0].config.model
+    source = make_source(study.data[data], model, seed, device, out / DECODED)
     records = {cell.key: describe(cell) for cell in cells}
-    first = next(iter(sets.values()))
+    own = sets.get(data, next(iter(sets.values())))
     runs = [CellRun(cell, device) for cell in cells if cell.strategy != SUPERVISED]
     jobs: dict[str, list[dict[str, Any]]] = {cell.key: [] for cell in cells}
 
     def measure(step: int) -> None:
         for one in runs:
-            if one.done in (step, one.cell.steps):
-                entry = {"step": one.done, **looks(one, first.test)}
-                if one.cell.strategy != UNTRAINED or step == 0:
-                    probes = start_probes(pool, one.cell, one.encoder, sets)
-                    jobs[one.cell.key].append({**entry, "probes": probes})
+            seen = [entry["step"] for entry in jobs[one.cell.key]]
+            if one.done in (step, one.cell.steps) and one.done not in seen:
+                entry = {"step": one.done, **looks(one, own.test)}
+                entry["probes"] = start_probes(pool, one.cell, one.encoder, sets)
+                jobs[one.cell.key].append(entry)
 
-    trained = [one for one in runs if one.cell.steps > 0]
-    if len(trained) < len(runs):
+    if any(one.cell.strategy == UNTRAINED for one in runs):
+        everyone, runs = runs, [one for one in runs if one.cell.strategy == UNTRAINED]
         measure(0)
-        runs = trained
+        runs = [one for one in everyone if one.cell.strategy != UNTRAINED]
     if runs:
         last = max(one.cell.steps for one in runs)
         stops = sorted({last * (i + 1) // study.curve for i in range(study.curve)})
@@ -162,10 +185,8 @@ def train(
     for cell in cells:
         if cell.strategy == SUPERVISED:
             classifier = supervised(cell, source, device)
-            records[cell.key]["supervised"] = accuracy(classifier, first.test)
+            records[cell.key]["supervised"] = accuracy(classifier, own.test)
     for key, entries in jobs.items():
-        for entry in entries:
-            entry |= {name: job.result() for name, job in entry.pop("probes").items()}
         records[key]["curve"] = entries
     return records
 

@@ -5,14 +5,16 @@ Legend: B clips of T frames of S x S pixels, N tokens, M labelled clips.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tats_fast.config import ConfigError, ModelConfig
+from tats_fast.config.options import cores
 from tats_fast.data.eval_clips import load_eval_clips
 from tats_fast.data.labels import label_numbers
 from tats_fast.data.lists import Video, read_videos
@@ -111,28 +113,30 @@ def token_share(moving: Tensor, model: ModelConfig) -> Tensor:
 
 
 def make_source(
-    settings: dict[str, Any], model: ModelConfig, seed: int, device: torch.device
+    settings: dict[str, Any], model: ModelConfig, seed: int, device: torch.device, cache: Path
 ) -> Source:
-    """The stream of a study's ``data`` entry.
+    """The stream of a study's ``data`` entry; ``cache`` keeps listed videos' decoded clips.
 
     Raises:
         ConfigError: a list that cannot be read, or settings that no scene has; one line.
     """
     settings = {k: v for k, v in settings.items() if k not in ("strategies", "ratios")}
     if "train" in settings:
-        videos = read_videos(settings["train"], None, key="data.train")
         side = round(MARGIN * model.image_size)
-        bank, _ = _decode(videos, WINDOWS, model, settings.get("stride", 1), side)
+        shape = model.num_frames, settings.get("stride", 1), side
+        bank, _ = _decoded(settings["train"], WINDOWS, shape, cache)
         return ListedClips(bank.to(device), model.image_size, seed)
     return GeneratedClips(_scenes(settings, model, seed, device), model)
 
 
-def make_probe(settings: dict[str, Any], model: ModelConfig, device: torch.device) -> ProbeSet:
+def make_probe(
+    settings: dict[str, Any], model: ModelConfig, device: torch.device, cache: Path
+) -> ProbeSet:
     """The clips of a study's ``probes`` entry."""
     settings = dict(settings)
     parts = settings.pop("train"), settings.pop("test")
     if all(isinstance(part, str) for part in parts):
-        return _listed_probe(parts, settings, model, device)
+        return _listed_probe(parts, settings, model, device, cache)
     drawn = []
     for number, count in enumerate(parts):
         scenes = _scenes(settings, model, PROBE_SEED + number, device)
@@ -153,33 +157,43 @@ def _scenes(
 
 
 def _listed_probe(
-    parts: tuple[str, str], settings: dict[str, Any], model: ModelConfig, device: torch.device
+    parts: tuple[str, str],
+    settings: dict[str, Any],
+    model: ModelConfig,
+    device: torch.device,
+    cache: Path,
 ) -> ProbeSet:
-    lists = [read_videos(path, None, key="probes") for path in parts]
-    *numbers, names = label_numbers(*lists, ("train", "test"))
-    drawn = []
-    for videos, labels in zip(lists, numbers, strict=True):
-        clips, rows = _decode(
-            videos, settings.get("clips", 1), model, settings.get("stride", 1), model.image_size
-        )
-        chosen = labels[rows]
-        drawn.append(LabelledClips(clips.to(device), chosen, None))
+    shape = model.num_frames, settings.get("stride", 1), model.image_size
+    decoded = [_decoded(part, settings.get("clips", 1), shape, cache) for part in parts]
+    known, asked = ([Video("", str(label)) for label in labels] for _, labels in decoded)
+    *numbers, names = label_numbers(known, asked, parts)
+    drawn = [
+        LabelledClips(clips.to(device), labels, None)
+        for (clips, _), labels in zip(decoded, numbers, strict=True)
+    ]
     return ProbeSet(*drawn, tuple(names))
 
 
-def _decode(
-    videos: list[Video], clips: int, model: ModelConfig, stride: int, side: int
-) -> tuple[Tensor, Tensor]:
-    """``clips`` windows of each video, (M, T, side, side, 3) uint8, and their videos' numbers."""
-    loaded = load_eval_clips(
-        videos,
-        clips * len(videos),
-        model.num_frames,
-        stride,
-        side,
-        workers=os.cpu_count() or 1,
-        timeout=60,
-    )
-    if loaded.bad:
-        raise ConfigError("; ".join(f"{path}: {reason}" for path, reason in loaded.bad[:3]))
-    return loaded.clips, torch.tensor(loaded.indices)
+def _decoded(
+    path: str, clips: int, shape: tuple[int, int, int], cache: Path
+) -> tuple[Tensor, list[str]]:
+    """``clips`` windows of each video of a list, (M, T, S, S, 3) uint8, and their labels; decoded
+    once and kept in ``cache``, which a machine that cannot decode may be given.
+
+    shape: frames, stride and side.
+    """
+    kept = cache / f"{Path(path).stem}_{clips}x{'_'.join(map(str, shape))}.npz"
+    if not kept.exists():
+        videos = read_videos(path, None, key="train")
+        frames, stride, side = shape
+        # One window of one video at a time would do; the workers are there for damaged files.
+        loaded = load_eval_clips(
+            videos, clips * len(videos), frames, stride, side, workers=cores(), timeout=60
+        )
+        if loaded.bad:
+            raise ConfigError("; ".join(f"{path}: {reason}" for path, reason in loaded.bad[:3]))
+        labels = [str(videos[index].label) for index in loaded.indices]
+        cache.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(kept, clips=loaded.clips.numpy(), labels=labels)
+    with np.load(kept) as content:
+        return torch.from_numpy(content["clips"]), [str(label) for label in content["labels"]]

@@ -48,7 +48,7 @@ class Study:
     lists ``strategies``, it has these alone."""
     strategies: dict[str, dict[str, Any]]
     """By name: ``section.key`` of the trainer, or for an oracle ``oracle: k`` (a token that moves
-    is k times as likely as one that does not)."""
+    is k times as likely as one that does not); ``steps`` of its own."""
     probes: dict[str, dict[str, Any]]
     """By name: ``generated`` keys with ``train`` and ``test`` clips, or lists ``train`` and
     ``test`` of labelled videos; features of each are probed after every cell."""
@@ -119,7 +119,7 @@ class Cell:
     @property
     def steps(self) -> int:
         """Optimizer steps: the study's, or as many as cost what random masking costs."""
-        steps = self.study.steps
+        steps = self.study.strategies[self.strategy].get("steps", self.study.steps)
         if self.strategy == UNTRAINED:
             return 0
         if self.budget == "steps":
@@ -133,6 +133,7 @@ class Cell:
     def _config(self, overrides: dict[str, Any]) -> RunConfig:
         study = self.study
         settings = {"masking.strategy": "random", **study.base, **overrides}
+        settings.pop("steps", None)
         if settings.pop(ORACLE, None) is not None:
             settings["masking.strategy"] = "motion"  # whose weights are then the truth
         settings |= {"masking.ratio": self.ratio, "train.batch_size": study.batch_size}
