@@ -154,7 +154,9 @@ def train(
             seen = [entry["step"] for entry in jobs[one.cell.key]]
             if one.done in (step, one.cell.steps) and one.done not in seen:
                 entry = {"step": one.done, **looks(one, own.test)}
-                entry["probes"] = start_probes(pool, one.cell, one.encoder, sets)
+                entry["probes"] = start_probes(
+                    pool, one.cell, one.encoder, sets, last=one.done == one.cell.steps
+                )
                 jobs[one.cell.key].append(entry)
 
     if any(one.cell.strategy == UNTRAINED for one in runs):

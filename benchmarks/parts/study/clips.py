@@ -133,7 +133,7 @@ def make_probe(
     settings: dict[str, Any], model: ModelConfig, device: torch.device, cache: Path
 ) -> ProbeSet:
     """The clips of a study's ``probes`` entry."""
-    settings = dict(settings)
+    settings = {k: v for k, v in settings.items() if k != "kinds"}
     parts = settings.pop("train"), settings.pop("test")
     if all(isinstance(part, str) for part in parts):
         return _listed_probe(parts, settings, model, device, cache)

@@ -25,7 +25,7 @@ from tats_fast.models.encoder import VideoEncoder
 from tats_fast.models.patchify import motion_energy, normalised_video, patchify
 from tats_fast.pretrain.held_out import MASK_SEED
 from tats_fast.recognition.accuracy import top_accuracy
-from tats_fast.recognition.probe_heads import train_probe
+from tats_fast.recognition.probe_heads import fit_attentive, train_probe
 from tats_fast.rl.metrics import lift, policy_metrics
 
 SWEEPS: dict[str, list[dict[str, Any]]] = {
@@ -42,7 +42,7 @@ LOSS_CLIPS = 256
 
 @torch.no_grad()
 def features(encoder: VideoEncoder, clips: Tensor, bf16: bool, tokens: bool = False) -> Tensor:
-    """Mean features (M, C), or all tokens (M, N, C), fp32 on the CPU."""
+    """Mean features (M, C), fp32 on the CPU, or all tokens (M, N, C) on the encoder's device."""
     encoder.eval()
     parts = []
     for chunk in clips.split(CHUNK):
@@ -50,7 +50,7 @@ def features(encoder: VideoEncoder, clips: Tensor, bf16: bool, tokens: bool = Fa
             part = encoder(normalised_video(chunk)).float()
         parts.append(part if tokens else part.mean(dim=1))
     encoder.train()
-    return torch.cat(parts).cpu()
+    return torch.cat(parts) if tokens else torch.cat(parts).cpu()
 
 
 def probe(
@@ -63,20 +63,41 @@ def probe(
 
 
 def start_probes(
-    pool: ProcessPoolExecutor, cell: Cell, encoder: VideoEncoder, sets: dict[str, ProbeSet]
+    pool: ProcessPoolExecutor,
+    cell: Cell,
+    encoder: VideoEncoder,
+    sets: dict[str, ProbeSet],
+    last: bool,
 ) -> dict[str, Future]:
-    """Probes of an encoder as it is now, by ``set_kind``; they are fitted on other cores."""
-    bf16 = next(encoder.parameters()).device.type == "cuda"
-    jobs = {}
+    """Probes of an encoder as it is now, by ``set_kind``.
+
+    Those of mean features are fitted on other cores. The attentive probe, which wants all tokens,
+    is fitted here and now, on the encoder's device, and after a run's last step only.
+    """
+    device = next(encoder.parameters()).device
+    bf16, jobs = device.type == "cuda", {}
     for name, (train, test, classes) in sets.items():
-        for attentive in (False, True):
-            kinds = [kind for kind in cell.study.kinds if (kind == "attentive") == attentive]
-            if kinds:
-                known, asked = (features(encoder, x.clips, bf16, attentive) for x in (train, test))
-            for kind in kinds:
+        kinds = cell.study.probes[name].get("kinds", cell.study.kinds)
+        known, asked = (features(encoder, part.clips, bf16) for part in (train, test))
+        for kind in kinds:
+            job = f"{name}_{kind}"
+            if kind != "attentive":
                 arguments = kind, known, train.labels, asked, test.labels, len(classes)
-                jobs[f"{name}_{kind}"] = pool.submit(probe, *arguments)
+                jobs[job] = pool.submit(probe, *arguments)
+            elif last:
+                jobs[job] = Future()
+                jobs[job].set_result(attentive_probe(encoder, sets[name], bf16))
     return jobs
+
+
+def attentive_probe(encoder: VideoEncoder, clips: ProbeSet, bf16: bool) -> float:
+    """Top-1 in percent of one query's attention over all tokens."""
+    train, test, classes = clips
+    device = train.clips.device
+    known, asked = (features(encoder, part.clips, bf16, tokens=True) for part in (train, test))
+    labels, (sweep,) = train.labels.to(device), SWEEPS["attentive"]
+    scores = fit_attentive(known, labels, len(classes), **sweep)(asked)
+    return 100 * top_accuracy(scores.cpu(), test.labels)
 
 
 @torch.no_grad()

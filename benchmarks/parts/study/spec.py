@@ -51,7 +51,7 @@ class Study:
     is k times as likely as one that does not); ``steps`` of its own."""
     probes: dict[str, dict[str, Any]]
     """By name: ``generated`` keys with ``train`` and ``test`` clips, or lists ``train`` and
-    ``test`` of labelled videos; features of each are probed after every cell."""
+    ``test`` of labelled videos; where a name lists ``kinds``, it has these."""
     kinds: list[str] = field(default_factory=lambda: ["linear_bn", "knn"])
     """Kinds of probes (``tats-fast probe``)."""
     shots: list[int] = field(default_factory=list)
