@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -125,78 +124,70 @@ def write(study: Study, records: Records, out: Path) -> int:
     return 0
 
 
+COLUMNS = 4
+Fill = Callable[[Any, Study, Records, tuple, str], None]
+
+
 def draw(study: Study, records: Records, out: Path) -> list[Path]:
     """Scores by strategy with their standard errors, and scores over the steps."""
     import matplotlib
 
     matplotlib.use("Agg")
     return [
-        _draw(out / "scores.png", records, partial_scores(study)),
-        _draw(out / "curves.png", records, partial_curves(study)),
+        _draw(out / "scores.png", study, records, _bars),
+        _draw(out / "curves.png", study, records, _lines),
     ]
 
 
-def _draw(path: Path, records: Records, fill: Callable[[Any, Any, tuple, str], None]) -> Path:
+def _draw(path: Path, study: Study, records: Records, fill: Fill) -> Path:
     from matplotlib import pyplot
 
-    found = groups(records)
-    names = _measures({k: v for rows in found.values() for k, v in rows.items()})
-    scores = [name for name in names if _is_score(name)] or ["loss"]
-    size = (4.2 * len(scores), 3.4 * len(found))
-    figure, axes = pyplot.subplots(len(found), len(scores), figsize=size, squeeze=False)
-    for row, place in zip(axes, found, strict=True):
-        for axis, score in zip(row, scores, strict=True):
-            fill(axis, records, place, score)
-            axis.set_title(f"{place[0]}, {place[1]:g}, equal {place[2]}: {score}", fontsize=8)
-            axis.tick_params(labelsize=7)
-            axis.grid(alpha=0.3)
+    panels = []
+    for place, rows in groups(records).items():
+        scores = [name for name in _measures(rows) if _is_score(name)] or ["loss"]
+        panels += [(place, score) for score in scores]
+    rows = -(-len(panels) // COLUMNS)
+    size = (4 * min(COLUMNS, len(panels)), 3 * rows)
+    figure, axes = pyplot.subplots(rows, min(COLUMNS, len(panels)), figsize=size, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (place, score) in zip(axes.flat, panels, strict=False):
+        fill(axis, study, records, place, score)
+        axis.set_title(f"{score}\n{place[0]}, ratio {place[1]:g}, equal {place[2]}", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     pyplot.close(figure)
     return path
 
 
-def partial_scores(study: Study) -> Callable[[Any, Any, tuple, str], None]:
-    """Fills an axis with one bar per strategy."""
+def _bars(axis: Any, study: Study, records: Records, place: tuple, score: str) -> None:
+    rows = groups(records)[place]
+    found = [
+        (name, estimate(values))
+        for name in study.strategies
+        if (values := [v[score] for v in rows.get(name, {}).values() if score in v])
+    ]
+    for position, (_, value) in enumerate(found):
+        error = 0 if math.isnan(value.error) else value.error
+        axis.barh(position, value.mean, xerr=error, color=f"C{position % 10}", alpha=0.8)
+    axis.set_yticks(range(len(found)), [name for name, _ in found])
+    axis.invert_yaxis()
 
-    def fill(axis: Any, records: Records, place: tuple, score: str) -> None:
-        rows = groups(records)[place]
-        names = [name for name in study.strategies if name in rows]
-        found = [
-            (name, estimate(values))
-            for name in names
-            if (values := [v[score] for v in rows[name].values() if score in v])
+
+def _lines(axis: Any, study: Study, records: Records, place: tuple, score: str) -> None:
+    """The mean over seeds at every evaluation."""
+    for number, strategy in enumerate(study.strategies):
+        curves = [
+            {entry["step"]: entry[score] for entry in record["curve"] if score in entry}
+            for record in records.values()
+            if (record["data"], record["ratio"], record["budget"]) == place
+            and record["strategy"] == strategy
+            and record.get("curve")
         ]
-        for position, (_, value) in enumerate(found):
-            error = 0 if math.isnan(value.error) else value.error
-            axis.barh(position, value.mean, xerr=error, color=f"C{position % 10}", alpha=0.8)
-        axis.set_yticks(range(len(found)), [name for name, _ in found])
-        axis.invert_yaxis()
-
-    return fill
-
-
-def partial_curves(study: Study) -> Callable[[Any, Any, tuple, str], None]:
-    """Fills an axis with the mean over seeds at every evaluation."""
-
-    def fill(axis: Any, records: Records, place: tuple, score: str) -> None:
-        for number, strategy in enumerate(study.strategies):
-            curves = [
-                {entry["step"]: entry[score] for entry in record["curve"] if score in entry}
-                for record in records.values()
-                if (record["data"], record["ratio"], record["budget"]) == place
-                and record["strategy"] == strategy
-                and record.get("curve")
-            ]
-            steps = sorted(set.intersection(*(set(curve) for curve in curves)) if curves else ())
-            if steps:
-                means = [mean(curve[step] for curve in curves) for step in steps]
-                axis.plot(steps, means, marker="o", ms=3, color=f"C{number % 10}", label=strategy)
-        axis.legend(fontsize=6)
-
-    return fill
-
-
-def load(folder: Path) -> Records:
-    """The cells of ``study.json``."""
-    return json.loads((folder / "study.json").read_text())["cells"]
+        steps = sorted(set.intersection(*map(set, curves))) if curves else []
+        if steps:
+            means = [mean(curve[step] for curve in curves) for step in steps]
+            axis.plot(steps, means, marker="o", ms=3, color=f"C{number % 10}", label=strategy)
+    axis.legend(fontsize=6)

@@ -1,0 +1,223 @@
+"""The study: its cells, what it measures of them, and that it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import study as script
+import torch
+import yaml
+from parts.study import report
+from parts.study.clips import make_probe, make_source
+from parts.study.spec import Study, read_study
+from parts.study.training import CellRun, train_pack
+
+from tats_fast.config import ConfigError
+
+TINY = {
+    "image_size": 16,
+    "num_frames": 4,
+    "tubelet_size": 2,
+    "patch_size": 8,
+    "width": 32,
+    "depth": 1,
+    "heads": 2,
+    "decoder_width": 32,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
+}
+CPU = torch.device("cpu")
+
+
+def tree(**changes: object) -> dict:
+    """A study of seconds."""
+    probe = {"task": "object", "train": 48, "test": 16}
+    return {
+        "name": "tiny",
+        "model": TINY,
+        "base": {"train.precision": "fp32", "sampler.warmup_frac": 0.5, "ppo.epochs": 1},
+        "steps": 2,
+        "batch_size": 4,
+        "seeds": [0, 1],
+        "ratios": [0.75],
+        "data": {"object": {"task": "object", "area": 0.1}},
+        "strategies": {
+            "untrained": {},
+            "random": {},
+            "tats": {"masking.strategy": "tats", "ppo.reward": "change_error"},
+            "oracle": {"oracle": 8},
+        },
+        "probes": {"object": probe},
+        "kinds": ["knn"],
+        **changes,
+    }
+
+
+def test_cells_controls_once_and_compute_for_what_learns() -> None:
+    study = Study(**tree(ratios=[0.5, 0.75], budgets=["steps", "compute"]))
+    first, second = study.packs()
+    assert [cell.seed for cell in first + second].count(0) == len(first) == len(second)
+    assert [cell.key for cell in first] == [
+        "object_untrained_0.5_seed0",
+        "object_random_0.5_seed0",
+        "object_tats_0.5_seed0",
+        "object_tats_0.5_seed0_compute",
+        "object_oracle_0.5_seed0",
+        "object_random_0.75_seed0",
+        "object_tats_0.75_seed0",
+        "object_tats_0.75_seed0_compute",
+        "object_oracle_0.75_seed0",
+    ]
+
+
+def test_equal_compute_is_fewer_steps_of_the_same_cost() -> None:
+    study = Study(**tree(steps=1000, budgets=["compute"], strategies={"tats": tats()}))
+    (cell,) = study.packs()[0]
+    assert 300 < cell.steps < 950  # half of them with a resting sampler
+    still = Study(**tree(steps=1000, budgets=["steps"], strategies={"tats": tats()}))
+    assert still.packs()[0][0].steps == 1000
+
+
+def tats() -> dict:
+    return {"masking.strategy": "tats"}
+
+
+def test_a_changed_study_has_other_cells() -> None:
+    one, other = (Study(**tree(steps=steps)).packs()[0][1] for steps in (2, 3))
+    renamed = Study(**tree(name="other", seeds=[0, 1, 2])).packs()[0][1]
+    assert one.key == other.key and one.fingerprint() != other.fingerprint()
+    assert one.fingerprint() == renamed.fingerprint()
+
+
+def test_estimates_and_differences_are_paired_by_seed() -> None:
+    assert report.estimate([1.0, 3.0])[:2] == (2.0, 1.0)
+    assert math.isnan(report.estimate([1.0]).error)
+    ours = {0: {"knn": 11.0}, 1: {"knn": 21.0}, 2: {"knn": 0.0}}
+    theirs = {0: {"knn": 10.0}, 1: {"knn": 20.0}}
+    difference = report.paired(ours, theirs, "knn")
+    assert difference == (1.0, 0.0, 2)  # spread of the seeds themselves: 10
+    assert report.paired(ours, {}, "knn") is None
+
+
+def test_an_oracle_sees_what_moves_and_others_do_not(tmp_path: Path) -> None:
+    study = Study(**tree())
+    cells = {cell.strategy: cell for cell in study.packs()[0]}
+    model = cells["random"].config.model
+    source = make_source(study.data["object"], model, 0, CPU, tmp_path)
+    runs = [CellRun(cells[name], CPU) for name in ("random", "oracle")]
+    lifts: dict[str, list[float]] = {"random": [], "oracle": []}
+    for number in range(12):
+        batch = source.batch(64, number)
+        for run in runs:
+            run.done = 0
+            run.step(batch)
+            lifts[run.cell.strategy].append(run.metrics["motion_lift"].item())
+    # The oracle's "motion" is 1 + 7 x the share that moves; random's the frame difference.
+    assert sum(lifts["oracle"]) / 12 > 1.1
+    assert abs(sum(lifts["random"]) / 12 - 1) < 0.15
+
+
+def test_runs_of_a_pack_see_the_same_clips_and_stop_where_they_should(tmp_path: Path) -> None:
+    study = Study(**tree(steps=3))
+    cells = [cell for cell in study.packs()[0] if cell.strategy == "random"] * 2
+    source = make_source(study.data["object"], cells[0].config.model, 0, CPU, tmp_path)
+    runs = [CellRun(cell, CPU) for cell in cells]
+    stops = [step for step, _ in train_pack(runs, source, 4, [1, 3])]
+    assert stops == [1, 3]
+    first, second = (run.encoder.state_dict() for run in runs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_probes_of_generated_clips_are_held_out(tmp_path: Path) -> None:
+    model = Study(**tree()).packs()[0][0].config.model
+    train, test, classes = make_probe(
+        {"task": "object", "train": 8, "test": 8}, model, CPU, tmp_path
+    )
+    assert len(classes) == 8
+    assert not torch.equal(train.clips, test.clips)
+    assert train.moving.shape == (8, model.num_tokens)
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(tree(shots=[1])))
+    return path
+
+
+@pytest.mark.slow
+def test_trains_measures_reports_and_goes_on(
+    study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    arguments = [str(study_file), "--out", str(out), "--device", "cpu"]
+    assert script.main([*arguments, "seeds=[0]"]) == 0
+    text = capsys.readouterr().out
+    assert "| random |" in text and "object_knn" in text and "object_tuned1" in text
+    record = json.loads((out / "object_tats_0.75_seed0.json").read_text())
+    assert record["steps"] == 2 and record["curve"][-1]["step"] == 2
+    assert 0 <= record["curve"][-1]["object_knn"] <= 100
+    written = {path: path.stat().st_mtime_ns for path in out.glob("object_*.json")}
+    assert len(written) == 4
+    assert script.main([*arguments, "--list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == ["done"] * 4 + ["open"] * 4
+    assert script.main(arguments) == 0  # the second seed alone
+    after = {path: path.stat().st_mtime_ns for path in out.glob("object_*.json")}
+    assert len(after) == 8 and written.items() <= after.items()
+    assert "± " in (out / "index.md").read_text()
+    assert (out / "scores.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"budgets": ["hours"]}, "budgets: hours: must be one of steps, compute"),
+        ({"strategy": {}}, "strategy is unknown"),
+        ({"strategies": {"x": {"masking.strategy": "best"}}}, "masking.strategy=best"),
+        ({"data": {"object": {"task": "object", "strategies": ["nobody"]}}}, "'nobody'"),
+    ],
+)
+def test_what_is_wrong_with_a_study_is_one_line(
+    changes: dict, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(tree(**changes)))
+    assert script.main([str(path), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1
+
+
+def test_presets_can_be_read_and_unknown_ones_are_named(tmp_path: Path) -> None:
+    study = read_study("gpu10", ["steps=7", "model.depth=2"])
+    assert study.steps == 7 and study.packs()[0][2].config.model.depth == 2
+    with pytest.raises(ConfigError, match="presets are gpu10"):
+        read_study(str(tmp_path / "nothing"))
+
+
+@pytest.mark.slow
+def test_the_gpu_preset_runs_dry(tmp_path: Path) -> None:
+    """All its strategies, on the CPU with a model of a block and two steps."""
+    small = {"width": 32, "depth": 1, "heads": 1, "decoder_width": 32, "decoder_depth": 1}
+    changes = [f"model.{name}={value}" for name, value in small.items()]
+    changes += ["model.image_size=16", "steps=2", "batch_size=2", "seeds=[0]", "curve=1"]
+    changes += ["strategies.supervised={steps: 2}"]
+    changes += ["probes={object: {task: object, train: 48, test: 16, kinds: [knn, attentive]}}"]
+    arguments = [
+        "gpu10",
+        *changes,
+        "--out",
+        str(tmp_path),
+        "--device",
+        "cpu",
+        "--side-by-side",
+        "12",
+    ]
+    assert script.main(arguments) == 0
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("object*_seed0.json")]
+    assert {record["strategy"] for record in records} == set(read_study("gpu10").strategies)
+    trained = [r for r in records if r["strategy"] not in ("untrained", "supervised")]
+    assert all("object_attentive" in record["curve"][-1] for record in trained)
