@@ -46,7 +46,8 @@ WAYS = {
 def learner_for(tiny_config, world, way, attention="eager", **train):
     sections = dict(WAYS[way])
     sections["masking"] = {"ratio": 0.75, **sections.get("masking", {})}
-    train = {"batch_size": 4, "steps": STEPS, **sections.get("train", {}), **train}
+    small = {"batch_size": 4, "steps": STEPS, "compile": False}
+    train = {**small, **sections.get("train", {}), **train}
     # The plain attention: FlashAttention's and cuDNN's backward add up in an order of their own.
     model = {"attention": attention}
     return make_learner(tiny_config(**{**sections, "model": model, "train": train}), world)
@@ -272,7 +273,7 @@ def test_a_recording_that_fails_costs_nothing(tiny_config, monkeypatch, caplog, 
 @gpu
 def test_trainer_takes_graphed_steps(run_config, tmp_path):
     for name, graph in (("graphed", True), ("plain", False)):
-        train = {"cuda_graph": graph, "steps": STEPS, "checkpoint_every": STEPS}
+        train = {"cuda_graph": graph, "steps": STEPS, "checkpoint_every": STEPS, "compile": False}
         model, sampler = {"attention": "eager"}, {"warmup_frac": WARMUP / STEPS}
         config = run_config(name, train=train, model=model, sampler=sampler)
         trainer = Trainer(config, CUDA)
