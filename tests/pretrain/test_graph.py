@@ -53,13 +53,13 @@ def learner_for(tiny_config, world, way, attention="eager", **train):
     return make_learner(tiny_config(**{**sections, "model": model, "train": train}), world)
 
 
-def steps(world, accumulation, first=0, last=STEPS):
+def steps(world, accumulation, first=0, last=STEPS, rate=2**-9):
     """Clips and plans of a run whose sampler rests for WARMUP steps."""
     for step in range(first, last):
         generator = torch.Generator().manual_seed(step)
         clips = torch.randint(0, 256, (4, 8, 32, 32, 3), dtype=torch.uint8, generator=generator)
         # Rates that fp32 holds exactly: on a CPU the fused kernel takes wider ones as they are.
-        plan = StepPlan(step, 2**-9 * (step + 1), 16, warmup=step < WARMUP)
+        plan = StepPlan(step, rate * (step + 1), 16, warmup=step < WARMUP)
         yield list(clips.to(world.device).chunk(accumulation)), plan
 
 
@@ -189,8 +189,6 @@ def test_without_a_graph_it_is_the_plain_step(tiny_config):
 @pytest.mark.parametrize("way", WAYS)
 def test_replayed_step_is_the_step(tiny_config, way, precision):
     """The same kernels in the same order: the same bits."""
-    if way == "adaptive" and precision == "bf16":
-        pytest.skip("packed rows take FlashAttention's kernel, whose backward is not repeatable")
     plain = learner_for(tiny_config, CUDA, way, precision=precision)
     expected = taken(plain, partial(pretrain_step, plain))
     learner = learner_for(tiny_config, CUDA, way, precision=precision)
@@ -219,12 +217,13 @@ def test_default_attention_can_be_recorded(tiny_config):
     learner = learner_for(tiny_config, CUDA, "K=2", precision="bf16", attention="auto")
     plain = learner_for(tiny_config, CUDA, "K=2", precision="bf16", attention="auto")
     graphed = GraphedStep(learner)
-    found = taken(learner, graphed)
-    expected = taken(plain, partial(pretrain_step, plain))
+    # Its backward may add up in another order each time, in 16 bit: steps so small that the
+    # difference has no time to grow.
+    found = taken(learner, graphed, rate=1e-6)
+    expected = taken(plain, partial(pretrain_step, plain), rate=1e-6)
     assert graphed.failure is None and graphed.recorded
-    # Its backward may add up in another order each time, in 16 bit.
     for one, two in zip(found, expected, strict=True):
-        torch.testing.assert_close(one["loss_recon"], two["loss_recon"], rtol=2e-2, atol=0)
+        torch.testing.assert_close(one["loss_recon"], two["loss_recon"], rtol=2e-3, atol=0)
 
 
 @gpu
@@ -272,6 +271,7 @@ def test_a_recording_that_fails_costs_nothing(tiny_config, monkeypatch, caplog, 
 
 @gpu
 def test_trainer_takes_graphed_steps(run_config, tmp_path):
+    pytest.importorskip("av")
     for name, graph in (("graphed", True), ("plain", False)):
         train = {"cuda_graph": graph, "steps": STEPS, "checkpoint_every": STEPS, "compile": False}
         model, sampler = {"attention": "eager"}, {"warmup_frac": WARMUP / STEPS}
