@@ -98,8 +98,10 @@ def test_static_step_neither_waits_nor_moves(tiny_config):
     graphed = GraphedStep(learner, capture=False)
     places = []
     for clips, plan in steps(CPU, 1):
-        graphed(clips, plan)
+        metrics = graphed(clips, plan)
         static = graphed._static
+        kept = metrics["loss_recon"].untyped_storage().data_ptr()
+        assert kept != static.values.untyped_storage().data_ptr()  # the next replay writes there
         static.fill(clips, plan)
         with RefuseToWait():
             static.run()
@@ -130,6 +132,10 @@ def test_a_scale_from_a_checkpoint_is_taken_over(tiny_config):
     graphed = GraphedStep(learner, capture=False)
     taken(learner, graphed, first=STEPS - 1)
     load(learner, state_of(plain))
+    static = graphed._static
+    static.fill(*next(steps(CPU, 1, first=STEPS - 1)))
+    assert learner.reward_scale is static.scale  # where a recorded step would look for it
+    assert_identical(static.scale, plain.reward_scale)
     taken(learner, graphed, first=STEPS - 1)
     taken(plain, partial(pretrain_step, plain), first=STEPS - 1)
     assert_identical(state_of(learner), state_of(plain))
