@@ -25,6 +25,8 @@ COLOURS = {
     "compiled": "#1d8a52",
     "fast": "#c45d00",
     "fast_eager": "#e0a377",
+    "fast_graph": "#8a3f00",
+    "fast_eager_graph": "#b98a64",
     "triton": "#c45d00",
     "triton_compiled": "#9440ad",
     "pyav": "#1f6fd0",

@@ -27,7 +27,7 @@ def make_parser() -> bench.Parser:
     """The command line."""
     parser = bench.Parser(__doc__)
     add_step_options(parser)
-    paths = tuple(name for name, path in PATHS.items() if not path.peer)
+    paths = tuple(name for name, path in PATHS.items() if not (path.peer or path.graph))
     add = parser.add_argument
     add("--paths", type=bench.names_of(paths), default=("fast",), metavar="A,B")
     add("--json", metavar="FILE", help="write the record, after every path")

@@ -36,6 +36,7 @@ RESERVED = {
     "device": "use --device",
     "train.batch_size": "use --batch",
     "train.compile": "every path sets its own",
+    "train.cuda_graph": "every path sets its own",
     "masking.schedule": "the mask ratio is constant here; use --mask-ratio",
     "distributed.engine": "the benchmark is one plain process",
 }

@@ -75,6 +75,10 @@ def _problem(config: RunConfig, world: World) -> str | None:
     return None
 
 
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 class StaticStep:
     """Steps of one kind (``StepPlan.warmup``, ``StepPlan.visible``, the clips' shapes) whose inputs
     and outputs lie where they lay."""
@@ -186,7 +190,7 @@ class GraphedStep:
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-        reason = None
+        reason = ""
         try:
             graph.register_generator_state(self.learner.generator)
             with (
@@ -200,12 +204,11 @@ class GraphedStep:
                 try:
                     self._static.run()
                 except Exception as error:
-                    reason = error  # the graph will only say that it is broken
+                    reason = _in_a_line(error)  # the graph will only say that it is broken
                     raise
         except Exception as error:
             self._undo(pool)
-            reason = reason or error
-            self.failure = f"{type(reason).__name__}: {reason}".splitlines()[0]
+            self.failure = reason or _in_a_line(error)
             LOGGER.warning(
                 "the step cannot be recorded as a CUDA graph and goes on without "
                 "(train.cuda_graph): %s",

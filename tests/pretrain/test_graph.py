@@ -46,19 +46,20 @@ WAYS = {
 def learner_for(tiny_config, world, way, attention="eager", **train):
     sections = dict(WAYS[way])
     sections["masking"] = {"ratio": 0.75, **sections.get("masking", {})}
-    train = {"batch_size": 4, "steps": STEPS, **sections.get("train", {}), **train}
+    small = {"batch_size": 4, "steps": STEPS, "compile": False}
+    train = {**small, **sections.get("train", {}), **train}
     # The plain attention: FlashAttention's and cuDNN's backward add up in an order of their own.
     model = {"attention": attention}
     return make_learner(tiny_config(**{**sections, "model": model, "train": train}), world)
 
 
-def steps(world, accumulation, first=0, last=STEPS):
+def steps(world, accumulation, first=0, last=STEPS, rate=2**-9):
     """Clips and plans of a run whose sampler rests for WARMUP steps."""
     for step in range(first, last):
         generator = torch.Generator().manual_seed(step)
         clips = torch.randint(0, 256, (4, 8, 32, 32, 3), dtype=torch.uint8, generator=generator)
         # Rates that fp32 holds exactly: on a CPU the fused kernel takes wider ones as they are.
-        plan = StepPlan(step, 2**-9 * (step + 1), 16, warmup=step < WARMUP)
+        plan = StepPlan(step, rate * (step + 1), 16, warmup=step < WARMUP)
         yield list(clips.to(world.device).chunk(accumulation)), plan
 
 
@@ -97,8 +98,10 @@ def test_static_step_neither_waits_nor_moves(tiny_config):
     graphed = GraphedStep(learner, capture=False)
     places = []
     for clips, plan in steps(CPU, 1):
-        graphed(clips, plan)
+        metrics = graphed(clips, plan)
         static = graphed._static
+        kept = metrics["loss_recon"].untyped_storage().data_ptr()
+        assert kept != static.values.untyped_storage().data_ptr()  # the next replay writes there
         static.fill(clips, plan)
         with RefuseToWait():
             static.run()
@@ -129,6 +132,10 @@ def test_a_scale_from_a_checkpoint_is_taken_over(tiny_config):
     graphed = GraphedStep(learner, capture=False)
     taken(learner, graphed, first=STEPS - 1)
     load(learner, state_of(plain))
+    static = graphed._static
+    static.fill(*next(steps(CPU, 1, first=STEPS - 1)))
+    assert learner.reward_scale is static.scale  # where a recorded step would look for it
+    assert_identical(static.scale, plain.reward_scale)
     taken(learner, graphed, first=STEPS - 1)
     taken(plain, partial(pretrain_step, plain), first=STEPS - 1)
     assert_identical(state_of(learner), state_of(plain))
@@ -188,8 +195,6 @@ def test_without_a_graph_it_is_the_plain_step(tiny_config):
 @pytest.mark.parametrize("way", WAYS)
 def test_replayed_step_is_the_step(tiny_config, way, precision):
     """The same kernels in the same order: the same bits."""
-    if way == "adaptive" and precision == "bf16":
-        pytest.skip("packed rows take FlashAttention's kernel, whose backward is not repeatable")
     plain = learner_for(tiny_config, CUDA, way, precision=precision)
     expected = taken(plain, partial(pretrain_step, plain))
     learner = learner_for(tiny_config, CUDA, way, precision=precision)
@@ -218,12 +223,13 @@ def test_default_attention_can_be_recorded(tiny_config):
     learner = learner_for(tiny_config, CUDA, "K=2", precision="bf16", attention="auto")
     plain = learner_for(tiny_config, CUDA, "K=2", precision="bf16", attention="auto")
     graphed = GraphedStep(learner)
-    found = taken(learner, graphed)
-    expected = taken(plain, partial(pretrain_step, plain))
+    # Its backward may add up in another order each time, in 16 bit: steps so small that the
+    # difference has no time to grow.
+    found = taken(learner, graphed, rate=1e-6)
+    expected = taken(plain, partial(pretrain_step, plain), rate=1e-6)
     assert graphed.failure is None and graphed.recorded
-    # Its backward may add up in another order each time, in 16 bit.
     for one, two in zip(found, expected, strict=True):
-        torch.testing.assert_close(one["loss_recon"], two["loss_recon"], rtol=2e-2, atol=0)
+        torch.testing.assert_close(one["loss_recon"], two["loss_recon"], rtol=2e-3, atol=0)
 
 
 @gpu
@@ -271,8 +277,9 @@ def test_a_recording_that_fails_costs_nothing(tiny_config, monkeypatch, caplog, 
 
 @gpu
 def test_trainer_takes_graphed_steps(run_config, tmp_path):
+    pytest.importorskip("av")
     for name, graph in (("graphed", True), ("plain", False)):
-        train = {"cuda_graph": graph, "steps": STEPS, "checkpoint_every": STEPS}
+        train = {"cuda_graph": graph, "steps": STEPS, "checkpoint_every": STEPS, "compile": False}
         model, sampler = {"attention": "eager"}, {"warmup_frac": WARMUP / STEPS}
         config = run_config(name, train=train, model=model, sampler=sampler)
         trainer = Trainer(config, CUDA)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from parts import ROOT
-from parts.peak_memory import peak_mb
+from parts.peak_memory import MIB, peak_mb, state_bytes
 from parts.step.clips import NAME, moving_texture
 from parts.step.peer import Peer
 from parts.step.stages import stages_ms
@@ -24,8 +24,9 @@ from tats_fast.data.video import DecodeError, decode_window
 from tats_fast.engine.distributed import World
 from tats_fast.engine.optim import LR_REFERENCE_BATCH
 from tats_fast.masking import visible_tokens
+from tats_fast.pretrain.graph import EAGER_STEPS, GraphedStep, Step, make_step
 from tats_fast.pretrain.learner import Learner, make_learner
-from tats_fast.pretrain.step import StepPlan, pretrain_step
+from tats_fast.pretrain.step import StepPlan
 
 CLIPS_FOLDER = ROOT / "demo" / "clips" / "train"
 DECODED_CLIPS = 32
@@ -55,6 +56,8 @@ class StepPath:
     """``masking.strategy`` where it is not the configuration's."""
     peer: bool = False
     """Transformers' VideoMAE instead of ours; its kernels and attention are its own."""
+    graph: bool = False
+    """``train.cuda_graph``: steps after the first few are replayed as one CUDA graph."""
 
     @property
     def compared(self) -> bool:
@@ -71,8 +74,11 @@ PATHS = {
     "random": StepPath("auto", "auto", ("cuda",), strategy="random"),
     "sdpa": StepPath("reference", "sdpa"),
     "fast_eager": StepPath("auto", "auto"),
+    "fast_graph": StepPath("auto", "auto", ("cuda",), graph=True),
+    "fast_eager_graph": StepPath("auto", "auto", graph=True),
 }
-"""``fast`` is what a run would use; ``fast_eager``, for comparison on a GPU, is it without
+"""``fast`` is what a run would use, but for the CUDA graph of its small steps; ``fast_graph``, on a
+GPU, is with one. ``fast_eager`` and ``fast_eager_graph``, for comparison there, are the two without
 torch.compile. ``random`` is ``fast`` with a uniformly random mask and no sampler, so that like can
 be compared with ``videomae``, Transformers' own model under such a mask."""
 
@@ -84,6 +90,8 @@ class Contender:
     path: StepPath
     learner: Learner
     clips: list[Tensor]
+    take: Step
+    """``pretrain_step`` of the learner."""
     taken: int = 0
     skipped: list[Tensor] = field(default_factory=list)
     first: dict[str, float] = field(default_factory=dict)
@@ -114,7 +122,7 @@ class Contender:
             warmup=False,
         )
         with kernels.use(self.path.kernels):
-            metrics = pretrain_step(self.learner, self.clips, plan)
+            metrics = self.take(self.clips, plan)
         self.taken += 1
         self.skipped.append(metrics["skipped"])
         return metrics
@@ -128,6 +136,7 @@ class Contender:
             "attention": self.learner.mae.backend,
             "kernels": levels,
             "compile": self.config.train.compile,
+            "cuda_graph": self.path.graph,
             "masking": self.config.masking.strategy,
         }
 
@@ -136,14 +145,20 @@ class Contender:
         return stages_ms(self.step, self.learner, self.learner.world.device)
 
     def peak_memory_mb(self) -> float | None:
-        """Of one step in MiB, its own state included."""
+        """Of one step in MiB, its own state included; with a graph, the memory that it keeps."""
         learner = self.learner
         modules = filter(None, (learner.mae, learner.sampler))
         optimizers = filter(None, (learner.runner.optimizer, learner.sampler_optimizer))
+        if isinstance(self.take, GraphedStep):
+            return (state_bytes(modules, optimizers) + self.take.pool_bytes) / MIB
         return peak_mb(self.step, modules, optimizers, learner.world.device)
 
     def take_first_step(self) -> None:
-        """Fill in ``first``."""
+        """Fill in ``first``; with a graph, take the steps that it takes to record it.
+
+        Raises:
+            RuntimeError: it could not be recorded.
+        """
         runner, sampler = self.learner.runner, self.learner.sampler
         modules = [("grad_norm_mae", runner.optimizer, runner.module)]
         if sampler is not None:
@@ -160,6 +175,11 @@ class Contender:
             metrics = self.step()
         losses = {name: value for name, value in metrics.items() if name.startswith("loss_")}
         self.first = {name: float(value) for name, value in {**losses, **norms}.items()}
+        if isinstance(self.take, GraphedStep):
+            for _ in range(EAGER_STEPS):
+                self.step()
+            if not self.take.recorded:
+                raise RuntimeError(f"no CUDA graph: {self.take.failure}")
 
 
 def _norm_recorder(norms: dict[str, Tensor], name: str, module: torch.nn.Module) -> Any:
@@ -179,7 +199,7 @@ def make_contender(
     """Seeded learner for ``path``: equal configurations give equal weights.
 
     Raises:
-        ConfigError: an attention backend that this machine lacks.
+        ConfigError: an attention backend that this machine lacks, a CUDA graph without a GPU.
         ImportError: a peer that is not installed.
     """
     strategy = path.strategy or config.masking.strategy
@@ -188,12 +208,12 @@ def make_contender(
         config,
         model=replace(config.model, attention=path.attention),
         masking=replace(config.masking, strategy=strategy),
-        train=replace(config.train, compile=device.type in path.compiled),
+        train=replace(config.train, compile=device.type in path.compiled, cuda_graph=path.graph),
     )
     if path.peer:
         return Peer(config, device, micro_batches)
     learner = make_learner(config, World(0, 1, device))
-    return Contender(path, learner, micro_batches)
+    return Contender(path, learner, micro_batches, make_step(learner))
 
 
 def disagreements(first: dict[str, float], baseline: dict[str, float], precision: str) -> list[str]:

@@ -99,6 +99,7 @@ def results(
     for name, path in paths.items():
         how, step = config["paths"][name], path["step_ms"]
         levels = "+".join(sorted(set(how["kernels"].values()))) + " compiled" * how["compile"]
+        levels += " graph" * how.get("cuda_graph", False)  # older records and peers do not say
         ratio = paths[baseline]["step_ms"]["p50"] / step["p50"]
         rates = [path["clips_per_s"], path["tflops"]]
         clips, tflops = (bench.number(rate, 3 if rate < 10 else 1) for rate in rates)
