@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from tats_fast.config.checks import require
 from tats_fast.config.options import Options, option
 
-Task = Literal["pan", "object", "spin"]
+Task = Literal["pan", "object", "spin", "relation", "digit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,10 @@ class SceneConfig(Options):
     task: Task = "object"
     """What the class is: ``pan``, in which of 8 directions a texture moves as a whole; ``object``,
     in which of 8 directions an object moves over a background; ``spin``, how an object turns or
-    grows on its place."""
+    grows on its place; ``relation``, how two objects move to each other; ``digit``, which digit
+    moves, in a direction that says nothing."""
     area: float = option(0.08, at_least=0.02, at_most=0.5)
-    """Share of the picture that the object covers, 0.02 to 0.5."""
+    """Share of the picture that the object covers, or both together, 0.02 to 0.5."""
     camera: Literal["still", "pan"] = "still"
     """``pan`` moves everything with the background, in a direction that has nothing to do with the
     class; the object's class is its motion against the background."""
