@@ -34,11 +34,12 @@ class Digits(NamedTuple):
         return first[labels] + (draws * self.counts[labels]).long()
 
 
-def load_digits(half: int) -> Digits:
+def load_digits(half: int, key: str = "task") -> Digits:
     """Every second digit of scikit-learn's, on the host.
 
     Args:
         half: 0 or 1; the two share no picture.
+        key: what the message calls the option that asks for them.
 
     Raises:
         ConfigError: scikit-learn is not installed.
@@ -47,7 +48,7 @@ def load_digits(half: int) -> Digits:
         from sklearn import datasets
     except ImportError:
         raise ConfigError(
-            "generated.task=digit: needs the digits of scikit-learn, which is not installed; "
+            f"{key}=digit: needs the digits of scikit-learn, which is not installed; "
             "pip install scikit-learn"
         ) from None
     data = datasets.load_digits()

@@ -88,11 +88,12 @@ class Scenes:
         generator = _generator(self.device, seed, 0, _ATLAS)
         self._digits, self._alpha = None, None
         if config.task == "digit":
-            self._digits = load_digits(half=seed % 2)
+            self._digits = load_digits(seed % 2, f"{config.section}task")
             self._alpha = self._digits.alpha.to(self.device)
         self._atlas = noise_atlas(atlas_side, generator)
         if config.textures != "noise":
-            lay_pictures(self._atlas, 1.0 if config.textures == "images" else 0.5, generator)
+            share, key = 1.0 if config.textures == "images" else 0.5, f"{config.section}textures"
+            lay_pictures(self._atlas, share, generator, key)
 
     @torch.no_grad()
     def batch(self, size: int, number: int) -> SceneBatch:
