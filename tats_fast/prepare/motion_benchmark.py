@@ -93,7 +93,7 @@ def write_video(path: Path, clip: np.ndarray, lossless: bool = False) -> None:
         stream.pix_fmt = "bgr0" if lossless else "yuv420p"
         stream.codec_context.thread_count = 1
         if not lossless:
-            # Without looking ahead: with it, x264 sometimes gives other bytes for such small frames.
+            # Without looking ahead, which in x264 sometimes gives small frames other bytes.
             stream.options = {"crf": "18", "preset": "superfast", "tune": "zerolatency"}
         for image in clip:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from run_checks import RefuseToWait
 from torch.nn import functional as F
 
 from tats_fast.generated import SceneConfig, Scenes, moving_share
@@ -31,6 +32,28 @@ def test_a_batch_is_a_function_of_its_number(task):
         assert torch.equal(one, other)
     assert not torch.equal(wanted.clips, first.batch(6, 6).clips)
     assert not torch.equal(wanted.clips, scenes(1, task=task).batch(6, 5).clips)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_nothing_in_a_batch_waits_for_the_device(task):
+    made = scenes(task=task)
+    with RefuseToWait():
+        made.batch(4, 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("task", TASKS)
+def test_a_gpu_makes_the_same_scenes(task):
+    """Of its own textures and noise, which come from its own generator."""
+    config = SceneConfig(task=task, area=0.2)
+    here = Scenes(config, FRAMES, SIDE, 0).batch(64, 3)
+    made = Scenes(config, FRAMES, SIDE, 0, "cuda")
+    there = made.batch(64, 3)
+    assert torch.equal(there.labels.cpu(), here.labels)
+    assert (there.moving.cpu() == here.moving).float().mean() > 0.999
+    assert torch.equal(there.clips, made.batch(64, 3).clips)
+    assert there.clips.float().std() > 20
 
 
 def test_a_large_batch_is_made_in_parts_that_differ():
