@@ -3,7 +3,7 @@
     python benchmarks/study.py demo --out runs/study
     python benchmarks/study.py gpu10 --out runs/study --limit 540
 
-One YAML file says what is compared (configs/study, or a file of your own). Every finished cell has
+One YAML file says what is compared (benchmarks/studies, or a file of your own). Every finished cell has
 a file in ``--out``; the same command goes on where it was, and ``--report`` makes table, pictures
 and page from what is there.
 """
@@ -39,7 +39,7 @@ def make_parser() -> bench.Parser:
     """The command line."""
     parser = bench.Parser(__doc__)
     add = parser.add_argument
-    add("study", help="name of a preset in configs/study, or a YAML file")
+    add("study", help="name of a preset in benchmarks/studies, or a YAML file")
     add("changes", nargs="*", metavar="key=value", help="other values for entries of the file")
     add("--out", required=True, metavar="DIR", help="folder of the cells' files")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))

@@ -190,4 +190,5 @@ def _lines(axis: Any, study: Study, records: Records, place: tuple, score: str) 
         if steps:
             means = [mean(curve[step] for curve in curves) for step in steps]
             axis.plot(steps, means, marker="o", ms=3, color=f"C{number % 10}", label=strategy)
-    axis.legend(fontsize=6)
+    if axis.lines:
+        axis.legend(fontsize=6)

@@ -20,7 +20,7 @@ from tats_fast.config import ConfigError, RunConfig
 from tats_fast.config.reading import build_config
 from tats_fast.pretrain.flops import training_step
 
-PRESETS = ROOT / "configs" / "study"
+PRESETS = ROOT / "benchmarks" / "studies"
 UNTRAINED, SUPERVISED = "untrained", "supervised"
 CONTROLS = (UNTRAINED, SUPERVISED)
 """Cells that are no pretraining: the starting weights, and a classifier trained with labels."""
