@@ -1,11 +1,10 @@
 """Masking strategies compared: which selection of visible tokens gives the better encoder.
 
-    python benchmarks/study.py demo --out runs/study
     python benchmarks/study.py gpu10 --out runs/study --limit 540
 
-One YAML file says what is compared (benchmarks/studies, or a file of your own). Every finished cell has
-a file in ``--out``; the same command goes on where it was, and ``--report`` makes table, pictures
-and page from what is there.
+One YAML file says what is compared (benchmarks/studies, or a file of your own). Every finished cell
+has a file in ``--out``; the same command goes on where it was, and ``--report`` makes table,
+pictures and page from what is there.
 """
 
 from __future__ import annotations
