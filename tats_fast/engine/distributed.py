@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tats_fast.config import ConfigError
+from tats_fast.config import ConfigError, Failure
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,20 @@ class World:
         values: list = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def from_main(self, function: Callable[[], T]) -> T:
+        """What ``function`` returns on the first process, on all; its ``ConfigError`` or
+        ``Failure`` is raised on all too."""
+        result = problem = None
+        if self.is_main:
+            try:
+                result = function()
+            except (ConfigError, Failure) as error:
+                problem = error
+        result, problem = self.gather((result, problem))[0]
+        if problem is not None:
+            raise problem
+        return result
 
     def barrier(self) -> None:
         """Wait for all processes."""

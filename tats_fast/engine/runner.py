@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from tats_fast.config import ConfigError, TrainingConfig
 from tats_fast.engine.distributed import World
 from tats_fast.engine.host_memory import keep_freed_memory
-from tats_fast.engine.optim import set_lr, skip_step_if
+from tats_fast.engine.optim import (
+    load_optimizer,
+    restore_settings,
+    set_lr,
+    settings_of,
+    skip_step_if,
+)
 from tats_fast.run_folder import read_tensors
 
 
@@ -90,7 +96,7 @@ class TorchRunner:
             torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
 
     def load(self, folder: Path) -> None:
-        self.optimizer.load_state_dict(read_tensors(folder / "optimizer.pt", self._world.device))
+        load_optimizer(self.optimizer, read_tensors(folder / "optimizer.pt", self._world.device))
 
 
 class DeepSpeedRunner:
@@ -164,6 +170,7 @@ class DeepSpeedRunner:
         self._engine.save_checkpoint(str(folder), tag="deepspeed")
 
     def load(self, folder: Path) -> None:
+        own = settings_of(self.optimizer)
         # The weights came from model.pt, whose names may be those of an earlier release.
         path, _ = self._engine.load_checkpoint(
             str(folder), tag="deepspeed", custom_load_fn=lambda src, dst: None
@@ -172,6 +179,7 @@ class DeepSpeedRunner:
             raise ConfigError(
                 f"train.resume={folder}: holds no DeepSpeed state for this many processes"
             )
+        restore_settings(self.optimizer, own)
 
 
 def make_runner(
