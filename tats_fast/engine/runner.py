@@ -162,8 +162,11 @@ class DeepSpeedRunner:
     def step(self, lr: float, skip: Tensor) -> Update:
         set_lr(self.optimizer, lr)
         skip_step_if(self.optimizer, skip)
+        before = self._engine.skipped_steps
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
+        if self._engine.skipped_steps > before:  # its own check found a gradient that is not finite
+            skip, norm = torch.ones_like(skip), math.nan
         return Update(skip, torch.as_tensor(math.nan if norm is None else norm, device=skip.device))
 
     def save(self, folder: Path) -> None:
