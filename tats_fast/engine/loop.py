@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tats_fast.config import ConfigError, TrainingConfig, save_config
-from tats_fast.data.bad_files import BadFileRecord
+from tats_fast.data.bad_files import BadFileRecord, one_field
 from tats_fast.data.loader import ClipBatch, ClipLoader
 from tats_fast.data.order import ClipKey
 from tats_fast.data.pyav import require_pyav
@@ -51,6 +51,7 @@ class _Step:
 
     metrics: dict[str, Tensor]
     keys: list[ClipKey]
+    videos: list[int]
     bad: list[tuple[str, str]]
     on_host: int
 
@@ -59,6 +60,7 @@ class _Step:
         return cls(
             metrics,
             [key for batch in batches for key in batch.keys],
+            [number for batch in batches for number in batch.videos],
             [entry for batch in batches for entry in batch.bad],
             sum(batch.on_host for batch in batches),
         )
@@ -329,15 +331,17 @@ class TrainingLoop(ABC):
         self._skipped.note(self.position.step - len(flags) + 1, flags, clips)
         means = dict(zip(names, table[~skipped].nanmean(dim=0).tolist(), strict=True))
         # Every process hears of every bad file, so that all stop together at the limit.
+        read = {self.videos[number].path for step in window for number in step.videos}
         loaded = self.world.gather(
             (
                 [entry for step in window for entry in step.bad],
+                [path for path in read if one_field(path) in self.bad_files.failing],
                 sum(step.on_host for step in window),
                 loader.replaced_workers,
             )
         )
-        bad = [entry for entries, _, _ in loaded for entry in entries]
-        self.bad_files.record(bad)
+        bad = [entry for entries, _, _, _ in loaded for entry in entries]
+        self.bad_files.record(bad, [path for _, paths, _, _ in loaded for path in paths])
         self.position = dataclasses.replace(
             self.position,
             skipped_clips=self.position.skipped_clips + len(bad),
@@ -352,8 +356,8 @@ class TrainingLoop(ABC):
             **self.row(),
             **{name: means[name] for name in names if name != "skipped"},
             **meter.report(len(window) * config.clips_per_step, self.flop_per_clip()),
-            "host_decoded_frac": sum(n for _, n, _ in loaded) / (len(window) * windows),
-            "replaced_workers": sum(replaced for _, _, replaced in loaded),
+            "host_decoded_frac": sum(n for _, _, n, _ in loaded) / (len(window) * windows),
+            "replaced_workers": sum(replaced for _, _, _, replaced in loaded),
             "skipped_clips": self.position.skipped_clips,
             "skipped_steps": self.position.skipped_steps,
         }
