@@ -87,7 +87,7 @@ def save_checkpoint(
     world = learner.world
     final = run_dir / "checkpoints" / f"{STEP_PREFIX}{position.step:06d}"
     temporary = final.with_name(store.WRITING + final.name)
-    random_states = world.gather(_random_state(world.device))
+    random_states = world.gather(_random_state(world.device), patient=True)
     model = learner.model_state()
     world.from_main(lambda: require_finite(run_dir, position.step, model))
 
@@ -136,7 +136,7 @@ def _all_write(world: World, work: Callable[[], Any]) -> None:
         problem = _writing_problem(error)
         if problem is None:
             raise
-    problems = [problem for problem in world.gather(problem) if problem is not None]
+    problems = [problem for problem in world.gather(problem, patient=True) if problem is not None]
     if problems:
         raise NotSaved(problems[0])
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tats_fast.config import ConfigError, TrainingConfig, save_config
+from tats_fast.config import ConfigError, Failure, TrainingConfig, save_config
 from tats_fast.data.bad_files import BadFileRecord, one_field
 from tats_fast.data.loader import ClipBatch, ClipLoader
 from tats_fast.data.order import ClipKey
@@ -32,7 +32,7 @@ from tats_fast.engine.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from tats_fast.engine.distributed import World
+from tats_fast.engine.distributed import ANSWER_WITHIN, World, lost_process
 from tats_fast.engine.finite import SkippedSteps, kept
 from tats_fast.engine.logs import RunLog, SilentLog, recorded
 from tats_fast.engine.meter import Meter
@@ -189,9 +189,15 @@ class TrainingLoop(ABC):
             Stopped: SIGINT or SIGTERM, after the step in progress was finished and saved.
             NonFiniteLoss, TooManyBadFiles: the last good checkpoint is left as it is.
             NotSaved: the end could not be saved.
+            Failure: another process of the run is gone.
         """
         try:
             return self._run()
+        except RuntimeError as error:
+            lost = lost_process(error)
+            if lost is None or isinstance(error, Failure):
+                raise
+            raise Failure(f"step {self.position.step + 1}: {lost}; {kept(self.folder)}") from error
         finally:
             run_lock.release(self.folder)
 
@@ -241,6 +247,8 @@ class TrainingLoop(ABC):
 
     def _loop(self, log: RunLog | SilentLog, loader: ClipLoader, request: StopRequest) -> None:
         train, meter = self.config.train, Meter(self.world, self.bf16)
+        # A file that hangs its reader holds one process up for twice the time limit.
+        within = max(ANSWER_WITHIN, 2 * self.config.data.timeout_s + 20)
         window: list[_Step] = []
         batches = iter(loader)
         compiling = train.compiles(self.world.device.type)
@@ -249,6 +257,9 @@ class TrainingLoop(ABC):
                 micro_batches = [next(batches) for _ in range(train.accumulation)]
             start = time.monotonic()
             metrics = self.train_step(micro_batches)
+            if within is not None:
+                self.world.answer_within(within)
+                within = None
             if compiling:
                 seconds, compiling = time.monotonic() - start, False
                 log.message(f"first step: {seconds:.0f} s, compiling included (train.compile)")

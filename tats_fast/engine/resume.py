@@ -41,7 +41,7 @@ def checkpoint_to_resume(run_dir: Path, resume: str, world: World) -> Path | Non
     if chosen is None:
         return None
     seen = (chosen / MODEL_FILE).is_file()
-    for rank, (host, sees) in enumerate(world.gather((socket.gethostname(), seen))):
+    for rank, (host, sees) in enumerate(world.gather((socket.gethostname(), seen), patient=True)):
         if not sees:
             raise ConfigError(
                 f"train.resume={resume}: process {rank} on {host} does not see {chosen}; "

@@ -132,7 +132,7 @@ class Finetuner(TrainingLoop):
                 rank=world.rank,
                 world_size=world.size,
             )
-        parts = world.gather(part)
+        parts = world.gather(part, patient=True)
         if not world.is_main:
             return None
         try:

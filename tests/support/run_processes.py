@@ -18,11 +18,14 @@ TRAIN = str(ROOT / "tats_fast" / "train.py")
 PORTS = iter(range(29711, 29990))
 
 
-def start(config: Path, *overrides: str, launcher: str = "python", ranks: int = 2):
+def start(
+    config: Path, *overrides: str, launcher: str = "python", ranks: int = 2, script: str = TRAIN
+):
     """``tats-fast pretrain`` on a configuration file, its output caught in a pipe.
 
     Args:
         launcher: ``python`` (one process), ``torchrun`` or ``deepspeed``.
+        script: to start in place of the project's own.
     """
     port = next(PORTS)
     command = {
@@ -39,7 +42,7 @@ def start(config: Path, *overrides: str, launcher: str = "python", ranks: int = 
     }[launcher]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
     return subprocess.Popen(
-        [*command, TRAIN, "--config", str(config), *overrides],
+        [*command, script, "--config", str(config), *overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -72,15 +75,15 @@ def steps(run_dir: Path, name: str = "metrics.jsonl") -> list[int]:
     return [json.loads(line)["step"] for line in whole.splitlines()]
 
 
-def ranks_below(pid: int) -> list[int]:
+def ranks_below(pid: int, script: str = TRAIN) -> list[int]:
     """The processes below ``pid`` that train: they run the script themselves."""
     found = []
     for child in _children(pid):
         arguments = _command(child)
-        if len(arguments) > 1 and "python" in arguments[0] and TRAIN in arguments[:4]:
+        if len(arguments) > 1 and "python" in arguments[0] and script in arguments[:4]:
             found.append(child)
         else:
-            found += ranks_below(child)
+            found += ranks_below(child, script)
     return found
 
 
