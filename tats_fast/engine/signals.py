@@ -99,9 +99,12 @@ def watch_launcher(by_deepspeed: bool) -> None:
     Args:
         by_deepspeed: the launcher is ``deepspeed``, of which two processes are above this one.
     """
-    if not by_deepspeed and "TORCHELASTIC_RUN_ID" not in os.environ:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        above = _ancestors(1)
+    elif by_deepspeed:
+        above = _ancestors(2)
+    else:
         return
-    above = _ancestors(2 if by_deepspeed else 1)
     threading.Thread(target=_leave_with, args=(above,), daemon=True).start()
 
 
