@@ -122,8 +122,8 @@ class DistributedConfig(Options):
     zero_stage: int = option(1, at_least=0, at_most=2)
     """DeepSpeed ZeRO stage 1 or 2; 0 means plain DDP (bf16 under DeepSpeed's stage 0 is wrong)."""
     deepspeed_config: str | None = None
-    """JSON file of further DeepSpeed settings (buckets, ``offload_optimizer`` to the CPU); keys that
-    the trainer owns or does not know are refused."""
+    """JSON file of further DeepSpeed settings (buckets, ``offload_optimizer`` to the CPU); keys the
+    trainer owns or does not know are refused."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
