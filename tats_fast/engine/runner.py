@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from tats_fast.config import ConfigError, TrainingConfig
@@ -175,7 +176,12 @@ class DeepSpeedRunner:
         return Update(skip, torch.as_tensor(math.nan if norm is None else norm, device=skip.device))
 
     def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag="deepspeed")
+        try:
+            self._engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
+        except (OSError, RuntimeError):
+            if self._world.size > 1:
+                dist.barrier()  # DeepSpeed's own, in which the others wait once they have written
+            raise
 
     def load(self, folder: Path) -> None:
         own = settings_of(self.optimizer)

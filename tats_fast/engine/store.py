@@ -27,10 +27,13 @@ def begin(final: Path) -> Path:
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest and flush all of ``folder`` to the disk; files are read in parallel."""
+    """Write the manifest and flush all of ``folder`` to the disk, which goes on beside hashing."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing and flushing release the GIL
-        prints = list(pool.map(_fingerprint_and_flush, files))
+    with ThreadPoolExecutor(max_workers=8) as pool:  # both release the GIL
+        flushed = [pool.submit(_flush, path) for path in files]
+        prints = list(pool.map(fingerprint, files))
+        for flush in flushed:
+            flush.result()
     names = [str(path.relative_to(folder)) for path in files]
     listed = dict(zip(names, prints, strict=True))
     manifest = folder / MANIFEST_FILE
@@ -84,12 +87,6 @@ def set_aside(run_dir: Path, checkpoints: Sequence[Path]) -> None:
             target = target.with_name(f"{folder.name}.{number}")
         target.parent.mkdir(exist_ok=True)
         folder.rename(target)
-
-
-def _fingerprint_and_flush(path: Path) -> dict:
-    found = fingerprint(path)
-    _flush(path)
-    return found
 
 
 def _flush(path: Path) -> None:

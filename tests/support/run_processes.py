@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,6 @@ from project import ROOT
 
 BIN = Path(sys.executable).parent
 TRAIN = str(ROOT / "tats_fast" / "train.py")
-PORTS = iter(range(29711, 29990))
 
 
 def start(
@@ -27,7 +27,9 @@ def start(
         launcher: ``python`` (one process), ``torchrun`` or ``deepspeed``.
         script: to start in place of the project's own.
     """
-    port = next(PORTS)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = {
         "python": [sys.executable],
         "torchrun": [
