@@ -24,14 +24,16 @@ def test_a_second_start_is_refused_until_the_first_is_gone(run_config, tmp_path)
     save_config(run_config("run", train=train, data={"workers": 1}), tmp_path / "run.yaml")
     run = tmp_path / "run"
     first = start(tmp_path / "run.yaml")
-    wait_for(lambda: len(steps(run)) > 5, first)
-    second = start(tmp_path / "run.yaml", "optim.base_lr=1e-5")
-    output, _ = second.communicate(timeout=100)
+    try:
+        wait_for(lambda: len(steps(run)) > 5, first)
+        second = start(tmp_path / "run.yaml", "optim.base_lr=1e-5", "train.steps=1000")
+        output, _ = second.communicate(timeout=100)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
     assert second.returncode == 2
     (line,) = [line for line in output.splitlines() if line.startswith("error:")]
     assert f"process {first.pid} on {socket.gethostname()}" in line and str(run) in line
-    first.send_signal(signal.SIGKILL)
-    first.wait()
     done = steps(run)
     assert done == list(range(1, len(done) + 1))
     finish(start(tmp_path / "run.yaml", f"train.steps={done[-1] + 1}"))
