@@ -8,7 +8,7 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 # own with TORCH="torch==2.13.0 --index-url ..."; the plain package brings gigabytes of CUDA along).
 TORCH ?= $(if $(GPU),torch>=2.11,torch==2.13.0+cpu)
 
-.PHONY: demo test test-interpret test-compile test-machine test-gpu gpu-suite lint format clean
+.PHONY: demo test test-interpret test-compile test-machine test-gpu gpu-suite soak lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/run.py
@@ -33,6 +33,10 @@ test-gpu: $(VENV)/.dev
 
 gpu-suite:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_suite.py
+
+# 200 kills, 50 under each engine; hours on two cores. The slow tests have 24.
+soak: $(VENV)/.dev
+	$(BIN)/python tests/support/soak.py --kills 50
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except (ConfigError, Failure) as error:
-        return _fail(with_flags(str(error), flags), 2 if isinstance(error, ConfigError) else 1)
+        return _fail(with_flags(str(error), flags), 1 if isinstance(error, Failure) else 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:  # whoever read our output has left, as in `tats-fast doctor | head -1`

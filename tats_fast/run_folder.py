@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +15,11 @@ from tats_fast.config import ConfigError
 
 MODEL_FILE = "model.pt"
 CONFIG_FILE = "config.yaml"
+TRAINER_FILE = "trainer.pt"
+MANIFEST_FILE = "manifest.json"
+"""Size and SHA-256 of each other file of a checkpoint, by its path in there."""
+SUPERSEDED = "superseded"
+"""Folder, inside a run's, of what a run left behind when it went back to an earlier checkpoint."""
 STEP_PREFIX = "step_"
 
 
@@ -30,7 +39,7 @@ def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
         ConfigError: there is none; one line.
     """
     folder = Path(path)
-    if (folder / MODEL_FILE).is_file():
+    if (folder / MODEL_FILE).is_file() or (folder / MANIFEST_FILE).is_file():
         return folder
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
@@ -39,6 +48,73 @@ def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
             "folder with one"
         )
     return checkpoints[-1]
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file, as a manifest has them. Raises ``OSError``."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 22):
+            digest.update(part)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
+    """What is wrong with the files of a checkpoint, in a few words; None where nothing is.
+
+    A checkpoint without a manifest (written before there was one, or by ``tats-fast import``) is
+    held to the checksums inside its ``.pt`` files.
+
+    Args:
+        names: files to look at; None = all that make up a checkpoint.
+    """
+    try:
+        listed = json.loads((folder / MANIFEST_FILE).read_text())["files"]
+    except FileNotFoundError:
+        return _damage_by_zip(
+            folder, (MODEL_FILE, TRAINER_FILE, CONFIG_FILE) if names is None else names
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST_FILE} cannot be read"
+    for name in listed if names is None else names:
+        try:
+            found = fingerprint(folder / name)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        for what, value in listed.get(name, {}).items():
+            if found[what] != value:
+                how = "cut off or grown" if what == "bytes" else "changed since it was written"
+                return f"{name} was {how} ({what} {found[what]}, written {value})"[:160]
+    return None
+
+
+def _damage_by_zip(folder: Path, names: tuple[str, ...]) -> str | None:
+    for name in names:
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+    for path in sorted(folder.rglob("*.pt")):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                part = archive.testzip()
+        except (OSError, zipfile.BadZipFile):
+            return f"{path.relative_to(folder)} is cut off or no file of torch.save"
+        if part is not None:
+            return f"{path.relative_to(folder)} was changed since it was written"
+    return None
+
+
+def require_sound(path: Path) -> None:
+    """Compare a file of a checkpoint with its checksum, where there is one.
+
+    Raises:
+        ConfigError: it differs; one line.
+    """
+    if (path.parent / MANIFEST_FILE).is_file():
+        problem = damage(path.parent, (path.name,))
+        if problem is not None:
+            raise ConfigError(f"checkpoint {path.parent}: damaged, {problem}")
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict:

@@ -63,8 +63,9 @@ def run_training(
         The command's exit code.
     """
     from tats_fast.engine.distributed import join_world, launched_processes
-    from tats_fast.engine.loop import Stopped
+    from tats_fast.engine.signals import Stopped, watch_launcher
 
+    watch_launcher(by_deepspeed=local_rank is not None)
     config = resolve_engine(config, by_deepspeed=local_rank is not None)
     config.check_world_size(launched_processes())
     world = join_world(config.device, local_rank, config.distributed.engine == "deepspeed")
@@ -73,7 +74,10 @@ def run_training(
     try:
         loop(config, world).run()
     except Stopped as stop:
-        LOGGER.warning("%s; the same command continues it", stop)
+        again = "the same command" + (
+            "" if config.train.resume == "auto" else " with train.resume=auto"
+        )
+        LOGGER.warning("%s; %s continues it", stop, again)
         return 128 + stop.signum
     return 0
 

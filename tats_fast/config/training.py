@@ -39,7 +39,8 @@ class VideosConfig(Options):
     """File of ``path<TAB>reason`` lines (``tats-fast verify``, or a run's bad_files.txt) whose
     videos are left out of ``train`` and ``eval``."""
     max_bad_fraction: float = option(0.25, at_least=0, at_most=1)
-    """Training stops once more than this share of the listed videos could not be decoded."""
+    """Training stops once more than this share of the listed videos could not be decoded when they
+    were last tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class LoopConfig(Options):
     checkpoint_every: int = option(500, at_least=1)
     """Steps between two checkpoints; the last step always writes one."""
     keep_checkpoints: int = option(3, at_least=1)
-    """Newest checkpoints kept."""
+    """Newest checkpoints kept, and besides them the one that ``resume`` names."""
     compile: bool | None = None
     """Run every transformer block, and what lies between them, through torch.compile: on a GPU a
     fifth faster after a first step of about a minute. None = on a GPU only."""
@@ -99,10 +100,11 @@ class LoopConfig(Options):
     """Keep only the blocks' inputs and run their forward again in the backward pass: less memory
     for about a third more compute."""
     max_skipped: int = option(10, at_least=1)
-    """Steps in a row whose loss may be non-finite before the run stops."""
+    """Steps in a row whose loss or gradient may be non-finite before the run stops."""
     resume: str = "auto"
-    """``auto`` continues the run's newest checkpoint, ``none`` starts afresh (in an empty run
-    folder), anything else is a checkpoint folder to continue from."""
+    """``auto`` continues the run's newest good checkpoint, ``none`` starts afresh (in an empty run
+    folder), anything else is a checkpoint folder to go back to; later ones move to
+    ``superseded/``."""
 
     def compiles(self, device_type: str) -> bool:
         """Whether ``compile`` means torch.compile on this device."""
@@ -120,8 +122,8 @@ class DistributedConfig(Options):
     zero_stage: int = option(1, at_least=0, at_most=2)
     """DeepSpeed ZeRO stage 1 or 2; 0 means plain DDP (bf16 under DeepSpeed's stage 0 is wrong)."""
     deepspeed_config: str | None = None
-    """JSON file of further DeepSpeed settings (buckets, offload); keys the trainer owns are
-    refused."""
+    """JSON file of further DeepSpeed settings (buckets, ``offload_optimizer`` to the CPU); keys the
+    trainer owns or does not know are refused."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,47 +23,53 @@ class BadFileRecord:
     """The undecodable files of a run, each logged and written once."""
 
     path: Path | None
-    """File of ``path<TAB>reason`` lines, whose lines from before count; None = only in memory."""
+    """File of ``path<TAB>reason`` lines, in which each file has one; None = only in memory."""
     num_videos: int
     """Length of the list."""
     max_fraction: float
     """``data.max_bad_fraction``."""
     writes: bool = True
-    """False on ranks that must not write; they read the file and count all the same, so that every
-    rank reaches the limit at the same clip."""
+    """False on ranks that must not write; they count all the same, so that every rank reaches the
+    limit at the same clip."""
     skipped: int = 0
     """Clips replaced in this process, repeats included."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Reason of each bad file, by path as written in the record."""
+    failing: set[str] = field(default_factory=set)
+    """Those that could not be decoded when they were last tried, since this start. They alone count
+    towards the limit: what a past outage made unreadable does not."""
 
     def __post_init__(self) -> None:
         if self.path is not None and self.path.exists():
             self.reasons = read_bad_files(self.path)
 
-    def record(self, bad: Iterable[tuple[str, str]]) -> None:
+    def record(self, bad: Iterable[tuple[str, str]], good: Iterable[str] = ()) -> None:
         """Note skipped clips as (path, reason).
+
+        Args:
+            good: paths that were decoded in the meantime.
 
         Raises:
             TooManyBadFiles: the limit is exceeded.
         """
         new: dict[str, str] = {}
+        self.failing -= {one_field(path) for path in good}
         for path, reason in bad:
             self.skipped += 1
+            self.failing.add(one_field(path))
             if one_field(path) not in self.reasons:
                 new.setdefault(one_field(path), one_field(reason))
-        if not new:
-            return
         self.reasons.update(new)
         for name, reason in new.items():
             LOGGER.warning("skipped a video that cannot be decoded: %s (%s)", name, reason)
-        if self.path is not None and self.writes:
+        if new and self.path is not None and self.writes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8", errors="surrogateescape") as file:
                 file.writelines(f"{line}\n" for line in bad_lines(new))
-        if len(self.reasons) > self.max_fraction * self.num_videos:
+        if len(self.failing) > self.max_fraction * self.num_videos:
             see = "" if self.path is None else f" (see {self.path})"
             raise TooManyBadFiles(
-                f"{len(self.reasons)} of {self.num_videos} listed videos cannot be decoded{see}: "
+                f"{len(self.failing)} of {self.num_videos} listed videos cannot be decoded{see}: "
                 f"more than data.max_bad_fraction={self.max_fraction} allows; repair the list or "
                 "raise data.max_bad_fraction"
             )

@@ -1,34 +1,40 @@
 """Checkpoints: complete or absent, never half written; enough in them to continue bit by bit.
 
 A checkpoint is a folder ``checkpoints/step_000500`` with ``model.pt``, ``trainer.pt`` (step, data
-position, random states, and what the learner adds), ``config.yaml`` and the optimizer. It is
-written under another name and renamed.
+position, random states, and what the learner adds), ``config.yaml``, the optimizer, and
+``manifest.json`` with the checksums of them all. ``store.py`` has the order of writing.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from tats_fast.config import ConfigError, TrainingConfig, read_saved, save_config
+from tats_fast.config import ConfigError, Failure, TrainingConfig, save_config
+from tats_fast.engine import store
+from tats_fast.engine.changes import changed_settings, changed_videos
 from tats_fast.engine.distributed import World
+from tats_fast.engine.finite import require_finite
 from tats_fast.engine.runner import Runner
 from tats_fast.run_folder import (
     CONFIG_FILE,
     MODEL_FILE,
     STEP_PREFIX,
-    find_checkpoint,
+    TRAINER_FILE,
     list_checkpoints,
     read_tensors,
 )
 
-TRAINER_FILE = "trainer.pt"
-TEMPORARY_PREFIX = ".writing_"
+
+class NotSaved(Failure):
+    """A checkpoint could not be written, for a reason outside the run; earlier ones are intact."""
 
 
 @dataclass(frozen=True)
@@ -58,73 +64,117 @@ class Savable(Protocol):
 
 
 def save_checkpoint(
-    run_dir: Path, learner: Savable, config: TrainingConfig, position: Position
+    run_dir: Path,
+    learner: Savable,
+    config: TrainingConfig,
+    position: Position,
+    source: Path | None = None,
+    videos: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``run_dir/checkpoints/step_N`` and drop the oldest beyond ``train.keep_checkpoints``.
 
-    All processes call it. An interruption at any instant leaves earlier checkpoints intact.
+    All processes call it. An interruption at any instant leaves earlier checkpoints intact, one of
+    the same step included.
+
+    Args:
+        source: the checkpoint that this run was told to start from, which is never dropped.
+        videos: what to remember of the list (``TrainingLoop.listing``).
+
+    Raises:
+        NonFiniteLoss: a weight is not finite; nothing is written.
+        NotSaved: the disk is full or fails, on any process; on all of them. Nothing is left behind.
     """
     world = learner.world
     final = run_dir / "checkpoints" / f"{STEP_PREFIX}{position.step:06d}"
-    temporary = final.with_name(TEMPORARY_PREFIX + final.name)
-    if world.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    world.barrier()
-    learner.runner.save(temporary)
-    random_states = world.gather(_random_state(world.device))
-    if world.is_main:
-        torch.save(learner.model_state(), temporary / MODEL_FILE)
-        torch.save(
-            {
-                **learner.trainer_state(),
-                "position": vars(position),
-                "random_states": random_states,
-                "engine": config.distributed.engine,
-                "world_size": world.size,
-            },
-            temporary / TRAINER_FILE,
-        )
+    temporary = final.with_name(store.WRITING + final.name)
+    random_states = world.gather(_random_state(world.device), patient=True)
+    model = learner.model_state()
+    world.from_main(lambda: require_finite(run_dir, position.step, model))
+
+    def write() -> None:
+        if not world.is_main:
+            return
+        _save_tensors(model, temporary / MODEL_FILE)
+        trainer = {
+            **learner.trainer_state(),
+            "position": vars(position),
+            "videos": videos,
+            "random_states": random_states,
+            "engine": config.distributed.engine,
+            "world_size": world.size,
+        }
+        _save_tensors(trainer, temporary / TRAINER_FILE)
         save_config(config, temporary / CONFIG_FILE)
-    world.barrier()
-    if world.is_main:
-        _sync_files(temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        _sync_folder(final.parent)
+
+    def finish() -> None:
+        if not world.is_main:
+            return
+        store.seal(temporary)
+        store.publish(temporary, final)
         for old in list_checkpoints(run_dir)[: -config.train.keep_checkpoints]:
-            shutil.rmtree(old)
-    world.barrier()
+            if source is None or old.resolve() != source.resolve():
+                store.remove(old)
+
+    try:
+        _all_write(world, lambda: store.begin(final) if world.is_main else None)
+        _all_write(world, lambda: learner.runner.save(temporary))
+        _all_write(world, write)
+        _all_write(world, finish)
+    except NotSaved:
+        if world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return final
 
 
-def checkpoint_to_resume(run_dir: Path, resume: str) -> Path | None:
-    """Where to continue from: None = start afresh.
+def _all_write(world: World, work: Callable[[], Any]) -> None:
+    """``work`` on every process; where writing fails on one, ``NotSaved`` on all."""
+    problem = None
+    try:
+        work()
+    except (OSError, RuntimeError) as error:
+        problem = _writing_problem(error)
+        if problem is None:
+            raise
+    problems = [problem for problem in world.gather(problem, patient=True) if problem is not None]
+    if problems:
+        raise NotSaved(problems[0])
+
+
+def _writing_problem(error: BaseException | None) -> str | None:
+    """Why a file could not be written, if that is what the error says."""
+    text = str(error)
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        error = error.__cause__ or error.__context__
+    # torch.save in C++ says only that the file is shorter than it should be.
+    short = "inline_container" in text or "PytorchStreamWriter" in text
+    return os.strerror(errno.ENOSPC) if short else None
+
+
+def _save_tensors(content: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # opened here, so that an error carries its reason
+        torch.save(content, file)
+
+
+def load_checkpoint(
+    folder: Path,
+    learner: Savable,
+    config: TrainingConfig,
+    videos: Mapping[str, Any] | None = None,
+) -> tuple[Position, list[str]]:
+    """Restore ``learner`` in place. All processes call it.
+
+    Returns:
+        How far the run was, and what is otherwise from here on, as ``key: before -> now``.
 
     Raises:
-        ConfigError: ``resume`` names no checkpoint, or is ``none`` though the run has some.
-    """
-    existing = list_checkpoints(run_dir)
-    if resume == "auto":
-        return existing[-1] if existing else None
-    if resume == "none":
-        if existing:
-            raise ConfigError(
-                f"train.resume=none: {run_dir} already holds checkpoints; "
-                "choose another name=... or set train.resume=auto"
-            )
-        return None
-    return find_checkpoint(resume, key="train.resume")
-
-
-def load_checkpoint(folder: Path, learner: Savable, config: TrainingConfig) -> Position:
-    """Restore ``learner`` in place and return how far the run was. All processes call it.
-
-    Raises:
-        ConfigError: the checkpoint is of another model, engine or number of processes, or damaged.
+        ConfigError: the checkpoint is of another model, engine or number of processes, does not
+            have what this run needs, or has a setting that cannot be changed in the middle.
     """
     try:
-        return _load(folder, learner, config)
+        return _load(folder, learner, config, videos)
     except (ConfigError, torch.OutOfMemoryError):
         raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -135,9 +185,11 @@ def load_checkpoint(folder: Path, learner: Savable, config: TrainingConfig) -> P
         ) from error
 
 
-def _load(folder: Path, learner: Savable, config: TrainingConfig) -> Position:
+def _load(
+    folder: Path, learner: Savable, config: TrainingConfig, videos: Mapping[str, Any] | None
+) -> tuple[Position, list[str]]:
     world = learner.world
-    _check_same_run(folder, config)
+    changed = changed_settings(folder, config)
     model = read_tensors(folder / MODEL_FILE, world.device)
     trainer = read_tensors(folder / TRAINER_FILE)
     for key, here in (("engine", config.distributed.engine), ("world_size", world.size)):
@@ -145,24 +197,12 @@ def _load(folder: Path, learner: Savable, config: TrainingConfig) -> Position:
             raise ConfigError(
                 f"train.resume={folder}: was written with {key}={trainer[key]}, this run has {here}"
             )
+    if videos is not None:
+        changed += changed_videos(trainer.get("videos"), videos)
     learner.load_state(model, trainer)
     learner.runner.load(folder)
     _set_random_state(trainer["random_states"][world.rank], world.device)
-    return Position(**trainer["position"])
-
-
-def _check_same_run(folder: Path, config: TrainingConfig) -> None:
-    """What gives the weights their meaning may not change under them; the rest may."""
-    try:
-        there = read_saved(folder / CONFIG_FILE, type(config)).identity()
-    except ConfigError:
-        raise ConfigError(
-            f"train.resume={folder}: no checkpoint of tats-fast {config.command}; choose another "
-            "name=..."
-        ) from None
-    for key, here in config.identity().items():
-        if here != there[key]:
-            raise ConfigError(f"{key}={here}: the checkpoint {folder} has {there[key]}")
+    return Position(**trainer["position"]), changed
 
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
@@ -176,22 +216,3 @@ def _set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> 
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
-
-
-def _sync_files(folder: Path) -> None:
-    """Flush file contents to disk before the rename makes them count (a power cut may reorder)."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        else:
-            _sync_folder(path)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

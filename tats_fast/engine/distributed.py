@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d as c10d
 
-from tats_fast.config import ConfigError
+from tats_fast.config import ConfigError, Failure
+
+T = TypeVar("T")
+PATIENCE = timedelta(minutes=30)
+"""How long the processes wait for each other before the first step, and for what one does alone."""
+ANSWER_WITHIN = 100.0
+"""Seconds after which a process that keeps the others waiting within a step is given up."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    patient: dist.ProcessGroup | None = None
+    """For waits on what one process does alone, such as saving; None = as for all others."""
 
     @property
     def is_main(self) -> bool:
@@ -63,18 +73,45 @@ class World:
         for grad, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             grad.copy_(part.view_as(grad))
 
-    def gather(self, value: object) -> list:
-        """The picklable ``value`` of every process, by rank."""
+    def gather(self, value: object, patient: bool = False) -> list:
+        """The picklable ``value`` of every process, by rank.
+
+        Args:
+            patient: some may take long before they call it, as they save or evaluate.
+        """
         if self.size == 1:
             return [value]
         values: list = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.patient if patient else None)
         return values
 
+    def from_main(self, function: Callable[[], T]) -> T:
+        """What ``function`` returns on the first process, on all; its ``ConfigError`` or
+        ``Failure`` is raised on all too."""
+        result = problem = None
+        if self.is_main:
+            try:
+                result = function()
+            except (ConfigError, Failure) as error:
+                problem = error
+        result, problem = self.gather((result, problem), patient=True)[0]
+        if problem is not None:
+            raise problem
+        return result
+
     def barrier(self) -> None:
-        """Wait for all processes."""
+        """Wait for all processes, however long what they do alone takes."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.patient)
+
+    def answer_within(self, seconds: float) -> None:
+        """From now on a process that keeps the others waiting so long is given up, except where
+        they are patient. Before the first step compiling and building take their time."""
+        if self.size == 1:
+            return
+        for group in list(c10d._world.pg_map):
+            if group is not self.patient:
+                c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def pick_device(requested: str, local_rank: int = 0) -> torch.device:
@@ -119,8 +156,21 @@ def join_world(device: str, local_rank: int | None = None, group: bool = False) 
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
         if not dist.is_initialized():
             backend = "nccl" if place.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(minutes=30))
-    return World(rank, size, place)
+            dist.init_process_group(backend, timeout=PATIENCE)
+    patient = dist.new_group(backend="gloo", timeout=PATIENCE) if size > 1 else None
+    return World(rank, size, place, patient)
+
+
+def lost_process(error: RuntimeError) -> str | None:
+    """A sentence, where the error says that another process of the run is gone or silent."""
+    text = str(error)
+    if "gloo" not in text and "NCCL" not in text:
+        return None
+    if "imed out" in text or "timeout" in text:
+        return "another process of this run does not answer (frozen, or cut off)"
+    if "onnection" in text or "Broken pipe" in text or "aborted" in text:
+        return "another process of this run has ended; its own message says why"
+    return None
 
 
 def end_process(code: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -15,6 +16,8 @@ import numpy as np
 from tats_fast.data.workers.progress import Progress
 
 LOGGER = logging.getLogger("tats_fast")
+LINES = ("metrics.jsonl", "eval.jsonl")
+"""Files with a line per step, which a run that resumes cuts to its checkpoint."""
 
 
 class RunLog:
@@ -23,6 +26,7 @@ class RunLog:
     Args:
         folder: the run's folder.
         resumed_step: lines of later steps are dropped: the run is about to produce them again.
+            -1 = all of them.
         total_steps: for the progress display.
         columns: metrics of the progress line, each with a label and a format.
     """
@@ -35,10 +39,10 @@ class RunLog:
         columns: Sequence[tuple[str, str, str]],
     ) -> None:
         self.folder = folder
-        for name in ("metrics.jsonl", "eval.jsonl"):
+        for name in LINES:
             drop_lines_after(folder / name, resumed_step)
         self._board = _tensorboard(folder / "tensorboard", resumed_step)
-        self._progress = Progress(total_steps, resumed_step, own_thread=True)
+        self._progress = Progress(total_steps, max(0, resumed_step), own_thread=True)
         self._columns = columns
 
     def metrics(self, row: dict[str, Any]) -> None:
@@ -96,20 +100,45 @@ class SilentLog:
     def close(self) -> None: ...
 
 
-def drop_lines_after(path: Path, step: int) -> None:
-    """Keep the lines up to ``step``; a last line cut off by a kill goes too."""
+def drop_lines_after(path: Path, step: int, into: Path | None = None) -> int:
+    """Keep the lines up to ``step``; a last line cut off by a kill goes too.
+
+    Args:
+        into: file that the dropped lines are added to; None = they are to be made again.
+
+    Returns:
+        The number of whole lines dropped.
+    """
     if not path.exists():
-        return
-    lines = []
+        return 0
+    lines, dropped = [], []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                lines.append(line + "\n")
-        except (ValueError, KeyError):
+            (lines if json.loads(line)["step"] <= step else dropped).append(line + "\n")
+        except (ValueError, KeyError, TypeError):
             continue
+    if into is not None and dropped:
+        into.parent.mkdir(exist_ok=True)
+        with into.open("a") as file:
+            file.writelines(dropped)
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(lines))
     os.replace(temporary, path)
+    return len(dropped)
+
+
+def recorded(folder: Path, step: int) -> set[str]:
+    """Keys of the lines of ``eval.jsonl`` in ``folder`` at this step."""
+    try:
+        lines = (folder / "eval.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return set()
+    keys: set[str] = set()
+    for line in lines:
+        with contextlib.suppress(ValueError):  # cut off by a kill
+            row = json.loads(line)
+            keys |= set(row) if row.get("step") == step else set()
+    return keys
 
 
 def _is_nan(value: Any) -> bool:
@@ -123,4 +152,4 @@ def _tensorboard(folder: Path, resumed_step: int) -> Any:
         LOGGER.warning("TensorBoard is not installed: numbers go to metrics.jsonl only")
         return None
     # purge_step hides what an interrupted run logged beyond the checkpoint.
-    return SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step else None)
+    return SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step > 0 else None)

@@ -8,51 +8,47 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
-import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tats_fast.config import ConfigError, Failure, TrainingConfig, save_config
-from tats_fast.data.bad_files import BadFileRecord, drop_quarantined
-from tats_fast.data.lists import Video, read_videos
-from tats_fast.data.loader import ClipBatch, make_loader
-from tats_fast.data.order import ClipKey, StreamBatches
+from tats_fast.data.bad_files import BadFileRecord, one_field
+from tats_fast.data.loader import ClipBatch
+from tats_fast.data.order import ClipKey
 from tats_fast.data.pyav import require_pyav
+from tats_fast.engine import run_lock
 from tats_fast.engine.checkpoint import (
+    NotSaved,
     Position,
     Savable,
-    checkpoint_to_resume,
     load_checkpoint,
     save_checkpoint,
 )
-from tats_fast.engine.distributed import World
-from tats_fast.engine.logs import RunLog, SilentLog
+from tats_fast.engine.distributed import ANSWER_WITHIN, World, lost_process
+from tats_fast.engine.finite import SkippedSteps, kept
+from tats_fast.engine.logs import RunLog, SilentLog, recorded
 from tats_fast.engine.meter import Meter
 from tats_fast.engine.optim import LR_REFERENCE_BATCH
 from tats_fast.engine.precision import wants_bf16
+from tats_fast.engine.resume import checkpoint_to_resume, leave_behind
+from tats_fast.engine.signals import StopRequest
+from tats_fast.engine.videos import (
+    Loader,
+    listed_videos,
+    listing,
+    make_run_loader,
+    total_steps,
+)
 
 LOGGER = logging.getLogger("tats_fast")
-
-
-class NonFiniteLoss(Failure):
-    """``train.max_skipped`` steps in a row had a loss that is not a number."""
-
-
-class Stopped(Exception):
-    """A signal asked the run to end; the state is saved. ``signum`` is the signal."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +57,7 @@ class _Step:
 
     metrics: dict[str, Tensor]
     keys: list[ClipKey]
+    videos: list[int]
     bad: list[tuple[str, str]]
     on_host: int
 
@@ -69,19 +66,10 @@ class _Step:
         return cls(
             metrics,
             [key for batch in batches for key in batch.keys],
+            [number for batch in batches for number in batch.videos],
             [entry for batch in batches for entry in batch.bad],
             sum(batch.on_host for batch in batches),
         )
-
-
-class Loader(Protocol):
-    """What the loop needs of whatever brings its micro-batches, endlessly and in order."""
-
-    replaced_workers: int
-
-    def __iter__(self) -> Iterator[ClipBatch]: ...
-
-    def close(self) -> None: ...
 
 
 class TrainingLoop(ABC):
@@ -95,8 +83,7 @@ class TrainingLoop(ABC):
     """Metrics on the progress line: name, label, format."""
 
     def __init__(self, config: TrainingConfig, world: World) -> None:
-        from_list = config.listed_per_step
-        if from_list and config.data.train is None:
+        if config.listed_per_step and config.data.train is None:
             raise ConfigError(
                 "data.train=None: give a list file or a folder of videos, "
                 "for example data.train=demo/clips/train"
@@ -104,8 +91,20 @@ class TrainingLoop(ABC):
         require_pyav()
         self.config, self.world = config, world
         self.folder = Path(config.output_dir) / config.name
-        self.resume_from = checkpoint_to_resume(self.folder, config.train.resume)
-        self.videos = self.read_videos("train") if from_list else []
+        try:
+            self._prepare()
+        except BaseException:
+            run_lock.release(self.folder)
+            raise
+
+    def _prepare(self) -> None:
+        """All that can fail before training. A run folder that exists is locked from the start; a
+        new one is made when nothing stands in the way."""
+        config, world = self.config, self.world
+        world.from_main(lambda: run_lock.hold(self.folder) if self.folder.is_dir() else None)
+        self.resume_from = checkpoint_to_resume(self.folder, config.train.resume, world)
+        from_list = config.listed_per_step
+        self.videos = listed_videos(config.data, "train", world.is_main) if from_list else []
         self.total_steps = total_steps(config, len(self.videos))
         if from_list > len(self.videos) and world.is_main:
             LOGGER.warning(
@@ -117,10 +116,13 @@ class TrainingLoop(ABC):
         self.bf16 = wants_bf16(config.train.precision, world.device)
         self.learner = self.make_learner()
         self.position = Position()
+        self._changed: list[str] = []
         if self.resume_from is not None:
-            self.position = load_checkpoint(self.resume_from, self.learner, config)
+            self.position, self._changed = load_checkpoint(
+                self.resume_from, self.learner, config, listing(self.videos)
+            )
+        world.from_main(lambda: run_lock.hold(self.folder))
         if world.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
             save_config(config, self.folder / "config.yaml")
         self.bad_files = BadFileRecord(
             self.folder / "bad_files.txt",
@@ -128,8 +130,7 @@ class TrainingLoop(ABC):
             config.data.max_bad_fraction,
             writes=world.is_main,
         )
-        self._skipped_in_row = 0
-        self._signal: int | None = None
+        self._skipped = SkippedSteps(self.folder, config.train.max_skipped, world.is_main)
 
     @abstractmethod
     def make_learner(self) -> Savable:
@@ -177,8 +178,13 @@ class TrainingLoop(ABC):
             f"{LR_REFERENCE_BATCH})",
         ]
 
-    def evaluate(self, log: RunLog | SilentLog) -> None:  # noqa: B027
-        """Measure on held-out videos: called before the first step and after each."""
+    def evaluations(self) -> list[str]:
+        """What is to be measured on held-out videos at this position, each by a key of its line in
+        ``eval.jsonl``. Asked before the first step and after each."""
+        return []
+
+    def evaluate(self, due: Sequence[str], log: RunLog | SilentLog) -> None:  # noqa: B027
+        """Measure what ``evaluations`` named. All processes call it."""
 
     def picture(self, log: RunLog | SilentLog) -> None:  # noqa: B027
         """Log pictures, if any are due after this step."""
@@ -189,8 +195,22 @@ class TrainingLoop(ABC):
         Raises:
             Stopped: SIGINT or SIGTERM, after the step in progress was finished and saved.
             NonFiniteLoss, TooManyBadFiles: the last good checkpoint is left as it is.
+            NotSaved: the end could not be saved.
+            Failure: another process of the run is gone.
         """
-        if self.position.step >= self.total_steps:
+        try:
+            return self._run()
+        except RuntimeError as error:
+            lost = lost_process(error)
+            if lost is None or isinstance(error, Failure):
+                raise
+            raise Failure(f"step {self.position.step + 1}: {lost}; {kept(self.folder)}") from error
+        finally:
+            run_lock.release(self.folder)
+
+    def _run(self) -> Position:
+        done = self.position.step >= self.total_steps
+        if done and not self._unrecorded():
             LOGGER.info(
                 "%s is already trained to step %d; raise train.steps to go on, or choose another "
                 "name=... to start afresh",
@@ -198,22 +218,23 @@ class TrainingLoop(ABC):
                 self.position.step,
             )
             return self.position
+        notes = self._notes(None if done else self.world.from_main(self._leave_behind))
+        # Lines of a run without a checkpoint are not this one's.
+        step = self.position.step if self.resume_from is not None else -1
         log = (
-            RunLog(self.folder, self.position.step, self.total_steps, self.columns)
+            RunLog(self.folder, step, self.total_steps, self.columns)
             if self.world.is_main
             else SilentLog()
         )
-        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            log.message("\n".join(self.describe()))
-            if self.position.step == 0:
-                self.evaluate(log)
-            with contextlib.closing(self.loader()) as loader:
-                self._loop(log, loader)
-        finally:
-            for signum, handler in handlers.items():
-                signal.signal(signum, handler)
-            log.close()
+        with contextlib.closing(log), StopRequest(self.world) as request:
+            log.message("\n".join([*self.describe(), *notes]))
+            if not done and self.resume_from is not None and not self._is_own(self.resume_from):
+                self._save()  # so that train.resume=auto finds this history, not an earlier one
+            # What a kill between saving and evaluating kept from being measured, or step 0.
+            self._evaluate(self._unrecorded(), log)
+            if not done:
+                with contextlib.closing(self.loader()) as loader:
+                    self._loop(log, loader, request)
         return self.position
 
     @property
@@ -237,8 +258,10 @@ class TrainingLoop(ABC):
         train = self.config.train
         return self.position.samples * self.config.listed_per_step // train.batch_size
 
-    def _loop(self, log: RunLog | SilentLog, loader: Loader) -> None:
+    def _loop(self, log: RunLog | SilentLog, loader: Loader, request: StopRequest) -> None:
         train, meter = self.config.train, Meter(self.world, self.bf16)
+        # A file that hangs its reader holds one process up for twice the time limit.
+        within = max(ANSWER_WITHIN, 2 * self.config.data.timeout_s + 20)
         window: list[_Step] = []
         batches = iter(loader)
         compiling = train.compiles(self.world.device.type)
@@ -247,6 +270,9 @@ class TrainingLoop(ABC):
                 micro_batches = [next(batches) for _ in range(train.accumulation)]
             start = time.monotonic()
             metrics = self.train_step(micro_batches)
+            if within is not None:
+                self.world.answer_within(within)
+                within = None
             if compiling:
                 seconds, compiling = time.monotonic() - start, False
                 log.message(f"first step: {seconds:.0f} s, compiling included (train.compile)")
@@ -255,52 +281,67 @@ class TrainingLoop(ABC):
             self.position = dataclasses.replace(
                 self.position, step=step, samples=self.position.samples + train.batch_size
             )
-            save = self.due(train.checkpoint_every)
+            stop = request.agreed()
+            save = stop or self.due(train.checkpoint_every)
             if save or step % train.log_every == 0:
                 log.metrics(self._summary(window, meter, loader))
                 window = []
             self.picture(log)
-            if save and self._skipped_in_row == 0:
-                self._save()
+            if self.finished and self._skipped.in_row > 0:
+                raise self._skipped.failure(step)
+            if stop or (save and self._skipped.in_row == 0):
+                self._save(last=stop or self.finished)
+            if stop:
+                raise request.stopped()
             with meter.paused():
-                self.evaluate(log)
-            if self._should_stop(synced=not window):
-                self._save()
-                raise Stopped(self._signal or signal.SIGTERM)
-
-    def _save(self) -> None:
-        save_checkpoint(self.folder, self.learner, self.config, self.position)
-
-    def read_videos(self, split: str) -> list[Video]:
-        """The videos of ``data.train`` or ``data.eval`` without the quarantined ones."""
-        data = self.config.data
-        listed = read_videos(getattr(data, split), data.root, key=f"data.{split}")
-        videos = drop_quarantined(listed, data.quarantine)
-        if len(videos) < len(listed) and self.world.is_main:
-            LOGGER.info(
-                "data.quarantine leaves out %d of the %d videos of data.%s",
-                len(listed) - len(videos),
-                len(listed),
-                split,
-            )
-        return videos
+                self._evaluate(self.evaluations(), log)
 
     def loader(self) -> Loader:
         """This process's micro-batches from where the run stands."""
-        config, world = self.config, self.world
-        windows = config.windows_per_step
-        batches = StreamBatches(
-            len(self.videos),
-            config.seed,
-            windows,
-            world.rank,
-            world.size,
-            windows // (world.size * config.train.accumulation),
-            start_sample=self.position.samples * windows // config.train.batch_size,
+        return make_run_loader(
+            self.config, self.world, self.videos, self.clip_shape(), self.position.samples
         )
-        return make_loader(
-            self.videos, config.data, *self.clip_shape(), config.seed, batches, world.device
+
+    def _evaluate(self, due: Sequence[str], log: RunLog | SilentLog) -> None:
+        if due:
+            self.evaluate(due, log)
+            self.world.barrier()
+
+    def _unrecorded(self) -> list[str]:
+        """Evaluations due at this position that are not on record; the same on all processes."""
+        return self.world.from_main(
+            lambda: sorted(set(self.evaluations()) - recorded(self.folder, self.position.step))
         )
+
+    def _save(self, last: bool = False) -> None:
+        """Save, or say why not; where nothing follows that could be saved again, raise."""
+        step, source = self.position.step, self.resume_from
+        if self.config.train.resume == "auto":
+            source = None
+        try:
+            save_checkpoint(
+                self.folder, self.learner, self.config, self.position, source, listing(self.videos)
+            )
+        except NotSaved as error:
+            problem = f"step {step} could not be saved ({error})"
+            if last:
+                raise NotSaved(f"{problem}; {kept(self.folder)}") from error
+            LOGGER.warning("%s; training goes on, and the next checkpoint is tried", problem)
+
+    def _leave_behind(self) -> str | None:
+        if self.resume_from is None:
+            return None
+        return leave_behind(self.folder, self.resume_from, self.position.step)
+
+    def _is_own(self, checkpoint: Path) -> bool:
+        return checkpoint.resolve().parent == (self.folder / "checkpoints").resolve()
+
+    def _notes(self, moved: str | None) -> list[str]:
+        """What a run that resumes has to say at its start."""
+        notes = [] if moved is None else [moved]
+        if self._changed:
+            notes.append(f"changed since {self.resume_from.name}: {'; '.join(self._changed)}")
+        return notes
 
     def _summary(self, window: list[_Step], meter: Meter, loader: Loader) -> dict[str, Any]:
         """Means over the finite steps since the last summary; a logged step's one host sync."""
@@ -310,18 +351,22 @@ class TrainingLoop(ABC):
             [torch.stack([step.metrics.get(name, nothing) for name in names]) for step in window]
         ).cpu()
         skipped = table[:, names.index("skipped")].bool()
-        self._note_skipped(skipped.tolist(), [step.keys for step in window])
+        flags = skipped.tolist()
+        clips = [[[key.epoch, self.videos[key.index].path] for key in step.keys] for step in window]
+        self._skipped.note(self.position.step - len(flags) + 1, flags, clips)
         means = dict(zip(names, table[~skipped].nanmean(dim=0).tolist(), strict=True))
         # Every process hears of every bad file, so that all stop together at the limit.
+        read = {self.videos[number].path for step in window for number in step.videos}
         loaded = self.world.gather(
             (
                 [entry for step in window for entry in step.bad],
+                [path for path in read if one_field(path) in self.bad_files.failing],
                 sum(step.on_host for step in window),
                 loader.replaced_workers,
             )
         )
-        bad = [entry for entries, _, _ in loaded for entry in entries]
-        self.bad_files.record(bad)
+        bad = [entry for entries, _, _, _ in loaded for entry in entries]
+        self.bad_files.record(bad, [path for _, paths, _, _ in loaded for path in paths])
         self.position = dataclasses.replace(
             self.position,
             skipped_clips=self.position.skipped_clips + len(bad),
@@ -336,48 +381,8 @@ class TrainingLoop(ABC):
             **self.row(),
             **{name: means[name] for name in names if name != "skipped"},
             **meter.report(len(window) * config.clips_per_step, self.flop_per_clip()),
-            "host_decoded_frac": sum(n for _, n, _ in loaded) / (len(window) * max(1, windows)),
-            "replaced_workers": sum(replaced for _, _, replaced in loaded),
+            "host_decoded_frac": sum(n for _, _, n, _ in loaded) / (len(window) * max(1, windows)),
+            "replaced_workers": sum(replaced for _, _, _, replaced in loaded),
             "skipped_clips": self.position.skipped_clips,
             "skipped_steps": self.position.skipped_steps,
         }
-
-    def _note_skipped(self, skipped: list[bool], keys: list[list[ClipKey]]) -> None:
-        """Count non-finite steps in a row, keep their clips' names, stop past the limit."""
-        first = self.position.step - len(skipped)
-        for offset, flag in enumerate(skipped):
-            self._skipped_in_row = self._skipped_in_row + 1 if flag else 0
-            if not flag:
-                continue
-            LOGGER.warning("step %d skipped: its loss is not finite", first + offset + 1)
-            if self.world.is_main:
-                names = [[key.epoch, self.videos[key.index].path] for key in keys[offset]]
-                with (self.folder / "skipped_steps.jsonl").open("a") as file:
-                    file.write(json.dumps({"step": first + offset + 1, "clips": names}) + "\n")
-            if self._skipped_in_row >= self.config.train.max_skipped:
-                raise NonFiniteLoss(
-                    f"the loss was not finite for {self._skipped_in_row} steps in a row (to step "
-                    f"{first + offset + 1}); the last good checkpoint is kept in {self.folder}; "
-                    "lower optim.base_lr or set optim.grad_clip=1"
-                )
-
-    def _on_signal(self, signum: int, _frame: Any) -> None:
-        self._signal = signum
-        LOGGER.warning(
-            "%s: finishing the step and saving; once more to stop at once",
-            signal.Signals(signum).name,
-        )
-        signal.signal(signum, signal.SIG_DFL)
-
-    def _should_stop(self, synced: bool) -> bool:
-        """All processes must agree; they ask each other only at logged steps, which sync anyway."""
-        if self.world.size == 1:
-            return self._signal is not None
-        return synced and self.world.any_of(self._signal is not None)
-
-
-def total_steps(config: TrainingConfig, num_videos: int) -> int:
-    """Optimizer steps of the run: ``train.steps``, or ``train.epochs`` passes over the list."""
-    if config.train.steps is not None:
-        return config.train.steps
-    return math.ceil(config.train.epochs * num_videos / config.listed_per_step)

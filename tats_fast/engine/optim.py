@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,28 @@ def skip_step_if(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:
     """
     optimizer.grad_scale = None
     optimizer.found_inf = flag
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over a saved ``state_dict``: the moments, but not weight decay, betas or ``lr_scale``,
+    which are those that the optimizer was made with."""
+    own = settings_of(optimizer)
+    optimizer.load_state_dict(state)
+    restore_settings(optimizer, own)
+
+
+def settings_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Of each parameter group, everything but the parameters."""
+    return [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+
+
+def restore_settings(optimizer: torch.optim.Optimizer, settings: list[dict[str, Any]]) -> None:
+    """Give every parameter group what ``settings_of`` returned before."""
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float | Tensor) -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from tats_fast.config import ConfigError, TrainingConfig
+from tats_fast.engine.deepspeed_json import read_deepspeed_json
 from tats_fast.engine.distributed import World
 from tats_fast.engine.host_memory import keep_freed_memory
-from tats_fast.engine.optim import set_lr, skip_step_if
+from tats_fast.engine.optim import (
+    load_optimizer,
+    restore_settings,
+    set_lr,
+    settings_of,
+    skip_step_if,
+)
 from tats_fast.run_folder import read_tensors
 
 
@@ -90,17 +97,11 @@ class TorchRunner:
             torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
 
     def load(self, folder: Path) -> None:
-        self.optimizer.load_state_dict(read_tensors(folder / "optimizer.pt", self._world.device))
+        load_optimizer(self.optimizer, read_tensors(folder / "optimizer.pt", self._world.device))
 
 
 class DeepSpeedRunner:
     """DeepSpeed ZeRO stage 1 or 2."""
-
-    # Settings that follow from the run's configuration; a JSON file may not contradict them.
-    OWNED = (
-        *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
-        *("optimizer", "scheduler", "gradient_clipping", "bf16", "fp16", "torch_autocast"),
-    )
 
     def __init__(
         self,
@@ -120,16 +121,26 @@ class DeepSpeedRunner:
         self.module = module
         self.optimizer = optimizer
         self._world = world
-        self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=self.settings(config, world, bf16)
-        )
+        settings = self.settings(config, world, bf16)
+        try:
+            self._engine, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=settings
+            )
+        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+            path = config.distributed.deepspeed_config
+            if path is None:
+                raise
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            raise ConfigError(
+                f"distributed.deepspeed_config={path}: DeepSpeed refuses it ({reason})"
+            ) from error
         self.forward = self._engine.__call__
 
-    @classmethod
-    def settings(cls, config: TrainingConfig, world: World, bf16: bool) -> dict[str, Any]:
+    @staticmethod
+    def settings(config: TrainingConfig, world: World, bf16: bool) -> dict[str, Any]:
         """DeepSpeed's JSON for this run: the user's file, then what the trainer owns."""
         distributed, train = config.distributed, config.train
-        extra = read_deepspeed_json(distributed.deepspeed_config, cls.OWNED)
+        extra = read_deepspeed_json(distributed.deepspeed_config)
         zero = {**extra.pop("zero_optimization", {}), "stage": distributed.zero_stage}
         micro = train.batch_size // (world.size * train.accumulation)
         return {
@@ -141,6 +152,7 @@ class DeepSpeedRunner:
             "gradient_clipping": config.optim.grad_clip,
             # The fused torch AdamW is the optimizer in every engine, so that runs compare.
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": zero,
             # Autocast keeps fp32 parameters; the "bf16" block would cast the whole model.
             "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
@@ -156,14 +168,23 @@ class DeepSpeedRunner:
     def step(self, lr: float | Tensor, skip: Tensor) -> Update:
         set_lr(self.optimizer, lr)
         skip_step_if(self.optimizer, skip)
+        before = self._engine.skipped_steps
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
+        if self._engine.skipped_steps > before:  # its own check found a gradient that is not finite
+            skip, norm = torch.ones_like(skip), math.nan
         return Update(skip, torch.as_tensor(math.nan if norm is None else norm, device=skip.device))
 
     def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag="deepspeed")
+        try:
+            self._engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
+        except (OSError, RuntimeError):
+            if self._world.size > 1:
+                dist.barrier()  # DeepSpeed's own, in which the others wait once they have written
+            raise
 
     def load(self, folder: Path) -> None:
+        own = settings_of(self.optimizer)
         # The weights came from model.pt, whose names may be those of an earlier release.
         path, _ = self._engine.load_checkpoint(
             str(folder), tag="deepspeed", custom_load_fn=lambda src, dst: None
@@ -172,6 +193,7 @@ class DeepSpeedRunner:
             raise ConfigError(
                 f"train.resume={folder}: holds no DeepSpeed state for this many processes"
             )
+        restore_settings(self.optimizer, own)
 
 
 def make_runner(
@@ -213,28 +235,3 @@ def update(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return Update(skip, norm)
-
-
-def read_deepspeed_json(path: str | None, owned: tuple[str, ...]) -> dict[str, Any]:
-    """A user's DeepSpeed settings.
-
-    Raises:
-        ConfigError: missing file, bad JSON, or a key that the run's own configuration decides.
-    """
-    if path is None:
-        return {}
-    key = f"distributed.deepspeed_config={path}"
-    try:
-        settings = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"{key}: {error.strerror}") from None
-    except ValueError:
-        raise ConfigError(f"{key}: not valid JSON") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{key}: expected one JSON object")
-    for name in owned:
-        if name in settings:
-            raise ConfigError(f"{key}: remove {name!r}, it follows from the run's own config")
-    if "stage" in settings.get("zero_optimization", {}):
-        raise ConfigError(f"{key}: remove 'stage' and set distributed.zero_stage instead")
-    return settings

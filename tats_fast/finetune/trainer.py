@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from tats_fast.engine.logs import RunLog, SilentLog
 from tats_fast.engine.loop import TrainingLoop
 from tats_fast.engine.optim import lr_at, make_adamw
 from tats_fast.engine.runner import make_runner
+from tats_fast.engine.videos import listed_videos
 from tats_fast.finetune.augment.mixing import balanced_weights
 from tats_fast.finetune.classes import classes_file, label_classes
 from tats_fast.finetune.layer_decay import parameter_groups
@@ -47,7 +49,11 @@ class Finetuner(TrainingLoop):
 
     def make_learner(self) -> ClassifierLearner:
         config, world = self.config, self.world
-        self.held_out = None if config.data.eval is None else self.read_videos("eval")
+        self.held_out = (
+            None
+            if config.data.eval is None
+            else listed_videos(config.data, "eval", self.world.is_main)
+        )
         self.labels, self.true, classes = label_classes(config.data, self.videos, self.held_out)
         torch.manual_seed(config.seed)  # the same head on every process
         source = self.resume_from or config.init_from
@@ -96,20 +102,21 @@ class Finetuner(TrainingLoop):
         encoder = self.learner.module.encoder.config
         return flops.TRAINING_FACTOR * flops.classifier(encoder, len(self.learner.module.classes))
 
-    def evaluate(self, log: RunLog | SilentLog) -> None:
+    def evaluations(self) -> list[str]:
+        every = self.config.train.eval_epochs
         if self.held_out is None or self.position.step == 0:
-            return
-        every, data = self.config.train.eval_epochs, self.config.data
+            return []
+        due = self.finished or (every > 0 and self.due_after_passes(every))
+        return ["top1"] if due else []
+
+    def evaluate(self, due: Sequence[str], log: RunLog | SilentLog) -> None:
+        data = self.config.data
+        views = Views(stride=data.stride, **QUICK)
         if self.finished:
             views = Views(stride=data.stride, clips=data.clips, crops=data.crops)
-        elif every and self.due_after_passes(every):
-            views = Views(stride=data.stride, **QUICK)
-        else:
-            return
         evaluation = self._measure(views)
         if evaluation is not None:
             self._report(evaluation, views, log)
-        self.world.barrier()
 
     def _measure(self, views: Views) -> Evaluation | None:
         """On the held-out videos, shared out among all processes; the first has the result."""
@@ -125,7 +132,7 @@ class Finetuner(TrainingLoop):
                 rank=world.rank,
                 world_size=world.size,
             )
-        parts = world.gather(part)
+        parts = world.gather(part, patient=True)
         if not world.is_main:
             return None
         try:

@@ -13,7 +13,7 @@ from tats_fast.config import ConfigError
 from tats_fast.interchange.foreign import foreign_weights
 from tats_fast.interchange.huggingface import CONFIG_JSON, read_hugging_face, read_safetensors
 from tats_fast.interchange.weights import Weights, is_ours, own_weights, resize
-from tats_fast.run_folder import MODEL_FILE, find_checkpoint, read_tensors
+from tats_fast.run_folder import MODEL_FILE, find_checkpoint, read_tensors, require_sound
 
 
 def read_weights(
@@ -37,6 +37,7 @@ def read_weights(
     if not path.is_file():
         path = find_checkpoint(path, key=key) / MODEL_FILE
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_plain(path)
+    require_sound(path)
     if is_ours(content):
         return resize(own_weights(content, path), overrides)
     return foreign_weights(content, path, overrides)

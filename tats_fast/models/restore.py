@@ -13,7 +13,13 @@ from tats_fast.config import ConfigError, RunConfig, load_config
 from tats_fast.config.schema import LEARNED_STRATEGIES
 from tats_fast.models.mae import MaskedAutoencoder
 from tats_fast.models.sampler import TokenSampler
-from tats_fast.run_folder import CONFIG_FILE, MODEL_FILE, find_checkpoint, read_tensors
+from tats_fast.run_folder import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    find_checkpoint,
+    read_tensors,
+    require_sound,
+)
 
 OLD_NAMES = (
     (r"^embed\.", "encoder.embed."),
@@ -61,6 +67,7 @@ def load_models(
     folder = find_checkpoint(checkpoint)
     device = torch.device(device)
     state = read_tensors(folder / MODEL_FILE)
+    require_sound(folder / MODEL_FILE)
     if "classifier" in state:  # before its configuration, which is another one
         raise ConfigError(
             f"{folder}: holds a fine-tuned classifier, and this needs an autoencoder; name a "

@@ -12,7 +12,7 @@ from torch import Tensor
 from tats_fast import kernels
 from tats_fast.config import ConfigError, RunConfig
 from tats_fast.engine.distributed import World
-from tats_fast.engine.optim import make_optimizer
+from tats_fast.engine.optim import load_optimizer, make_optimizer
 from tats_fast.engine.precision import wants_bf16
 from tats_fast.engine.runner import Runner, make_runner
 from tats_fast.models import MaskedAutoencoder, TokenSampler
@@ -66,7 +66,7 @@ class Learner:
         self.mae.load_state_dict(current_names(model["mae"]))
         if self.sampler is not None:
             self.sampler.load_state_dict(model["sampler"])
-            self.sampler_optimizer.load_state_dict(trainer["sampler_optimizer"])
+            load_optimizer(self.sampler_optimizer, trainer["sampler_optimizer"])
         scale = trainer["reward_scale"].items()
         self.reward_scale = RewardScale(**{k: v.to(self.world.device) for k, v in scale})
 

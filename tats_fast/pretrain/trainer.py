@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,8 @@ from tats_fast.config import ConfigError, RunConfig
 from tats_fast.data.eval_clips import load_eval_clips
 from tats_fast.data.loader import ClipBatch, resolved_backend
 from tats_fast.engine.logs import RunLog, SilentLog
-from tats_fast.engine.loop import Loader, TrainingLoop
+from tats_fast.engine.loop import TrainingLoop
+from tats_fast.engine.videos import Loader, listed_videos
 from tats_fast.masking import visible_tokens
 from tats_fast.models.attention import choose_backend
 from tats_fast.pretrain.flops import training_step
@@ -25,6 +27,8 @@ from tats_fast.pretrain.probing import Prober
 from tats_fast.report.pictures import mask_sheet
 
 LOGGER = logging.getLogger("tats_fast")
+HELD_OUT, PROBES = "loss_recon_random", "probe_unreadable"
+"""Keys by which the two kinds of lines in eval.jsonl are told apart."""
 
 
 class Trainer(TrainingLoop):
@@ -103,7 +107,7 @@ class Trainer(TrainingLoop):
         config = self.config
         if config.data.eval is None or not self.world.is_main:
             return None
-        videos = self.read_videos("eval")
+        videos = listed_videos(config.data, "eval", self.world.is_main)
         model = config.model
         clips = load_eval_clips(
             videos,
@@ -120,18 +124,23 @@ class Trainer(TrainingLoop):
             raise ConfigError(f"data.eval={config.data.eval}: none of its videos can be decoded")
         return clips.clips.to(self.world.device)
 
-    def evaluate(self, log: RunLog | SilentLog) -> None:
+    def evaluations(self) -> list[str]:
         every, step = self.config.train.eval_every, self.position.step
-        held_out = step == 0 or self.finished or (every and step % every == 0)
         passes = self.config.eval.probe_every
-        probes = step > 0 and passes > 0 and self.due_after_passes(passes)
-        if held_out and self.eval_clips is not None:
+        held_out = step == 0 or self.finished or (every and step % every == 0)
+        due = [HELD_OUT] if held_out and self.config.data.eval is not None else []
+        if step > 0 and passes > 0 and self.due_after_passes(passes):
+            due.append(PROBES)
+        return due
+
+    def evaluate(self, due: Sequence[str], log: RunLog | SilentLog) -> None:
+        if not self.world.is_main:
+            return
+        if HELD_OUT in due:
             self._measure(log)
-        if probes and self.prober is not None:
+        if PROBES in due:
             row, text = self.prober.measure(self.learner.mae)
-            log.evaluation({"step": step, **row}, text)
-        if held_out or probes:
-            self.world.barrier()
+            log.evaluation({"step": self.position.step, **row}, text)
 
     def _measure(self, log: RunLog | SilentLog) -> None:
         learner = self.learner

@@ -330,15 +330,20 @@ def test_bad_files_are_recorded_once(tmp_path, caplog):
     assert bad.skipped == 4
 
 
-def test_bad_files_count_on_after_resume(tmp_path):
+def test_a_past_outage_does_not_count_for_ever(tmp_path):
+    """What was decoded since, or failed before this start only, is no bad file any more; the record
+    keeps each file's line."""
     path = tmp_path / "bad_files.txt"
-    BadFileRecord(path, 10, 0.3).record([("a", "missing"), ("b", "missing")])
-    resumed = BadFileRecord(path, 10, 0.3)
-    resumed.record([("a", "missing"), ("c", "missing")])  # 3 of 10: just allowed
+    outage = BadFileRecord(path, 10, 0.3)
     with pytest.raises(TooManyBadFiles, match=r"4 of 10 .*data\.max_bad_fraction=0\.3") as error:
-        resumed.record([("d", "missing")])
+        outage.record([(name, "Input/output error") for name in "abcd"])
     assert "\n" not in str(error.value)
-    assert [line.split("\t")[0] for line in path.read_text().splitlines()] == ["a", "b", "c", "d"]
+    after = BadFileRecord(path, 10, 0.3)
+    after.record([("a", "missing"), ("e", "missing"), ("f", "missing")])  # 3 of 10: just allowed
+    after.record([("g", "missing")], good=["e"])
+    with pytest.raises(TooManyBadFiles, match="4 of 10"):
+        after.record([("b", "missing")])  # which had a line already
+    assert [line.split("\t")[0] for line in path.read_text().splitlines()] == list("abcdefg")
 
 
 def test_bad_files_without_a_file(tmp_path):

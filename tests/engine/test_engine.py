@@ -17,8 +17,8 @@ from run_checks import assert_identical, weights
 
 from tats_fast.config import ConfigError, save_config
 from tats_fast.engine.distributed import World, draw_seed
+from tats_fast.engine.finite import NonFiniteLoss
 from tats_fast.engine.logs import drop_lines_after
-from tats_fast.engine.loop import NonFiniteLoss
 from tats_fast.engine.optim import lr_at, make_optimizer, parameter_groups, skip_step_if
 from tats_fast.engine.runner import Update
 from tats_fast.models.restore import load_models

@@ -18,7 +18,7 @@ from tats_fast.config import ConfigError, load_finetune_config
 from tats_fast.data.labels import class_ids
 from tats_fast.data.lists import read_videos
 from tats_fast.engine.distributed import World
-from tats_fast.engine.loop import NonFiniteLoss
+from tats_fast.engine.finite import NonFiniteLoss
 from tats_fast.finetune.step import augmented, finetune_step
 from tats_fast.finetune.trainer import Finetuner
 from tats_fast.recognition.scores import Views, class_scores

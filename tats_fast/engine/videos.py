@@ -1,0 +1,89 @@
+"""The videos of a run, and the clips of them that it is to see next."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from tats_fast.config import TrainingConfig
+from tats_fast.config.training import VideosConfig
+from tats_fast.data.bad_files import drop_quarantined
+from tats_fast.data.lists import Video, read_videos
+from tats_fast.data.loader import ClipBatch, ClipLoader, make_loader
+from tats_fast.data.order import StreamBatches
+from tats_fast.engine.distributed import World
+
+LOGGER = logging.getLogger("tats_fast")
+
+
+class Loader(Protocol):
+    """What a loop needs of whatever brings its micro-batches, endlessly and in order."""
+
+    replaced_workers: int
+
+    def __iter__(self) -> Iterator[ClipBatch]: ...
+
+    def close(self) -> None: ...
+
+
+def listed_videos(data: VideosConfig, split: str, says: bool) -> list[Video]:
+    """The videos of ``data.train`` or ``data.eval`` without the quarantined ones.
+
+    Args:
+        split: ``train`` or ``eval``.
+        says: whether this process tells how many are left out.
+    """
+    listed = read_videos(getattr(data, split), data.root, key=f"data.{split}")
+    videos = drop_quarantined(listed, data.quarantine)
+    if len(videos) < len(listed) and says:
+        LOGGER.info(
+            "data.quarantine leaves out %d of the %d videos of data.%s",
+            len(listed) - len(videos),
+            len(listed),
+            split,
+        )
+    return videos
+
+
+def listing(videos: Sequence[Video]) -> dict[str, Any]:
+    """What a checkpoint remembers of a list: how many videos, and a digest of their names, in which
+    folder soever."""
+    names = "\n".join(os.path.basename(video.path) for video in videos)
+    digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+    return {"videos": len(videos), "names": digest}
+
+
+def total_steps(config: TrainingConfig, num_videos: int) -> int:
+    """Optimizer steps of the run: ``train.steps``, or ``train.epochs`` passes over the list."""
+    if config.train.steps is not None:
+        return config.train.steps
+    return math.ceil(config.train.epochs * num_videos / config.listed_per_step)
+
+
+def make_run_loader(
+    config: TrainingConfig,
+    world: World,
+    videos: list[Video],
+    clip_shape: tuple[int, int],
+    samples: int,
+) -> ClipLoader:
+    """This process's micro-batches of a run that has consumed so many samples.
+
+    Args:
+        clip_shape: frames and side in pixels of a clip.
+    """
+    windows = config.windows_per_step
+    batches = StreamBatches(
+        len(videos),
+        config.seed,
+        windows,
+        world.rank,
+        world.size,
+        windows // (world.size * config.train.accumulation),
+        start_sample=samples * windows // config.train.batch_size,
+    )
+    return make_loader(videos, config.data, *clip_shape, config.seed, batches, world.device)

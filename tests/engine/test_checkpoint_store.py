@@ -1,0 +1,176 @@
+"""A checkpoint is there whole or not at all, whenever writing it stops; damage to it is noticed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tats_fast.config import ConfigError
+from tats_fast.engine import store
+from tats_fast.engine.checkpoint import NotSaved, Position, save_checkpoint
+from tats_fast.engine.distributed import World
+from tats_fast.engine.resume import DamagedCheckpoint, checkpoint_to_resume
+from tats_fast.models.restore import load_models
+from tats_fast.pretrain.trainer import Trainer
+from tats_fast.run_folder import MANIFEST_FILE, damage, list_checkpoints, read_tensors
+
+CPU = World(0, 1, torch.device("cpu"))
+
+
+class SmallRunner:
+    """Three optimizer files in two folders, as DeepSpeed's."""
+
+    def save(self, folder):
+        (folder / "deepspeed").mkdir()
+        for name in ("optimizer.pt", "deepspeed/a.pt", "deepspeed/b.pt"):
+            torch.save({"x": torch.ones(3)}, folder / name)
+
+
+def small(value):
+    """A learner whose model is one number."""
+    return SimpleNamespace(
+        world=CPU,
+        runner=SmallRunner(),
+        model_state=lambda: {"value": torch.full((4096,), value)},
+        trainer_state=dict,
+    )
+
+
+def crash_at(number, work):
+    """Run ``work`` in a process that ends, as by a kill, just before its ``number``-th change to
+    the disk; whether it got that far."""
+    pid = os.fork()
+    if pid == 0:
+        seen = [0]
+
+        def hook(event, arguments):
+            changes = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
+            writes = event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]
+            if event in changes or writes:
+                seen[0] += 1
+                if seen[0] == number:
+                    os._exit(9)
+
+        sys.addaudithook(hook)
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["a new step", "the same step again"])
+def test_a_kill_at_any_instant_of_saving_leaves_a_good_checkpoint(run_config, tmp_path, again):
+    config = run_config(train={"keep_checkpoints": 1})
+    save_checkpoint(tmp_path / "before", small(1.0), config, Position(step=5))
+    number, whole = 0, False
+    while not whole:
+        number += 1
+        run = tmp_path / f"run{number}"
+        shutil.copytree(tmp_path / "before", run)
+        position = Position(step=5 if again else 6)
+        whole = not crash_at(
+            number, lambda p=position, r=run: save_checkpoint(r, small(2.0), config, p)
+        )
+        chosen = checkpoint_to_resume(run, "auto", CPU)
+        assert chosen is not None and damage(chosen) is None, number
+        value = read_tensors(chosen / "model.pt")["value"][0].item()
+        assert value in (1.0, 2.0) and (value == 2.0 or not whole)
+        assert not list((run / "checkpoints").glob(".*")), "leftovers are swept"
+        shutil.rmtree(run)
+    assert number > 10
+
+
+@pytest.mark.parametrize("name", ["model.pt", "trainer.pt", "optimizer.pt", "config.yaml"])
+@pytest.mark.parametrize("how", ["cut", "bit", "missing"])
+def test_auto_falls_back_to_the_newest_good_checkpoint(run_config, tmp_path, name, how, caplog):
+    for step in (2, 4, 6):
+        save_checkpoint(tmp_path, small(float(step)), run_config(), Position(step=step))
+    damaged = tmp_path / "checkpoints" / "step_000006"
+    harm(damaged / name, how)
+    chosen = checkpoint_to_resume(tmp_path, "auto", CPU)
+    assert chosen.name == "step_000004"
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert "step_000006" in text and name in text and "\n" not in text
+    with pytest.raises(DamagedCheckpoint, match=name):
+        checkpoint_to_resume(tmp_path, str(damaged), CPU)
+
+
+def harm(path, how):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if how == "cut":
+        content = content[: len(content) // 2]
+    path.write_bytes(content)
+    if how == "missing":
+        path.unlink()
+
+
+def test_without_one_good_checkpoint_nothing_starts_afresh(run_config, tmp_path):
+    save_checkpoint(tmp_path, small(1.0), run_config(), Position(step=2))
+    harm(tmp_path / "checkpoints" / "step_000002" / "model.pt", "bit")
+    with pytest.raises(DamagedCheckpoint, match="no good checkpoint"):
+        checkpoint_to_resume(tmp_path, "auto", CPU)
+
+
+@pytest.mark.parametrize("how", ["cut", "bit", "missing", None])
+def test_checkpoints_without_a_manifest(run_config, tmp_path, how):
+    """Those of earlier releases load, and damage inside their .pt files is noticed too."""
+    for step in (2, 4):
+        folder = save_checkpoint(tmp_path, small(1.0), run_config(), Position(step=step))
+        (folder / MANIFEST_FILE).unlink()
+    if how is not None:
+        harm(folder / "model.pt", how)
+    expected = "step_000004" if how is None else "step_000002"
+    assert checkpoint_to_resume(tmp_path, "auto", CPU).name == expected
+
+
+def test_readers_notice_a_changed_weight(run_config, tmp_path):
+    Trainer(run_config(train={"steps": 2, "checkpoint_every": 2}), CPU).run()
+    load_models(tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "step_000002" / "model.pt"
+    harm(path, "bit")
+    with pytest.raises(ConfigError, match=r"damaged, model\.pt was changed"):
+        load_models(tmp_path / "run")
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(run_config, tmp_path, monkeypatch, caplog):
+    """The second of three saves fails, and the third is there."""
+    seal, calls = store.seal, []
+
+    def full_once(folder):
+        calls.append(folder)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        seal(folder)
+
+    monkeypatch.setattr(store, "seal", full_once)
+    assert Trainer(run_config(), CPU).run().step == 6
+    names = [folder.name for folder in list_checkpoints(tmp_path / "run")]
+    assert names == ["step_000002", "step_000006"]
+    (warning,) = [r.getMessage() for r in caplog.records if "could not be saved" in r.getMessage()]
+    assert "step 4" in warning and "No space left on device" in warning
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
+def test_torch_says_in_its_own_words_that_the_disk_is_full(run_config, tmp_path):
+    """/dev/full takes no byte: the error comes from the C++ side of torch.save."""
+    learner = small(1.0)
+    learner.runner.save = lambda folder: torch.save({"x": torch.ones(1 << 16)}, "/dev/full")
+    with pytest.raises(NotSaved, match="No space left on device"):
+        save_checkpoint(tmp_path, learner, run_config(), Position(step=2))
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_an_end_that_could_not_be_saved_is_no_success(run_config, monkeypatch):
+    def full(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store, "seal", full)
+    with pytest.raises(NotSaved, match=r"step 6.*No space left on device"):
+        Trainer(run_config(), CPU).run()
