@@ -12,7 +12,7 @@ from run_checks import assert_identical, weights
 
 from tats_fast.config import ConfigError
 from tats_fast.engine.distributed import World
-from tats_fast.engine.loop import Stopped
+from tats_fast.engine.signals import Stopped
 from tats_fast.pretrain.generated import GeneratedLoader, make_scenes
 from tats_fast.pretrain.trainer import Trainer
 
