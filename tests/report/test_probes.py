@@ -18,7 +18,7 @@ from project import ROOT
 from tats_fast.cli import main
 from tats_fast.data.video import load_clip
 from tats_fast.models import MaskedAutoencoder
-from tats_fast.report.probes import Probes, leading_comment, probes_html, read_probes
+from tats_fast.report.probes import Probes, leading_comment, percent, probes_html, read_probes
 from tats_fast.report.visualize import write_report
 
 sys.path.append(str(ROOT / "demo"))
@@ -90,6 +90,13 @@ def test_the_page_ends_with_the_probes(probed, run):
     assert shown == [f"a video of class {name}" for name in sorted(DRIFTS)]
     assert all(reference.startswith("data:") for reference in parsed.references)
 
+    others = {"random masks": {"linear": [0.9, 0.85, 0.8]}}
+    (run / "probe_others.json").write_text(json.dumps(others))
+    section = page(run, videos).text.partition(TITLE)[2].partition("guessing")[2]
+    assert "random masks" in section and "linear75.0%25.0%25.0%80.0 to 90.0%nearest" in section
+    assert "50.0%0.0%25.0%–" in section
+    (run / "probe_others.json").unlink()
+
     shutil.rmtree(run / "probe_untrained")
     section = page(run, videos).text.partition(TITLE)[2]
     assert "before training" not in section.lower() and "linear75.0%25.0%nearest" in section
@@ -147,6 +154,19 @@ def test_a_damaged_file_is_left_out(run, caplog):
         assert "probe/probe.json left out" in caplog.text
 
 
+def test_damaged_figures_of_other_runs_are_left_out(run, caplog):
+    for content in ("", "[]", '{"a": {"knn": 3}}', '{"a": {"knn": ["x"]}}'):
+        (run / "probe_others.json").write_text(content)
+        caplog.clear()
+        assert read(run).others == {}
+        assert "probe_others.json left out" in caplog.text
+
+
+def test_shares_of_several_runs_are_a_span():
+    assert percent([0.5]) == "50.0%" and percent([0.525, 0.48, 0.5]) == "48.0 to 52.5%"
+    assert percent([0.1, 0.1]) == "10.0%" and percent([]) == "–"
+
+
 def test_videos_that_are_gone_leave_the_table(run, caplog):
     for name in ("probe", "probe_untrained"):
         edit(run / name / "probe.json", lambda record: record["options"].update(eval="gone.txt"))
@@ -165,6 +185,7 @@ def test_names_and_comments_are_escaped(tmp_path):
     probes = Probes(
         top1={"<kind>": 0.5},
         untrained={},
+        others={},
         classes=["<one>", "two"],
         train_videos=4,
         eval_videos=100,
