@@ -22,13 +22,15 @@ ALLOWED = {
     "masking": MODELS,
     "rl": MODELS,
     "data": {"config"},
+    "generated": {"config"},
     "prepare": {"config", "data"},
     "recognition": MODELS | {"data", "interchange", "run_folder"},
     "report": MODELS
     | {"masking", "rl", "data", "interchange", "recognition", "run_folder", "version"},
     "engine": {"config", "data", "run_folder"},
     "pretrain": MODELS
-    | {"masking", "rl", "data", "interchange", "recognition", "report", "engine", "run_folder"},
+    | {"masking", "rl", "data", "generated", "interchange", "recognition", "report", "engine"}
+    | {"run_folder"},
     "finetune": MODELS | {"data", "interchange", "recognition", "engine", "run_folder"},
 }
 OPTIONAL = {"deepspeed", "flash_attn", "nvidia", "triton", "transformers"}

@@ -171,6 +171,10 @@ class FinetuneConfig(TrainingConfig):
         )
 
     @property
+    def listed_per_step(self) -> int:
+        return self.train.batch_size
+
+    @property
     def windows_per_step(self) -> int:
         return self.train.batch_size
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from tats_fast.config.checks import nearest_multiple, require
+from tats_fast.config.generated import GeneratedConfig
 from tats_fast.config.options import Options, option
 from tats_fast.config.training import (
     Attention,
@@ -276,6 +277,7 @@ class RunConfig(TrainingConfig):
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    generated: GeneratedConfig = field(default_factory=GeneratedConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -301,20 +303,45 @@ class RunConfig(TrainingConfig):
                     f"leaves {visible_count(tokens, ratio)} of {tokens} tokens visible; at least "
                     "one must stay visible and one hidden",
                 )
+        require(
+            self.listed_per_step > 0 or self.train.steps is not None,
+            "train.steps",
+            None,
+            f"generated.share={self.generated.share:g} leaves no list whose passes could be "
+            "counted; give the number of steps",
+        )
 
     def check_world_size(self, world_size: int) -> None:
         """Raise ``ConfigError`` unless the batch splits evenly over ranks, micro-batches and the
-        repeats of a decoded window."""
-        check_batch(
-            self.train.batch_size,
-            world_size=world_size,
-            train__accumulation=self.train.accumulation,
-            data__repeats=self.data.repeats,
+        repeats of a decoded window, and its generated part over the first two."""
+        batch, repeats = self.train.batch_size, self.data.repeats
+        parts = {"world_size": world_size, "train__accumulation": self.train.accumulation}
+        if self.generated_per_step == 0:
+            return check_batch(batch, **parts, data__repeats=repeats)
+        check_batch(batch, **parts)
+        micro_batches = world_size * self.train.accumulation
+        listed, micro = self.listed_per_step / micro_batches, batch // micro_batches
+        example = 1 - min(round(listed / repeats) * repeats, micro // repeats * repeats) / micro
+        require(
+            listed % repeats == 0,
+            "generated.share",
+            self.generated.share,
+            f"leaves {listed:g} of the {micro} clips of a micro-batch for files; must be a "
+            f"multiple of data.repeats={repeats}, for example generated.share={example:.4g}",
         )
 
     @property
+    def generated_per_step(self) -> int:
+        """Generated clips per optimizer step, over all ranks."""
+        return round(self.generated.share * self.train.batch_size)
+
+    @property
+    def listed_per_step(self) -> int:
+        return self.train.batch_size - self.generated_per_step
+
+    @property
     def windows_per_step(self) -> int:
-        return self.train.batch_size // self.data.repeats
+        return self.listed_per_step // self.data.repeats
 
     @property
     def clips_per_step(self) -> int:

@@ -165,6 +165,12 @@ class TrainingConfig(ABC):
 
     @property
     @abstractmethod
+    def listed_per_step(self) -> int:
+        """What a step takes of the list, in the unit of ``batch_size`` and over all ranks: what
+        epochs count."""
+
+    @property
+    @abstractmethod
     def windows_per_step(self) -> int:
         """Decoded windows per optimizer step, over all ranks."""
 

@@ -14,9 +14,9 @@ import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch import Tensor
 from tats_fast.config import ConfigError, Failure, TrainingConfig, save_config
 from tats_fast.data.bad_files import BadFileRecord, drop_quarantined
 from tats_fast.data.lists import Video, read_videos
-from tats_fast.data.loader import ClipBatch, ClipLoader, make_loader
+from tats_fast.data.loader import ClipBatch, make_loader
 from tats_fast.data.order import ClipKey, StreamBatches
 from tats_fast.data.pyav import require_pyav
 from tats_fast.engine.checkpoint import (
@@ -74,6 +74,16 @@ class _Step:
         )
 
 
+class Loader(Protocol):
+    """What the loop needs of whatever brings its micro-batches, endlessly and in order."""
+
+    replaced_workers: int
+
+    def __iter__(self) -> Iterator[ClipBatch]: ...
+
+    def close(self) -> None: ...
+
+
 class TrainingLoop(ABC):
     """One run of ``config``; ``learner`` is what its steps change.
 
@@ -85,7 +95,8 @@ class TrainingLoop(ABC):
     """Metrics on the progress line: name, label, format."""
 
     def __init__(self, config: TrainingConfig, world: World) -> None:
-        if config.data.train is None:
+        from_list = config.listed_per_step
+        if from_list and config.data.train is None:
             raise ConfigError(
                 "data.train=None: give a list file or a folder of videos, "
                 "for example data.train=demo/clips/train"
@@ -94,12 +105,12 @@ class TrainingLoop(ABC):
         self.config, self.world = config, world
         self.folder = Path(config.output_dir) / config.name
         self.resume_from = checkpoint_to_resume(self.folder, config.train.resume)
-        self.videos = self.read_videos("train")
+        self.videos = self.read_videos("train") if from_list else []
         self.total_steps = total_steps(config, len(self.videos))
-        if config.train.batch_size > len(self.videos) and world.is_main:
+        if from_list > len(self.videos) and world.is_main:
             LOGGER.warning(
-                "train.batch_size=%d exceeds the %d listed videos: every step sees some of them "
-                "several times",
+                "train.batch_size=%d takes more than the %d listed videos: every step sees some of "
+                "them several times",
                 config.train.batch_size,
                 len(self.videos),
             )
@@ -197,7 +208,7 @@ class TrainingLoop(ABC):
             log.message("\n".join(self.describe()))
             if self.position.step == 0:
                 self.evaluate(log)
-            with contextlib.closing(self._loader()) as loader:
+            with contextlib.closing(self.loader()) as loader:
                 self._loop(log, loader)
         finally:
             for signum, handler in handlers.items():
@@ -215,12 +226,18 @@ class TrainingLoop(ABC):
         return self.finished or self.position.step % every == 0
 
     def due_after_passes(self, every: int) -> bool:
-        """The same for every so many passes over the list."""
-        batch, period = self.config.train.batch_size, every * len(self.videos)
-        samples = self.position.samples
-        return self.finished or samples // period > (samples - batch) // period
+        """The same for every so many passes over the list; without a list, at the end alone."""
+        step, period = self.config.listed_per_step, every * len(self.videos)
+        if self.finished or not period:
+            return self.finished
+        return self._listed() // period > (self._listed() - step) // period
 
-    def _loop(self, log: RunLog | SilentLog, loader: ClipLoader) -> None:
+    def _listed(self) -> int:
+        """Samples that came from the list so far."""
+        train = self.config.train
+        return self.position.samples * self.config.listed_per_step // train.batch_size
+
+    def _loop(self, log: RunLog | SilentLog, loader: Loader) -> None:
         train, meter = self.config.train, Meter(self.world, self.bf16)
         window: list[_Step] = []
         batches = iter(loader)
@@ -268,7 +285,8 @@ class TrainingLoop(ABC):
             )
         return videos
 
-    def _loader(self) -> ClipLoader:
+    def loader(self) -> Loader:
+        """This process's micro-batches from where the run stands."""
         config, world = self.config, self.world
         windows = config.windows_per_step
         batches = StreamBatches(
@@ -284,7 +302,7 @@ class TrainingLoop(ABC):
             self.videos, config.data, *self.clip_shape(), config.seed, batches, world.device
         )
 
-    def _summary(self, window: list[_Step], meter: Meter, loader: ClipLoader) -> dict[str, Any]:
+    def _summary(self, window: list[_Step], meter: Meter, loader: Loader) -> dict[str, Any]:
         """Means over the finite steps since the last summary; a logged step's one host sync."""
         names = sorted({name for step in window for name in step.metrics})
         nothing = torch.full((), math.nan, device=self.world.device)
@@ -309,16 +327,16 @@ class TrainingLoop(ABC):
             skipped_clips=self.position.skipped_clips + len(bad),
             skipped_steps=self.position.skipped_steps + int(skipped.sum()),
         )
-        config, samples, videos = self.config, self.position.samples, len(self.videos)
-        windows = config.windows_per_step
+        config, windows = self.config, self.config.windows_per_step
+        videos = len(self.videos) or math.nan
         return {
             "step": self.position.step,
-            "epoch": samples / videos,
-            "passes": samples * windows / config.train.batch_size / videos,
+            "epoch": self._listed() / videos,
+            "passes": self.position.samples * windows / config.train.batch_size / videos,
             **self.row(),
             **{name: means[name] for name in names if name != "skipped"},
             **meter.report(len(window) * config.clips_per_step, self.flop_per_clip()),
-            "host_decoded_frac": sum(n for _, n, _ in loaded) / (len(window) * windows),
+            "host_decoded_frac": sum(n for _, n, _ in loaded) / (len(window) * max(1, windows)),
             "replaced_workers": sum(replaced for _, _, replaced in loaded),
             "skipped_clips": self.position.skipped_clips,
             "skipped_steps": self.position.skipped_steps,
@@ -362,4 +380,4 @@ def total_steps(config: TrainingConfig, num_videos: int) -> int:
     """Optimizer steps of the run: ``train.steps``, or ``train.epochs`` passes over the list."""
     if config.train.steps is not None:
         return config.train.steps
-    return math.ceil(config.train.epochs * num_videos / config.train.batch_size)
+    return math.ceil(config.train.epochs * num_videos / config.listed_per_step)

@@ -12,11 +12,12 @@ from tats_fast.config.schema import LEARNED_STRATEGIES
 from tats_fast.data.eval_clips import load_eval_clips
 from tats_fast.data.loader import ClipBatch, resolved_backend
 from tats_fast.engine.logs import RunLog, SilentLog
-from tats_fast.engine.loop import TrainingLoop
+from tats_fast.engine.loop import Loader, TrainingLoop
 from tats_fast.engine.optim import lr_at
 from tats_fast.masking import mask_ratio_at, visible_tokens
 from tats_fast.models.attention import choose_backend
 from tats_fast.pretrain.flops import training_step
+from tats_fast.pretrain.generated import GeneratedLoader, make_scenes
 from tats_fast.pretrain.held_out import held_out_metrics
 from tats_fast.pretrain.initial import load_initial
 from tats_fast.pretrain.learner import Learner, kernel_levels, make_learner
@@ -50,13 +51,24 @@ class Trainer(TrainingLoop):
     def clip_shape(self) -> tuple[int, int]:
         return self.config.model.num_frames, self.config.model.image_size
 
+    def loader(self) -> Loader:
+        config, world = self.config, self.world
+        if not config.generated_per_step:
+            return super().loader()
+        return GeneratedLoader(
+            super().loader() if self.videos else None,
+            make_scenes(config, world.rank, world.device),
+            config.generated_per_step // (world.size * config.train.accumulation),
+            first=self.position.step * config.train.accumulation,
+        )
+
     def describe(self) -> list[str]:
         config, masking, model = self.config, self.config.masking, self.config.model
         visible = visible_tokens(masking.strategy, model, masking.ratio)
         shared = f" on average, shared out by {masking.budget_by}"
         device = self.world.device.type
         return [
-            *self.describe_run(f"{len(self.videos)} videos", "clips"),
+            *self.describe_run(f"{len(self.videos)} videos{self._generated()}", "clips"),
             f"masking {masking.strategy}: {visible} of {model.num_tokens} tokens visible "
             f"(ratio {masking.ratio:g}){shared if masking.budget == 'adaptive' else ''}; "
             f"{masking.decoder_keep_ratio:.0%} of the others rebuilt",
@@ -65,6 +77,10 @@ class Trainer(TrainingLoop):
             f"decoding {resolved_backend(config.data.backend, device)} "
             f"with {config.data.workers} worker(s), {config.data.repeats} clip(s) per window",
         ]
+
+    def _generated(self) -> str:
+        scenes = self.config.generated
+        return f" and {scenes.share:.0%} generated clips ({scenes.task})" if scenes.share else ""
 
     def train_step(self, batches: list[ClipBatch]) -> dict[str, Tensor]:
         self._planned = self._plan()

@@ -62,6 +62,10 @@ BAD = {
     "optim.betas=[0.9]": "must be two numbers, such as",
     "data.scales=[1.5]": "data.scales=1.5: must be above 0 and at most 1",
     "distributed.zero_stage=3": "distributed.zero_stage=3: must be at least 0 and at most 2",
+    "generated.share=1.5": "generated.share=1.5: must be at least 0 and at most 1",
+    "generated.share=1": "train.steps=None: generated.share=1 leaves no list",
+    "generated.area=0.6": "generated.area=0.6: must be at least 0.02 and at most 0.5",
+    "generated.task=fly": "generated.task=fly: must be one of pan, object, spin",
     "ppo.epochs=0": "ppo.epochs=0: must be at least 1",
     "masking.schedule=linear": "needs masking.start_ratio",
     "masking.start_ratio=0.5": "needs masking.schedule=linear or cosine",
@@ -141,7 +145,7 @@ def test_every_field_is_read_outside_the_schema():
 
 
 def test_every_field_is_documented():
-    names = ("schema", "training", "finetune")
+    names = ("schema", "training", "finetune", "generated")
     trees = [ast.parse((ROOT / f"tats_fast/config/{name}.py").read_text()) for name in names]
     for cls in (node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)):
         for here, following in zip(cls.body, [*cls.body[1:], None], strict=True):

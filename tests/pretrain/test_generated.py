@@ -1,0 +1,97 @@
+"""Pretraining on generated clips, alone or among those of files."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import islice
+
+import pytest
+import torch
+from run_checks import assert_identical, weights
+
+from tats_fast.config import ConfigError
+from tats_fast.engine.distributed import World
+from tats_fast.engine.loop import Stopped
+from tats_fast.pretrain.generated import GeneratedLoader, make_scenes
+from tats_fast.pretrain.trainer import Trainer
+
+CPU = World(0, 1, torch.device("cpu"))
+
+
+def losses(folder) -> dict[int, float]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return {row["step"]: row["loss_recon"] for row in map(json.loads, lines)}
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_resume_is_bit_identical(run_config, tmp_path, share):
+    train = {"log_every": 1, "checkpoint_every": 3, "accumulation": 2}
+    sections = {"generated": {"share": share, "area": 0.2}, "train": train}
+    Trainer(run_config("straight", **sections), CPU).run()
+    stopped = Trainer(run_config("stopped", **sections), CPU)
+    step = stopped.train_step
+
+    def until_three(batches):
+        if stopped.position.step == 2:
+            stopped._signal = 15
+        return step(batches)
+
+    stopped.train_step = until_three
+    with pytest.raises(Stopped):
+        stopped.run()
+    assert stopped.position.step == 3
+    Trainer(run_config("stopped", **sections), CPU).run()
+    assert losses(tmp_path / "straight") == losses(tmp_path / "stopped")
+    assert_identical(weights(tmp_path / "straight", 6), weights(tmp_path / "stopped", 6))
+
+
+def test_without_files_no_list_is_needed(run_config, tmp_path):
+    trainer = Trainer(run_config(generated={"share": 1.0}, data={"train": None}), CPU)
+    assert "0 videos and 100% generated clips (object)" in trainer.describe()[0]
+    trainer.run()
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["step"] == 6 and row["epoch"] is None and row["passes"] is None
+
+
+def test_part_of_a_batch_needs_a_list_and_counts_its_epochs(run_config, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.train=None: give a list"):
+        Trainer(run_config(generated={"share": 0.5}, data={"train": None}), CPU)
+    trainer = Trainer(run_config(generated={"share": 0.5}), CPU)
+    trainer.run()
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["epoch"] == 6 * 2 / len(trainer.videos)
+
+
+def test_files_come_first_and_are_those_of_a_run_without_generated_clips(run_config):
+    config = run_config(generated={"share": 0.5})
+    mixed = Trainer(config, CPU).loader()
+    alone = Trainer(run_config(train={"batch_size": 2}), CPU).loader()
+    scenes = make_scenes(config, 0, CPU.device)
+    for number, batch, expected in zip(range(3), mixed, alone, strict=False):
+        assert torch.equal(batch.clips[:2], expected.clips)
+        assert torch.equal(batch.clips[2:], scenes.batch(2, number).clips)
+        assert batch.keys == expected.keys
+    mixed.close()
+    alone.close()
+
+
+def test_every_process_makes_its_own(run_config):
+    config = run_config(generated={"share": 1.0}, data={"train": None})
+    first, second = (make_scenes(config, rank, CPU.device).batch(2, 0) for rank in (0, 1))
+    assert not torch.equal(first.clips, second.clips)
+
+
+def test_a_loader_that_starts_later_goes_on(run_config):
+    scenes = make_scenes(run_config(generated={"share": 1.0}), 0, CPU.device)
+    whole = [batch.clips for batch in islice(GeneratedLoader(None, scenes, 2), 4)]
+    later = next(iter(GeneratedLoader(None, scenes, 2, first=3)))
+    assert torch.equal(later.clips, whole[3])
+
+
+def test_a_share_that_does_not_fill_windows_is_refused_with_one_that_does(run_config):
+    sections = {"data": {"repeats": 4}, "train": {"batch_size": 16}}
+    with pytest.raises(ConfigError, match=r"generated\.share=0\.4: leaves 10 of the 16") as caught:
+        run_config(generated={"share": 0.4}, **sections)
+    share = float(re.search(r"for example generated\.share=(\S+)", str(caught.value))[1])
+    assert run_config(generated={"share": share}, **sections).windows_per_step == 2
