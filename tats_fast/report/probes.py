@@ -1,8 +1,8 @@
 """The probes of a run for its page, as ``tats-fast probe --out RUN/probe`` leaves them.
 
 ``RUN/probe_untrained``, where there is one, holds the same probes of an encoder before training,
-and ``RUN/probe_others.json`` what other runs reached in them: ``{"their name": {"knn": [0.7, 0.8]}}``,
-top-1 of every run by kind of probe.
+and ``RUN/probe_others.json`` what other runs reached in them, top-1 of every run by kind of probe:
+``{"their name": {"knn": [0.7, 0.8]}}``.
 """
 
 from __future__ import annotations

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from data_files import write_video
 from models_exchanged import write_run
 from pages import Parsed, tiny
-from project import ROOT
 
 from tats_fast.cli import main
 from tats_fast.data.video import load_clip
@@ -21,11 +20,27 @@ from tats_fast.models import MaskedAutoencoder
 from tats_fast.report.probes import Probes, leading_comment, percent, probes_html, read_probes
 from tats_fast.report.visualize import write_report
 
-sys.path.append(str(ROOT / "demo"))
-
-from motion_clips import ABOUT, DRIFTS, write_set
-
+CLASSES = ("down", "left", "right", "up")
+ABOUT = "The videos show numbers."
 TITLE = "What the features know"
+
+
+def write_set(folder: Path) -> tuple[Path, Path]:
+    """Lists of two videos of every class to train on and one to ask about, 20 frames each."""
+    lists = []
+    for name, count in (("train", 2), ("test", 1)):
+        (folder / name).mkdir(parents=True)
+        lines = [f"# {ABOUT}"]
+        for kind, label in enumerate(CLASSES):
+            for number in range(count):
+                path = f"{name}/{label}_{number:02d}.mp4"
+                # Frames show their numbers; a tint tells the videos apart.
+                tint = 8 * (kind + len(CLASSES) * number)
+                write_video(folder / path, 20, turn=lambda image, tint=tint: image // 2 + tint)
+                lines.append(f"{path}\t{label}")
+        lists.append(folder / f"{name}.txt")
+        lists[-1].write_text("\n".join(lines) + "\n")
+    return lists[0], lists[1]
 
 
 def probe(checkpoint: Path, lists: tuple[Path, Path], out: Path) -> None:
@@ -39,7 +54,7 @@ def probe(checkpoint: Path, lists: tuple[Path, Path], out: Path) -> None:
 def probed(tmp_path_factory) -> Path:
     """A folder with a probed run, its control, and the lists of a few generated videos."""
     folder = tmp_path_factory.mktemp("probed")
-    lists = write_set(folder / "motion", train=2, test=1)
+    lists = write_set(folder / "motion")
     for seed, name in enumerate(("run", "other")):
         torch.manual_seed(seed)
         write_run(folder / name, MaskedAutoencoder(tiny().model))
@@ -87,7 +102,7 @@ def test_the_page_ends_with_the_probes(probed, run):
     assert "linear75.0%25.0%25.0%nearest neighbours50.0%0.0%25.0%" in table
     pictures = [attrs for tag, attrs in parsed.tags if tag == "img"]
     shown = [attrs["alt"] for attrs in pictures if attrs["alt"].startswith("a video of class")]
-    assert shown == [f"a video of class {name}" for name in sorted(DRIFTS)]
+    assert shown == [f"a video of class {name}" for name in sorted(CLASSES)]
     assert all(reference.startswith("data:") for reference in parsed.references)
 
     others = {"random masks": {"linear": [0.9, 0.85, 0.8]}}
@@ -107,7 +122,7 @@ def test_the_page_ends_with_the_probes(probed, run):
 
 def test_examples_are_the_clips_that_were_probed(probed, run):
     probes = read(run)
-    assert [name for name, _ in probes.examples] == probes.classes == sorted(DRIFTS)
+    assert [name for name, _ in probes.examples] == probes.classes == sorted(CLASSES)
     name, frames = probes.examples[2]
     clip = load_clip(str(probed / f"motion/test/{name}_00.mp4"), 16, 1, 32)
     assert np.array_equal(frames, clip[::2])  # the first of every tubelet
