@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from labelled import write_set
+from motion_clips import write_set
 
 from tats_fast import create_model
 from tats_fast.cli import main
@@ -64,7 +64,7 @@ SETTINGS = (
 
 
 def probe(folder: Path) -> int:
-    """Which way generated textures move, from frozen features; the same before training."""
+    """Which way generated textures drift, from frozen features; the same before training."""
     train, test = write_set(folder / "motion")
     for out, checkpoint in {"probe": folder, "probe_untrained": untrained(folder)}.items():
         code = main(
@@ -129,7 +129,7 @@ def summary(reached: dict[str, Any], controls: list[dict[str, Any]]) -> list[str
         others = [row["probes"][kind] for row in controls]
         share = f"{reached['probes'][kind]:.0%}", f"{reached['probes_before'][kind]:.0%}"
         span = f"{min(others):.0%} to {max(others):.0%}"
-        lines.append(_line(f"direction of a pan, {kind} probe", *share, "12.5%", span))
+        lines.append(_line(f"drift of textures, {kind} probe", *share, "25%", span))
     others = [row["loss"] for row in controls]
     loss = f"{reached['loss']:.3f}", f"{reached['loss_before']:.3f}"
     span = f"{min(others):.3f} to {max(others):.3f}"

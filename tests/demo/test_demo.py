@@ -1,19 +1,15 @@
-"""The demo's labelled videos, its control, and what it says about a run."""
+"""The demo's control, and what it says about a run."""
 
 from __future__ import annotations
 
 import json
 
-import numpy as np
 import run as demo
 import torch
-from labelled import FRAMES, SIDE, write_set
+from motion_clips import FRAMES, SIDE
 
 from tats_fast.config import load_config, save_config
-from tats_fast.data.lists import read_videos
-from tats_fast.data.video import load_clip
 from tats_fast.engine.distributed import join_world
-from tats_fast.generated import SceneConfig, Scenes
 from tats_fast.interchange import read_weights
 from tats_fast.pretrain.learner import make_learner
 
@@ -21,27 +17,6 @@ from tats_fast.pretrain.learner import make_learner
 def test_the_videos_suit_the_model_that_is_probed():
     model = load_config(demo.ROOT / "configs/quickstart.yaml").model
     assert (model.num_frames, model.image_size) == (FRAMES, SIDE)
-
-
-def test_a_written_set_is_labelled_readable_and_of_its_seed(tmp_path):
-    lists = write_set(tmp_path / "a", seed=3, train=6, test=4)
-    train, test = map(read_videos, lists)
-    assert (len(train), len(test)) == (6, 4)
-    scenes = Scenes(SceneConfig(task="pan"), FRAMES, SIDE, seed=7)
-    clips, labels, _ = scenes.batch(4, 0)
-    assert [video.label for video in test] == [scenes.classes[label] for label in labels]
-    # What is decoded is what was generated, up to what H.264 takes away.
-    for video, clip in zip(test, clips.numpy().astype(int), strict=True):
-        decoded = load_clip(video.path, FRAMES, 1, SIDE)
-        assert np.abs(decoded - clip).mean() < 8
-    # No texture is on both lists or there twice.
-    first = [load_clip(video.path, FRAMES, 1, SIDE)[0].astype(float) for video in train + test]
-    distances = np.abs(np.stack(first)[:, None] - np.stack(first)[None]).mean((2, 3, 4))
-    assert distances[~np.eye(len(first), dtype=bool)].min() > 10
-    write_set(tmp_path / "b", seed=3, train=1, test=4)
-    write_set(tmp_path / "c", seed=4, train=1, test=4)
-    files = [(sorted((tmp_path / name / "test").iterdir())[0]).read_bytes() for name in "abc"]
-    assert files[0] == files[1] != files[2]
 
 
 def test_the_control_has_the_weights_that_the_run_started_from(tiny_config, tmp_path):
@@ -75,8 +50,8 @@ def test_the_demo_says_what_it_reached_beside_the_record(tiny_config, tmp_path):
         for loss, share in ((0.6, 0.93), (0.58, 0.91))
     ]
     cells = [line.split() for line in demo.summary(reached, controls)]
-    assert cells[1][-6:] == ["90%", "20%", "12.5%", "91%", "to", "93%"]
-    assert cells[3][-6:] == ["70%", "15%", "12.5%", "91%", "to", "93%"]
+    assert cells[1][-6:] == ["90%", "20%", "25%", "91%", "to", "93%"]
+    assert cells[3][-6:] == ["70%", "15%", "25%", "91%", "to", "93%"]
     assert cells[4][-6:] == ["0.610", "1.020", "1", "0.580", "to", "0.600"]
     assert cells[5][-4:] == ["1.83", "1", "1", "1"]
     reached["true_motion_lift_sampler"] = None  # of random masks
@@ -90,6 +65,6 @@ def test_the_record_is_of_three_seeds_that_ended_well():
         assert [row["seed"] for row in rows if row["strategy"] == strategy] == [0, 1, 2]
     for row in (row for row in rows if row["strategy"] == "tats"):
         for kind in demo.PROBES:
-            assert row["probes"][kind] >= max(0.125 + 0.4, row["probes_before"][kind] + 0.3)
+            assert row["probes"][kind] >= max(0.25 + 0.4, row["probes_before"][kind] + 0.3)
         assert row["true_motion_lift_sampler"] > 1.5
         assert row["loss"] < row["loss_before"]
