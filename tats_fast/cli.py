@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tats_fast.commands.datasets import PREPARE, VERIFY
+from tats_fast.commands.datasets import MAKE_BENCHMARK, PREPARE, VERIFY
 from tats_fast.commands.exchange import EXPORT, IMPORT
 from tats_fast.commands.inspection import COMPARE, DOCTOR, REFERENCE, VISUALIZE
 from tats_fast.commands.recognition import EVALUATE, EXTRACT, PROBE
@@ -22,7 +22,7 @@ from tats_fast.version import __version__
 LOGGER = logging.getLogger("tats_fast")
 COMMANDS = (
     *(PRETRAIN, FINETUNE, PROBE, EVALUATE, EXTRACT, VISUALIZE),
-    *(COMPARE, REFERENCE, PREPARE, VERIFY, EXPORT, IMPORT, DOCTOR),
+    *(COMPARE, REFERENCE, PREPARE, MAKE_BENCHMARK, VERIFY, EXPORT, IMPORT, DOCTOR),
 )
 
 

@@ -23,7 +23,7 @@ ALLOWED = {
     "rl": MODELS,
     "data": {"config"},
     "generated": {"config"},
-    "prepare": {"config", "data"},
+    "prepare": {"config", "data", "generated"},
     "recognition": MODELS | {"data", "interchange", "run_folder"},
     "report": MODELS
     | {"masking", "rl", "data", "interchange", "recognition", "run_folder", "version"},

@@ -1,4 +1,4 @@
-"""``tats-fast prepare`` and ``tats-fast verify``."""
+"""``tats-fast prepare``, ``tats-fast make-benchmark`` and ``tats-fast verify``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from tats_fast.commands.running import Command
 from tats_fast.config import ConfigError
 from tats_fast.config.options import chosen
-from tats_fast.prepare.options import PrepareOptions, Recipe, VerifyOptions
+from tats_fast.prepare.options import MakeBenchmarkOptions, PrepareOptions, Recipe, VerifyOptions
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
@@ -23,6 +23,15 @@ def _prepare(arguments: argparse.Namespace) -> int:
     return prepare(options)
 
 
+def _make_benchmark(arguments: argparse.Namespace) -> int:
+    from tats_fast.prepare.motion_benchmark import make_motion_benchmark
+
+    options = chosen(MakeBenchmarkOptions, arguments)
+    for path in make_motion_benchmark(options):
+        print(f"wrote {path}")
+    return 0
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from tats_fast.prepare.verify import verify
 
@@ -34,6 +43,12 @@ PREPARE = Command(
     "lists and small copies from official files",
     _prepare,
     options=(PrepareOptions, Recipe),
+)
+MAKE_BENCHMARK = Command(
+    "make-benchmark",
+    "labelled videos of things that move, with the truth of what does",
+    _make_benchmark,
+    options=(MakeBenchmarkOptions,),
 )
 VERIFY = Command(
     "verify", "find the files that cannot be trained on", _verify, options=(VerifyOptions,)

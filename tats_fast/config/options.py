@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from operator import ge, gt, le, lt
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from tats_fast.config.checks import require
 
@@ -80,11 +80,14 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
     parser's default ``flags`` has what the command line calls each field, by name.
     """
     flags = dict(parser.get_default("flags") or {})
+    hints = get_type_hints(cls)
     options = [item for item in fields(cls) if item.metadata]
     required = [item for item in options if item.default is item.default_factory is MISSING]
     for item in required + [item for item in options if item not in required]:
         flag = item.metadata.get("flag") or f"--{item.name.replace('_', '-')}"
         settings = _settings(item)
+        if get_origin(hints[item.name]) is Literal:
+            settings |= {"type": str, "choices": get_args(hints[item.name])}
         if flag.startswith("-"):
             settings |= {"dest": item.name, "required": item in required}
             flags[item.name] = flag

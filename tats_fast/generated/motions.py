@@ -24,6 +24,8 @@ CLASSES = {
     "pan": DIRECTIONS,
     "object": DIRECTIONS,
     "spin": ("clockwise", "counter-clockwise", "zoom-in", "zoom-out", "still"),
+    "relation": ("approach", "separate", "follow", "pass"),
+    "digit": tuple("0123456789"),
 }
 SPEED = (1 / 32, 2.5 / 32)
 """Sides per frame: 1 to 2.5 pixels of 32."""
@@ -32,6 +34,13 @@ TURN = (0.12, 0.3)
 """Radians per frame."""
 GROWTH = (0.5, 0.9)
 """Logarithm of last over first size."""
+WAY = (0.16, 0.28)
+"""Way of each of two objects over the whole clip."""
+DISTANCE = (0.34, 0.5)
+"""Between their centres in the middle of the clip."""
+TILT = 0.2
+SPREAD = {"object": 1.0, "relation": 0.2, "digit": 0.4}
+"""Range of places in the middle of the clip; where nothing is said, so that the object is whole."""
 
 
 class Object(NamedTuple):
@@ -95,17 +104,24 @@ def draw_motion(config: SceneConfig, frames: int, draw: Draw) -> Motion:
     if config.camera == "pan":
         anywhere = draw.uniform(0, 2 * math.pi)
         camera = path(heading(anywhere, draw.uniform(*CAMERA_SPEED)), time)
-    # What does not travel is best seen whole; what does may start anywhere (``resting``).
-    spread = (
-        1.0 if config.task == "object" else max(0.0, 1 - 2.4 * math.sqrt(config.area / math.pi))
-    )
+    spread = SPREAD.get(config.task, max(0.0, 1 - 2.4 * math.sqrt(config.area / math.pi)))
     still = [resting(draw, camera, spread, moves=False) for _ in range(config.distractors)]
     mover = resting(draw, camera, spread, moves=True)
-    if config.task == "object":
-        velocity = heading(labels * (math.pi / 4), draw.uniform(*SPEED))
-        mover = mover._replace(place=mover.place + path(velocity, time))
-        return Motion(labels, camera, [*still, mover])
-    return Motion(labels, camera, [*still, _spinning(mover, labels, time, draw)])
+    if config.task == "spin":
+        movers = [_spinning(mover, labels, time, draw)]
+    elif config.task == "relation":
+        movers = _related(mover, labels, time, draw)
+    else:
+        angle = labels * (math.pi / 4) if config.task == "object" else draw.uniform(0, 2 * math.pi)
+        movers = [
+            mover._replace(place=mover.place + path(heading(angle, draw.uniform(*SPEED)), time))
+        ]
+    if config.task == "digit":  # upright, or a 6 would be a 9
+        tilt = draw.uniform(-TILT, TILT, 1)
+        still, movers = (
+            [thing._replace(angle=tilt) for thing in things] for things in (still, movers)
+        )
+    return Motion(labels, camera, [*still, *movers])
 
 
 def heading(angle: Tensor, speed: Tensor) -> Tensor:
@@ -144,3 +160,25 @@ def _spinning(rest: Object, labels: Tensor, time: Tensor, draw: Draw) -> Object:
         size=torch.exp(growth[:, None] * moment),
         moves=(labels != 4).float(),
     )
+
+
+def _related(rest: Object, labels: Tensor, time: Tensor, draw: Draw) -> list[Object]:
+    """Two objects around the place of ``rest`` that approach each other (class 0), go apart (1),
+    follow one another (2) or pass (3).
+
+    In the middle of the clip their distance is the same for all classes, and either alone moves in
+    any direction: what they do shows in both together only.
+    """
+    span = max(1, len(time) - 1)
+    axis, sign = draw.uniform(0, 2 * math.pi), draw.whole(2) * 2 - 1
+    apart = heading(axis, draw.uniform(*DISTANCE) / 2)[:, None]
+    speed = draw.uniform(*WAY) / span
+    # Angle to the axis from the second object to the first, in which each of them goes.
+    along, across = (1 - sign) * (math.pi / 2), sign * (math.pi / 2)
+    first = torch.where(labels < 2, (1 - labels) * math.pi, torch.where(labels == 2, along, across))
+    second = first + torch.where(labels == 2, 0.0, math.pi)
+    other = rest._replace(angle=draw.uniform(0, 2 * math.pi, 1), look=1)
+    return [
+        thing._replace(place=rest.place + side * apart + path(heading(axis + angle, speed), time))
+        for thing, side, angle in ((rest, 1, first), (other, -1, second))
+    ]

@@ -40,10 +40,15 @@ def installed_pictures() -> list[Path]:
     return found
 
 
-def lay_pictures(atlas: Tensor, share: float, generator: torch.Generator) -> None:
+def lay_pictures(
+    atlas: Tensor, share: float, generator: torch.Generator, key: str = "textures"
+) -> None:
     """Cover about ``share`` of an atlas (``textures.noise_atlas``), in place, with random pieces of
     pictures, each as lightness and two differences of colours of mean 0 and deviation 1. A trace of
     the noise stays, for a blue sky that moves looks like one that rests.
+
+    Args:
+        key: what the message calls the option that asks for them.
 
     Raises:
         ConfigError: no picture is installed.
@@ -51,8 +56,8 @@ def lay_pictures(atlas: Tensor, share: float, generator: torch.Generator) -> Non
     paths = installed_pictures()
     if not paths:
         raise ConfigError(
-            "generated.textures: no installed package brings pictures; pip install scikit-learn, "
-            "or use generated.textures=noise"
+            f"{key}: no installed package brings pictures; pip install scikit-learn, or use "
+            f"{key}=noise"
         )
     pictures = [_read(path).to(atlas.device) for path in paths]
     side = atlas.shape[-1] // TILES

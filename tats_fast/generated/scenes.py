@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from tats_fast.config.generated import SceneConfig
 from tats_fast.generated import surfaces
+from tats_fast.generated.digits import load_digits
 from tats_fast.generated.motions import CLASSES, Draw, Motion, Object, draw_motion
 from tats_fast.generated.pictures import lay_pictures
 from tats_fast.generated.surfaces import Outline, Surface
@@ -43,9 +44,10 @@ class SceneBatch(NamedTuple):
 
 class _Sprite(NamedTuple):
     surface: Surface
-    outline: Outline
-    radius: Tensor
-    """(B,) mean radius in pixels."""
+    shape: Outline | Tensor
+    """A blob's, or (B,) numbers of digits."""
+    half: Tensor
+    """(B,) half a sprite's side, pixels of the clip."""
 
 
 class _Plan(NamedTuple):
@@ -59,9 +61,9 @@ class _Plan(NamedTuple):
 class Scenes:
     """An endless supply of labelled clips: any batch by its number, the same at every call.
 
-    Scenes of different ``seed`` share no texture, object or motion, so one may train and another
-    test (pictures are the same few, in pieces and colours of their own). Nothing in ``batch`` waits
-    for the device.
+    Scenes of different ``seed`` share no texture, shape or motion, so one may train and another
+    test. (Pictures are the same few, in pieces and colours of their own; of the digits, even and
+    odd seeds show different halves.) Nothing in ``batch`` waits for the device.
 
     Args:
         frames: T.
@@ -84,9 +86,14 @@ class Scenes:
         self._reach = side * (math.sqrt(0.5) + frames * 2.5 / 64)
         atlas_side = 128 * math.ceil(max(1024, 6 * self._reach) / 128)
         generator = _generator(self.device, seed, 0, _ATLAS)
+        self._digits, self._alpha = None, None
+        if config.task == "digit":
+            self._digits = load_digits(seed % 2, f"{config.section}task")
+            self._alpha = self._digits.alpha.to(self.device)
         self._atlas = noise_atlas(atlas_side, generator)
         if config.textures != "noise":
-            lay_pictures(self._atlas, 1.0 if config.textures == "images" else 0.5, generator)
+            share, key = 1.0 if config.textures == "images" else 0.5, f"{config.section}textures"
+            lay_pictures(self._atlas, share, generator, key)
 
     @torch.no_grad()
     def batch(self, size: int, number: int) -> SceneBatch:
@@ -107,20 +114,20 @@ class Scenes:
     def _plan(self, draw: Draw) -> _Plan:
         motion = draw_motion(self.config, self.frames, draw)
         looks = len({thing.look for thing in motion.objects})
-        atlas_side = self._atlas.shape[-1]
+        atlas_side, area = self._atlas.shape[-1], self.config.area / max(1, looks)
         ground = surfaces.draw_surface(draw, atlas_side, self._reach)
         sprites = []
         for _ in range(looks):
-            outline = surfaces.draw_outline(draw)
-            radius = self.side * (self.config.area / surfaces.outline_area(outline)).sqrt()
-            reach = self._sprite_side() / 2
-            sprites.append(_Sprite(surfaces.draw_surface(draw, atlas_side, reach), outline, radius))
+            if self._digits is None:
+                shape = surfaces.draw_outline(draw)
+                covered = surfaces.outline_area(shape) / (2 * surfaces.MARGIN) ** 2
+            else:
+                shape = self._digits.pick(motion.labels, draw.uniform(0, 1))
+                covered = self._digits.ink[shape]
+            half = self.side / 2 * (area / covered).sqrt()
+            surface = surfaces.draw_surface(draw, atlas_side, reach=self.side / 2)
+            sprites.append(_Sprite(surface, shape, half))
         return _Plan(motion, ground, sprites)
-
-    def _sprite_side(self) -> int:
-        """D, which is more than a sprite covers in the picture, because pixels are resampled."""
-        radius = self.side * math.sqrt(self.config.area / math.pi)
-        return math.ceil(2 * surfaces.MARGIN * radius * _OVERSAMPLING)
 
     def _render(
         self, plan: _Plan, generator: torch.Generator, clips: Tensor, moving: Tensor
@@ -147,9 +154,15 @@ class Scenes:
 
     def _picture(self, sprite: _Sprite) -> Tensor:
         """(B, 4, D, D): red, green and blue times opacity, and opacity."""
-        side = self._sprite_side()
-        alpha = surfaces.blob_alpha(sprite.outline, side, edge=1 / sprite.radius)[:, None]
-        line = surfaces.line(side, self.device) * (surfaces.MARGIN * sprite.radius[:, None])
+        if self._alpha is None:
+            # More pixels than it covers in the picture, because they are resampled.
+            radius = self.side * math.sqrt(self.config.area / math.pi)
+            side = math.ceil(2 * surfaces.MARGIN * radius * _OVERSAMPLING)
+            alpha = surfaces.blob_alpha(sprite.shape, side, edge=surfaces.MARGIN / sprite.half)
+        else:
+            alpha = self._alpha[sprite.shape.long()]
+        alpha, side = alpha[:, None], alpha.shape[-1]
+        line = surfaces.line(side, self.device) * sprite.half[:, None]
         x, y = line[:, None, None], line[:, None, :, None]
         colours = surfaces.paint(self._atlas, sprite.surface, x, y)[:, :, 0].clamp(0, 255)
         return torch.cat([colours * alpha, alpha], dim=1)
@@ -163,7 +176,7 @@ class Scenes:
             torch.remainder(self._line() - place[..., i, None] + half, self.side) - half
             for i in range(2)
         )
-        scale = 1 / (surfaces.MARGIN * sprite.radius[:, None] * thing.size)
+        scale = 1 / (sprite.half[:, None] * thing.size)
         cos, sin = thing.angle.cos() * scale, thing.angle.sin() * scale
         zero = torch.zeros_like(cos)
         inverse = torch.stack(

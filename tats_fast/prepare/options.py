@@ -1,12 +1,15 @@
-"""Options of ``tats-fast prepare`` and ``tats-fast verify``. Importing them does not load PyAV."""
+"""Options of ``tats-fast prepare``, ``make-benchmark`` and ``verify``. Importing them does not load
+PyAV."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tats_fast.config import ConfigError, DataConfig, ModelConfig
 from tats_fast.config.checks import require
+from tats_fast.config.generated import SceneConfig
 from tats_fast.config.options import Options, cores, option
 from tats_fast.prepare.layouts import READERS
 
@@ -85,6 +88,29 @@ class PrepareOptions(Options):
             broken = any(mark in path for mark in "\r\n")
             require(not broken, name, repr(path), "a list cannot hold a folder with a line break")
             object.__setattr__(self, name, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeBenchmarkOptions(SceneConfig):
+    """``tats-fast make-benchmark``. Raises ``ConfigError`` for what does not go together."""
+
+    section: ClassVar[str] = ""
+
+    benchmark: str = option(
+        "motion", "what to make", flag="benchmark", choices=("motion",), nargs="?"
+    )
+    out: str = option(help="folder to write, new or empty", metavar="DIR")
+    clips: int = option(48, "training videos of each class", at_least=1)
+    test_clips: int = option(32, "test videos of each class", at_least=1)
+    frames: int = option(16, "frames of a video", at_least=2)
+    side: int = option(64, "width and height, pixels; even", at_least=16)
+    seed: int = option(0, "seed of everything drawn", at_least=0)
+    lossless: bool = option(False, "FFV1 in .mkv and not H.264 in .mp4")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        even = f"must be even, for example {self.side + 1}"
+        require(self.side % 2 == 0, "side", self.side, even)
 
 
 @dataclass(frozen=True, kw_only=True)

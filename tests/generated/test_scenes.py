@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
+from run_checks import RefuseToWait
 from torch.nn import functional as F
 
 from tats_fast.generated import SceneConfig, Scenes, moving_share
 from tats_fast.models.patchify import patchify
 
 FRAMES, SIDE = 8, 32
-TASKS = ("pan", "object", "spin")
+TASKS = ("pan", "object", "spin", "relation", "digit")
 
 
 def scenes(seed=0, frames=FRAMES, side=SIDE, **settings) -> Scenes:
@@ -33,6 +34,33 @@ def test_a_batch_is_a_function_of_its_number(task):
     assert not torch.equal(wanted.clips, scenes(1, task=task).batch(6, 5).clips)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_nothing_in_a_batch_waits_for_the_device(task):
+    made = scenes(task=task)
+    with RefuseToWait():
+        made.batch(4, 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("task", TASKS)
+def test_a_gpu_makes_the_same_scenes(task):
+    """Of its own textures and noise, which come from its own generator."""
+    config = SceneConfig(task=task, area=0.2)
+    here = Scenes(config, FRAMES, SIDE, 0).batch(64, 3)
+    made = Scenes(config, FRAMES, SIDE, 0, "cuda")
+    there = made.batch(64, 3)
+    assert torch.equal(there.labels.cpu(), here.labels)
+    assert (there.moving.cpu() == here.moving).float().mean() > 0.999
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = made.batch(64, 3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(there.clips, again.clips)
+    assert there.clips.float().std() > 20
+
+
 def test_a_large_batch_is_made_in_parts_that_differ():
     """300 clips are rendered in several parts; the noise of each is its own."""
     clips = scenes(area=0.02, noise=5).batch(300, 0).clips
@@ -48,12 +76,14 @@ def test_classes_are_equally_likely(task):
     assert (counts / 4000 - share).abs().max() < 4 * math.sqrt(share * (1 - share) / 4000)
 
 
-@pytest.mark.parametrize("area", [0.02, 0.08, 0.5])
-def test_the_object_covers_its_share(area):
-    moving = scenes(area=area).batch(200, 0).moving.float()
+@pytest.mark.parametrize(
+    ("task", "area"), [("object", 0.02), ("object", 0.08), ("object", 0.5), ("relation", 0.08)]
+)
+def test_objects_cover_their_share(task, area):
+    moving = scenes(task=task, area=area).batch(200, 0).moving.float()
     assert moving.mean().item() == pytest.approx(area, rel=0.05)
-    # At every moment, because what leaves comes in again.
-    assert moving.mean((0, 2, 3)).std() < 0.02 * area
+    if task == "object":  # at every moment, because what leaves comes in again
+        assert moving.mean((0, 2, 3)).std() < 0.02 * area
 
 
 def test_only_what_moves_of_itself_is_marked():
@@ -76,13 +106,16 @@ def test_the_share_of_a_token_that_moves_follows_the_order_of_patches():
     torch.testing.assert_close(moving_share(moving, 2, 8), expected)
 
 
-@pytest.mark.parametrize(("task", "frame"), [("pan", 0), ("object", 0), ("spin", None)])
+@pytest.mark.parametrize(
+    ("task", "frame"), [("pan", 0), ("object", 0), ("spin", None), ("relation", 3)]
+)
 def test_a_single_frame_says_nothing_about_the_class(task, frame):
-    """A linear classifier of pixels and their squares, on the first frame or a random one."""
-    made = scenes(task=task, area=0.2)
+    """A linear classifier of pixels and their squares, on the first frame, a random one, or the
+    middle."""
+    made = scenes(task=task, area=0.2, frames=7)
     batch = made.batch(4000, 0)
     generator = torch.Generator().manual_seed(3)
-    chosen = torch.randint(FRAMES, (4000,), generator=generator) if frame is None else frame
+    chosen = torch.randint(7, (4000,), generator=generator) if frame is None else frame
     images = batch.clips[torch.arange(4000), chosen].float().mean(-1)
     pixels = F.avg_pool2d(images, 2).flatten(1)
     pixels = (pixels - pixels.mean(1, keepdim=True)) / pixels.std(1, keepdim=True)

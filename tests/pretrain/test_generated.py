@@ -49,6 +49,7 @@ def test_resume_is_bit_identical(run_config, tmp_path, share):
 
 def test_without_files_no_list_is_needed(run_config, tmp_path):
     trainer = Trainer(run_config(generated={"share": 1.0}, data={"train": None}), CPU)
+    assert not trainer.due_after_passes(1)
     assert "0 videos and 100% generated clips (object)" in trainer.describe()[0]
     trainer.run()
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
