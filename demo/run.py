@@ -30,6 +30,11 @@ RECORD = ROOT / "benchmarks/records/2026-11-26_cpu_demo_seeds/results.json"
 PROBES = ("linear", "linear_bn", "knn")
 CONTROL = "random masks, same time"
 """What the runs of the record are called that this run is held against."""
+SETTINGS = (
+    "name=demo",
+    f"data.train={ROOT / 'demo/clips/train'}",
+    f"data.eval={ROOT / 'demo/clips/heldout'}",
+)
 LOSS, LIFT = "loss_recon_random", "true_motion_lift_sampler"
 
 
@@ -54,13 +59,6 @@ def run(overrides: Sequence[str]) -> int:
     print("\n".join(summary(reached, controls)))
     print(f"look at {folder / 'report' / 'index.html'} (curves: tensorboard --logdir {folder})")
     return 0
-
-
-SETTINGS = (
-    "name=demo",
-    f"data.train={ROOT / 'demo/clips/train'}",
-    f"data.eval={ROOT / 'demo/clips/heldout'}",
-)
 
 
 def probe(folder: Path) -> int:
