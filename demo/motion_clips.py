@@ -113,7 +113,7 @@ def write_video(path: Path, clip: np.ndarray) -> None:
         out.mux(stream.encode())
 
 
-def write_set(folder: Path, seed: int = 0, train: int = 48, test: int = 60) -> tuple[Path, Path]:
+def write_set(folder: Path, seed: int = 0, train: int = 80, test: int = 60) -> tuple[Path, Path]:
     """Write videos and the lists ``train.txt`` and ``test.txt`` (path, tab, class) into ``folder``.
 
     Every video has a texture and a speed of its own, by ``seed``, list, class and number.

@@ -121,20 +121,23 @@ def _top1(folder: Path) -> dict[str, float]:
 
 def summary(reached: dict[str, Any], controls: list[dict[str, Any]]) -> list[str]:
     """What the run reached, beside its starting weights, chance, and the record's random masks."""
-    named = f"{CONTROL}, {len(controls)} seeds"
+    named = f"{CONTROL}, {len(controls)} seed{'s' * (len(controls) > 1)}"
     lines = [f"{'':<34} {'this run':>9} {'before':>8} {'chance':>8}   {named}"]
     for kind in PROBES:
-        others = [row["probes"][kind] for row in controls]
         share = f"{reached['probes'][kind]:.0%}", f"{reached['probes_before'][kind]:.0%}"
-        span = f"{min(others):.0%} to {max(others):.0%}"
-        lines.append(_line(f"drift of textures, {kind} probe", *share, "25%", span))
-    others = [row["loss"] for row in controls]
+        others = _span([row["probes"][kind] for row in controls], ".0%")
+        lines.append(_line(f"drift of textures, {kind} probe", *share, "25%", others))
     loss = f"{reached['loss']:.3f}", f"{reached['loss_before']:.3f}"
-    span = f"{min(others):.3f} to {max(others):.3f}"
-    lines.append(_line("loss on held-out real clips", *loss, "1", span))
+    others = _span([row["loss"] for row in controls], ".3f")
+    lines.append(_line("loss on held-out real clips", *loss, "1", others))
     if reached[LIFT] is not None:
         lines.append(_line("sampler's lift on true motion", f"{reached[LIFT]:.2f}", "1", "1", "1"))
     return lines
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    ends = f"{min(values):{form}}", f"{max(values):{form}}"
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _line(name: str, *cells: str) -> str:
