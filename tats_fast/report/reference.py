@@ -48,8 +48,12 @@ EVALUATED = {
 }
 """Columns of eval.jsonl."""
 KINDS = {"loss_recon": Kind("training loss", "lower"), **EVALUATED}
-OF_THE_RUN = ("name", "output_dir", "seed", "device")
-"""Settings that may differ between runs of one configuration."""
+OF_THE_RUN = (
+    *("name", "output_dir", "seed", "device", "data.workers", "train.resume"),
+    *("train.checkpoint_every", "train.keep_checkpoints"),
+    *("train.log_every", "train.eval_every", "train.image_every"),
+)
+"""Settings that may differ between runs of one configuration: they change no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
