@@ -151,10 +151,10 @@ def _spinning(rest: Object, labels: Tensor, time: Tensor, draw: Draw) -> Object:
     span = max(1, len(time) - 1)
     turn = ((labels == 0).float() - (labels == 1).float()) * draw.uniform(*TURN)
     growth = draw.uniform(*GROWTH)
-    # What does not grow has the size of a growing one at some moment: sizes say nothing.
-    moment = draw.uniform(-0.5, 0.5)[:, None].expand(-1, len(time))
+    # What does not grow has the size of a growing one in some frame: sizes say nothing.
+    moment = time[draw.whole(len(time)).long()][:, None]
     grows = ((labels == 2).float() - (labels == 3).float())[:, None]
-    moment = torch.where(grows == 0, moment, grows * (time / span))
+    moment = torch.where(grows == 0, moment, grows * time) / span
     return rest._replace(
         angle=rest.angle + turn[:, None] * time,
         size=torch.exp(growth[:, None] * moment),

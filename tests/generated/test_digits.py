@@ -61,3 +61,10 @@ def test_what_moves_in_a_clip_is_the_digit_of_its_label():
     distance = torch.cdist(cut(masks, middle, spread), cut(other.alpha, shift, height))
     guess = torch.arange(10).repeat_interleave(other.counts)[distance.argmin(1)]
     assert (guess == batch.labels).float().mean() > 0.9
+
+
+def test_an_even_and_an_odd_seed_show_different_halves():
+    train, test, again = (Scenes(SceneConfig(task="digit"), 2, 32, seed) for seed in (0, 1, 2))
+    assert torch.equal(train._digits.alpha, load_digits(0).alpha)
+    assert torch.equal(test._digits.alpha, load_digits(1).alpha)
+    assert torch.equal(again._digits.alpha, train._digits.alpha)

@@ -88,3 +88,14 @@ def test_a_digit_moves_anywhere_and_stays_upright():
     way = digit.place[:, -1] - digit.place[:, 0]
     for kind in range(len(CLASSES["digit"])):
         assert_uniform_angles(way[motion.labels == kind])
+
+
+def test_sizes_of_what_turns_rests_and_grows_are_alike():
+    """Over all frames of all clips: how many of each class are below nine sizes, against all."""
+    motion = drawn(task="spin")
+    size = motion.objects[0].size
+    assert size.min() < 0.7 and size.max() > 1.4
+    limits = size.quantile(torch.linspace(0.1, 0.9, 9))
+    below = (size[..., None] < limits).float().mean(1)  # (B, 9)
+    for kind in range(5):
+        assert (below[motion.labels == kind].mean(0) - below.mean(0)).abs().max() < 0.06
