@@ -5,7 +5,8 @@
 A texture is a sum of plane waves of random direction, phase and colour, as many in every octave, so
 its amplitude falls as 1/f like that of natural images. A frame renders the waves where the drift
 has carried them: nothing is cropped from a picture, so no border can enter, and no pixel is
-resampled.
+resampled. So these textures are of another kind than the panning ones of ``tats_fast.generated``,
+which the demo trains on.
 
 Phases are uniform, so single frames of all classes have one and the same distribution. The opposite
 drift of the same texture shows the same frames in reverse: who ignores the order of frames can tell
@@ -32,9 +33,9 @@ ABOUT = (
     "time at best."
 )
 
-FRAMES, SIDE, RATE = 20, 96, 25
+FRAMES, SIDE, RATE = 8, 32, 25
 SPEED = (0.02, 0.05)
-"""Sides per frame: 2 to 5 of 96 pixels."""
+"""Sides per frame: 0.6 to 1.6 of 32 pixels."""
 BAND = (1.0, 4.0)
 """Cycles per side. The finest wave moves by a fifth at most from frame to frame, so that nobody
 takes it for the one before."""
@@ -106,13 +107,13 @@ def write_video(path: Path, clip: np.ndarray) -> None:
         stream.height, stream.width = clip.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        stream.options = {"crf": "20", "preset": "superfast"}
+        stream.options = {"crf": "14", "preset": "superfast"}
         for image in clip:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         out.mux(stream.encode())
 
 
-def write_set(folder: Path, seed: int = 0, train: int = 48, test: int = 32) -> tuple[Path, Path]:
+def write_set(folder: Path, seed: int = 0, train: int = 80, test: int = 60) -> tuple[Path, Path]:
     """Write videos and the lists ``train.txt`` and ``test.txt`` (path, tab, class) into ``folder``.
 
     Every video has a texture and a speed of its own, by ``seed``, list, class and number.

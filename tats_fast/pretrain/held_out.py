@@ -10,6 +10,8 @@ from torch import Tensor
 from tats_fast import kernels
 from tats_fast.config import RunConfig
 from tats_fast.engine.precision import autocast
+from tats_fast.generated import Scenes
+from tats_fast.generated.scenes import moving_share
 from tats_fast.masking import split_tokens, visible_tokens
 from tats_fast.models import MaskedAutoencoder, TokenSampler
 from tats_fast.models.patchify import motion_energy, patchify, roughness
@@ -20,6 +22,7 @@ MASK_SEED = (
 )
 DRAWS = 32  # draws per clip behind each lift
 CHUNK = 8  # clips at a time
+TRUE_CLIPS, TRUE_DRAWS = 64, 8  # behind each lift by what truly moves
 
 
 @torch.no_grad()
@@ -71,3 +74,39 @@ def held_out_metrics(
             sums[name] = sums.get(name, 0.0) + value.item() * len(chunk)
     mae.train(was_training)
     return {name: total / len(clips) for name, total in sums.items()}
+
+
+@torch.no_grad()
+def true_motion_lifts(
+    config: RunConfig, mae: MaskedAutoencoder, sampler: TokenSampler | None, bf16: bool
+) -> dict[str, float]:
+    """Motion lifts by what truly moves, on generated clips that no run trains on.
+
+    Returns:
+        ``true_motion_lift_*`` of draws by ``random``, ``motion`` and, with a sampler, ``sampler``:
+        the mean share of moving pixels in the visible tokens over that in all. Empty for a run
+        without generated clips, and where everything moves.
+    """
+    model, device = config.model, mae.mask_token.device
+    if config.generated.share == 0 or config.generated.task == "pan":
+        return {}
+    scenes = Scenes(config.generated, model.num_frames, model.image_size, MASK_SEED, device)
+    batch = scenes.batch(TRUE_CLIPS, 0)
+    truth = moving_share(batch.moving, model.tubelet_size, model.patch_size)
+    patches = patchify(batch.clips, model.tubelet_size, model.patch_size)
+    visible = visible_tokens("random", model, config.masking.ratio)
+    generator = torch.Generator(device).manual_seed(MASK_SEED)
+    with autocast(device, bf16):
+        log_p = None if sampler is None else sampler(mae.embed(patches)).log_p
+    strategies = {"random": "random", "motion": "motion"}
+    if log_p is not None:
+        strategies["sampler"] = "tats"
+    lifts = {}
+    for name, strategy in strategies.items():
+        draws = [
+            split_tokens(strategy, model, patches, log_p, visible, generator).visible_mask
+            for _ in range(TRUE_DRAWS)
+        ]
+        mean = sum(lift(truth, draw) for draw in draws) / TRUE_DRAWS
+        lifts[f"true_motion_lift_{name}"] = float(mean)
+    return lifts

@@ -17,9 +17,9 @@ from tats_fast.engine.videos import Loader, listed_videos
 from tats_fast.masking import visible_tokens
 from tats_fast.models.attention import choose_backend
 from tats_fast.pretrain.flops import training_step
-from tats_fast.pretrain.generated import GeneratedLoader, make_scenes
+from tats_fast.pretrain.generated import GeneratedLoader, Stream
 from tats_fast.pretrain.graph import make_step
-from tats_fast.pretrain.held_out import held_out_metrics
+from tats_fast.pretrain.held_out import held_out_metrics, true_motion_lifts
 from tats_fast.pretrain.initial import load_initial
 from tats_fast.pretrain.learner import Learner, kernel_levels, make_learner
 from tats_fast.pretrain.plan import plan_step
@@ -61,7 +61,7 @@ class Trainer(TrainingLoop):
             return super().loader()
         return GeneratedLoader(
             super().loader() if self.videos else None,
-            make_scenes(config, world.rank, world.device),
+            Stream(config, world.rank, world.device),
             config.generated_per_step // (world.size * config.train.accumulation),
             first=self.position.step * config.train.accumulation,
         )
@@ -83,8 +83,9 @@ class Trainer(TrainingLoop):
         ]
 
     def _generated(self) -> str:
-        scenes = self.config.generated
-        return f" and {scenes.share:.0%} generated clips ({scenes.task})" if scenes.share else ""
+        made = self.config.generated
+        tasks = f"{made.pans:.0%} pan, others {made.task}" if made.pans else made.task
+        return f" and {made.share:.0%} generated clips ({tasks})" if made.share else ""
 
     def train_step(self, batches: list[ClipBatch]) -> dict[str, Tensor]:
         self._planned = plan_step(self.config, self.position.step, self.total_steps)
@@ -146,10 +147,13 @@ class Trainer(TrainingLoop):
         learner = self.learner
         mae = learner.mae
         values = held_out_metrics(self.config, mae, learner.sampler, self.eval_clips, learner.bf16)
+        values |= true_motion_lifts(self.config, mae, learner.sampler, learner.bf16)
         text = f"held-out: loss {values['loss_recon_random']:.4f} under the fixed random mask"
         lift = values.get("motion_lift_sampler")
         if lift is not None:
             text += f", motion lift of the sampler {lift:.2f}"
+        if (truth := values.get("true_motion_lift_sampler")) is not None:
+            text += f", on generated clips {truth:.2f} of what truly moves"
         log.evaluation({"step": self.position.step, **values}, text)
 
     def picture(self, log: RunLog | SilentLog) -> None:

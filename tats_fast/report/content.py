@@ -79,6 +79,15 @@ HEADLINES = {
         "The same for tokens drawn in proportion to their motion: what looking at motion alone "
         "would give.",
     ),
+    "true_motion_lift_sampler": (
+        "True motion, sampler",
+        "On generated clips, where it is known what moves: the moving share of the tokens that the "
+        "sampler leaves visible, relative to all tokens. 1.0 = chance.",
+    ),
+    "true_motion_lift_motion": (
+        "True motion, frame difference",
+        "The same for tokens drawn in proportion to their change between frames, without learning.",
+    ),
 }
 
 
@@ -159,6 +168,15 @@ def charts(metrics: Rows, evaluations: Rows) -> tuple[list[Chart], list[Chart]]:
         ),
         Chart("Entropy of the sampler", "1.0 = uniform.", pair("entropy_frac"), 1.0),
         Chart("Motion lift", "1.0 = as much motion as a random draw.", lift("motion_lift"), 1.0),
+        Chart(
+            "Lift on true motion",
+            "On generated clips, by what truly moves; 1.0 = chance.",
+            {
+                name: series(evaluations, f"true_motion_lift_{name}")
+                for name in ("sampler", "motion", "random")
+            },
+            1.0,
+        ),
         Chart(
             "Texture lift",
             "The same for spatial detail: a sampler that follows texture instead of motion shows "

@@ -1,6 +1,8 @@
 """The probes of a run for its page, as ``tats-fast probe --out RUN/probe`` leaves them.
 
-``RUN/probe_untrained``, where there is one, holds the same probes of an encoder before training.
+``RUN/probe_untrained``, where there is one, holds the same probes of an encoder before training,
+and ``RUN/probe_others.json`` what other runs reached in them, top-1 of every run by kind of probe:
+``{"their name": {"knn": [0.7, 0.8]}}``.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import html
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from tats_fast.report.pictures import token_frames
 LOGGER = logging.getLogger("tats_fast")
 
 PROBED, CONTROL = "probe/probe.json", "probe_untrained/probe.json"
+OTHERS = "probe_others.json"
 SAME = ("train", "eval", "root", "stride")  # options that make two probes comparable
 MAX_EXAMPLES = 12  # classes of which a page shows a video
 EXAMPLES_BUDGET = 500_000  # bytes of their pictures
@@ -42,6 +46,8 @@ class Probes:
     """Accuracy by kind of probe, in [0, 1]."""
     untrained: dict[str, float]
     """The same for an encoder before training; empty = not measured."""
+    others: dict[str, dict[str, list[float]]]
+    """The same of other runs, by what they are called."""
     classes: list[str]
     train_videos: int
     eval_videos: int
@@ -67,6 +73,7 @@ def read_probes(run: Path, checkpoint: Path) -> Probes | None:
     return Probes(
         top1=_top1(record),
         untrained={} if control is None else _top1(control),
+        others=_read_others(run / OTHERS),
         classes=record["classes"],
         train_videos=record["train_videos"],
         eval_videos=record["eval_videos"],
@@ -89,6 +96,20 @@ def _read(path: Path) -> dict[str, Any] | None:
         LOGGER.warning("%s left out: no %s in it", path, ", ".join(sorted(missing)))
         return None
     return record
+
+
+def _read_others(path: Path) -> dict[str, dict[str, list[float]]]:
+    try:
+        groups = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            str(name): {str(kind): [float(share) for share in runs] for kind, runs in kinds.items()}
+            for name, kinds in groups.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError):
+        LOGGER.warning("%s left out: not readable", path)
+        return {}
 
 
 def _top1(record: dict[str, Any]) -> dict[str, float]:
@@ -152,18 +173,30 @@ def probes_html(probes: Probes) -> str:
 
 
 def _table(probes: Probes) -> str:
-    columns = {"this encoder": probes.top1, "before training": probes.untrained}
-    columns["guessing"] = dict.fromkeys(probes.top1, 1 / len(probes.classes))
-    columns = {name: column for name, column in columns.items() if column}
+    guessing = dict.fromkeys(probes.top1, 1 / len(probes.classes))
+    single = {
+        "this encoder": probes.top1,
+        "before training": probes.untrained,
+        "guessing": guessing,
+    }
+    columns = {
+        name: {kind: [share] for kind, share in column.items()} for name, column in single.items()
+    }
+    columns = {name: column for name, column in (columns | probes.others).items() if column}
     texts = [
-        {kind: f"{100 * share:.1f}%" for kind, share in column.items()}
-        for column in columns.values()
+        {kind: percent(shares) for kind, shares in column.items()} for column in columns.values()
     ]
     rows = (
         (KIND_NAMES.get(kind, kind), [text.get(kind, "–") for text in texts])
         for kind in probes.top1
     )
     return table_html(list(columns), rows)
+
+
+def percent(shares: Sequence[float]) -> str:
+    """One share as "50.0%", several as the span that they fill: "48.0 to 52.5%"."""
+    texts = sorted({f"{100 * share:.1f}" for share in shares}, key=float)
+    return f"{' to '.join([texts[0], *texts[1:][-1:]])}%" if texts else "–"
 
 
 def _strips(examples: list[tuple[str, np.ndarray]]) -> str:

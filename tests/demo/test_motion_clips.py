@@ -1,22 +1,16 @@
-"""The demo's generated videos: motion tells their class, and nothing else does. Its control."""
+"""The demo's generated videos: motion tells their class, and nothing else does."""
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 
 import numpy as np
 import pytest
-import run as demo
 import torch
 from motion_clips import DRIFTS, FRAMES, SIDE, SPEED, random_texture, render, write_set
 
-from tats_fast.config import save_config
 from tats_fast.data.lists import read_videos
 from tats_fast.data.video import load_clip
-from tats_fast.engine.distributed import join_world
-from tats_fast.interchange import read_weights
-from tats_fast.pretrain.learner import make_learner
 from tats_fast.recognition.accuracy import top_accuracy
 from tats_fast.recognition.probe_heads import fit_linear
 
@@ -123,24 +117,3 @@ def test_a_written_set_is_labelled_readable_and_of_its_seed(tmp_path):
     write_set(tmp_path / "c", seed=4, train=1, test=1)
     files = [(tmp_path / f"{name}/test/up_00.mp4").read_bytes() for name in "abc"]
     assert files[0] == files[1] != files[2]
-
-
-def test_the_control_has_the_weights_that_the_run_started_from(tiny_config, tmp_path):
-    config = tiny_config(seed=7)
-    save_config(config, tmp_path / "config.yaml")
-    started = make_learner(config, join_world("cpu")).mae.state_dict()
-    for _ in range(2):  # a second demo replaces the file of the first
-        weights = read_weights(demo.untrained(tmp_path))
-        assert weights.model == config.model and weights.state.keys() == started.keys()
-        assert all(torch.equal(weights.state[name], started[name]) for name in started)
-
-
-def test_the_demo_names_both_accuracies(tmp_path):
-    for name, shares in (("probe", (0.5, 0.75)), ("probe_untrained", (0.25, 0.375))):
-        (tmp_path / name).mkdir()
-        results = [{"kind": k, "top1": s} for k, s in zip(demo.PROBES, shares, strict=True)]
-        record = {"classes": ["a", "b", "c", "d"], "results": results}
-        (tmp_path / name / "probe.json").write_text(json.dumps(record))
-    lines = demo.probe_summary(tmp_path / "probe", tmp_path / "probe_untrained")
-    assert lines[0].endswith("linear probe: 50% (before training 25%, guessing 25%)")
-    assert lines[1].endswith("linear_bn probe: 75% (before training 38%, guessing 25%)")

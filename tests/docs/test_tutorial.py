@@ -28,7 +28,8 @@ SHRINK = {
     "pretrain": (
         *QUICK,
         *(f"model.{name}={value}" for name, value in TINY_MODEL.items()),
-        *("train.steps=4", "train.batch_size=4", "train.eval_every=4", "train.image_every=4"),
+        *("train.steps=4", "train.batch_size=8", "train.eval_every=4", "train.image_every=4"),
+        *("data.repeats=1", "sampler.warmup_frac=0.5"),
     ),
     "finetune": (
         *QUICK,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from itertools import islice
 
 import pytest
@@ -13,7 +14,8 @@ from run_checks import assert_identical, weights
 from tats_fast.config import ConfigError
 from tats_fast.engine.distributed import World
 from tats_fast.engine.signals import Stopped
-from tats_fast.pretrain.generated import GeneratedLoader, make_scenes
+from tats_fast.pretrain.generated import GeneratedLoader, Stream
+from tats_fast.pretrain.held_out import true_motion_lifts
 from tats_fast.pretrain.trainer import Trainer
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -34,7 +36,7 @@ def test_resume_is_bit_identical(run_config, tmp_path, share):
 
     def until_three(batches):
         if stopped.position.step == 2:
-            stopped._signal = 15
+            signal.raise_signal(signal.SIGTERM)
         return step(batches)
 
     stopped.train_step = until_three
@@ -68,10 +70,10 @@ def test_files_come_first_and_are_those_of_a_run_without_generated_clips(run_con
     config = run_config(generated={"share": 0.5})
     mixed = Trainer(config, CPU).loader()
     alone = Trainer(run_config(train={"batch_size": 2}), CPU).loader()
-    scenes = make_scenes(config, 0, CPU.device)
+    stream = Stream(config, 0, CPU.device)
     for number, batch, expected in zip(range(3), mixed, alone, strict=False):
         assert torch.equal(batch.clips[:2], expected.clips)
-        assert torch.equal(batch.clips[2:], scenes.batch(2, number).clips)
+        assert torch.equal(batch.clips[2:], stream.clips(2, number))
         assert batch.keys == expected.keys
     mixed.close()
     alone.close()
@@ -79,14 +81,28 @@ def test_files_come_first_and_are_those_of_a_run_without_generated_clips(run_con
 
 def test_every_process_makes_its_own(run_config):
     config = run_config(generated={"share": 1.0}, data={"train": None})
-    first, second = (make_scenes(config, rank, CPU.device).batch(2, 0) for rank in (0, 1))
-    assert not torch.equal(first.clips, second.clips)
+    first, second = (Stream(config, rank, CPU.device).clips(2, 0) for rank in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_a_part_of_the_generated_clips_pans(run_config):
+    def clips(pans: float, count: int) -> torch.Tensor:
+        made = {"share": 1.0, "pans": pans, "noise": 0.0, "area": 0.1, "distractors": 2}
+        config = run_config(generated=made, train={"steps": 1})
+        return Stream(config, 0, CPU.device).clips(count, 3)
+
+    mixed, pans, still = clips(0.75, 8), clips(1.0, 6), clips(0.0, 2)
+    assert torch.equal(mixed, torch.cat([pans, still]))
+    # Where everything moves, hardly a pixel of a textured picture stays the same.
+    stays = (pans[:, 1:] == pans[:, :-1]).float().mean((1, 2, 3, 4))
+    rests = (still[:, 1:] == still[:, :-1]).float().mean((1, 2, 3, 4))
+    assert stays.max() < 0.3 < 0.6 < rests.min()
 
 
 def test_a_loader_that_starts_later_goes_on(run_config):
-    scenes = make_scenes(run_config(generated={"share": 1.0}), 0, CPU.device)
-    whole = [batch.clips for batch in islice(GeneratedLoader(None, scenes, 2), 4)]
-    later = next(iter(GeneratedLoader(None, scenes, 2, first=3)))
+    stream = Stream(run_config(generated={"share": 1.0}), 0, CPU.device)
+    whole = [batch.clips for batch in islice(GeneratedLoader(None, stream, 2), 4)]
+    later = next(iter(GeneratedLoader(None, stream, 2, first=3)))
     assert torch.equal(later.clips, whole[3])
 
 
@@ -96,3 +112,17 @@ def test_a_share_that_does_not_fill_windows_is_refused_with_one_that_does(run_co
         run_config(generated={"share": 0.4}, **sections)
     share = float(re.search(r"for example generated\.share=(\S+)", str(caught.value))[1])
     assert run_config(generated={"share": share}, **sections).windows_per_step == 2
+
+
+def test_the_sampler_is_held_against_what_truly_moves(run_config):
+    moving = {"share": 0.5, "area": 0.05}
+    for made, measured in ((moving, True), ({"share": 0.5, "task": "pan"}, False), ({}, False)):
+        trainer = Trainer(run_config(generated=made), CPU)
+        learner = trainer.learner
+        lifts = true_motion_lifts(trainer.config, learner.mae, learner.sampler, bf16=False)
+        assert bool(lifts) == measured
+        if lifts:
+            assert lifts["true_motion_lift_random"] == pytest.approx(1, abs=0.15)
+            # Only what moves changes, up to the sensor's noise.
+            assert lifts["true_motion_lift_motion"] > 2
+            assert lifts["true_motion_lift_sampler"] == pytest.approx(1, abs=0.15)

@@ -5,27 +5,42 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from data_files import write_video
 from models_exchanged import write_run
 from pages import Parsed, tiny
-from project import ROOT
 
 from tats_fast.cli import main
 from tats_fast.data.video import load_clip
 from tats_fast.models import MaskedAutoencoder
-from tats_fast.report.probes import Probes, leading_comment, probes_html, read_probes
+from tats_fast.report.probes import Probes, leading_comment, percent, probes_html, read_probes
 from tats_fast.report.visualize import write_report
 
-sys.path.append(str(ROOT / "demo"))
-
-from motion_clips import ABOUT, DRIFTS, write_set
-
+CLASSES = ("down", "left", "right", "up")
+ABOUT = "The videos show numbers."
 TITLE = "What the features know"
+
+
+def write_set(folder: Path) -> tuple[Path, Path]:
+    """Lists of two videos of every class to train on and one to ask about, 20 frames each."""
+    lists = []
+    for name, count in (("train", 2), ("test", 1)):
+        (folder / name).mkdir(parents=True)
+        lines = [f"# {ABOUT}"]
+        for kind, label in enumerate(CLASSES):
+            for number in range(count):
+                path = f"{name}/{label}_{number:02d}.mp4"
+                # Frames show their numbers; a tint tells the videos apart.
+                tint = 8 * (kind + len(CLASSES) * number)
+                write_video(folder / path, 20, turn=lambda image, tint=tint: image // 2 + tint)
+                lines.append(f"{path}\t{label}")
+        lists.append(folder / f"{name}.txt")
+        lists[-1].write_text("\n".join(lines) + "\n")
+    return lists[0], lists[1]
 
 
 def probe(checkpoint: Path, lists: tuple[Path, Path], out: Path) -> None:
@@ -39,7 +54,7 @@ def probe(checkpoint: Path, lists: tuple[Path, Path], out: Path) -> None:
 def probed(tmp_path_factory) -> Path:
     """A folder with a probed run, its control, and the lists of a few generated videos."""
     folder = tmp_path_factory.mktemp("probed")
-    lists = write_set(folder / "motion", train=2, test=1)
+    lists = write_set(folder / "motion")
     for seed, name in enumerate(("run", "other")):
         torch.manual_seed(seed)
         write_run(folder / name, MaskedAutoencoder(tiny().model))
@@ -87,8 +102,15 @@ def test_the_page_ends_with_the_probes(probed, run):
     assert "linear75.0%25.0%25.0%nearest neighbours50.0%0.0%25.0%" in table
     pictures = [attrs for tag, attrs in parsed.tags if tag == "img"]
     shown = [attrs["alt"] for attrs in pictures if attrs["alt"].startswith("a video of class")]
-    assert shown == [f"a video of class {name}" for name in sorted(DRIFTS)]
+    assert shown == [f"a video of class {name}" for name in sorted(CLASSES)]
     assert all(reference.startswith("data:") for reference in parsed.references)
+
+    others = {"random masks": {"linear": [0.9, 0.85, 0.8]}}
+    (run / "probe_others.json").write_text(json.dumps(others))
+    section = page(run, videos).text.partition(TITLE)[2].partition("guessing")[2]
+    assert "random masks" in section and "linear75.0%25.0%25.0%80.0 to 90.0%nearest" in section
+    assert "50.0%0.0%25.0%–" in section
+    (run / "probe_others.json").unlink()
 
     shutil.rmtree(run / "probe_untrained")
     section = page(run, videos).text.partition(TITLE)[2]
@@ -100,7 +122,7 @@ def test_the_page_ends_with_the_probes(probed, run):
 
 def test_examples_are_the_clips_that_were_probed(probed, run):
     probes = read(run)
-    assert [name for name, _ in probes.examples] == probes.classes == sorted(DRIFTS)
+    assert [name for name, _ in probes.examples] == probes.classes == sorted(CLASSES)
     name, frames = probes.examples[2]
     clip = load_clip(str(probed / f"motion/test/{name}_00.mp4"), 16, 1, 32)
     assert np.array_equal(frames, clip[::2])  # the first of every tubelet
@@ -147,6 +169,19 @@ def test_a_damaged_file_is_left_out(run, caplog):
         assert "probe/probe.json left out" in caplog.text
 
 
+def test_damaged_figures_of_other_runs_are_left_out(run, caplog):
+    for content in ("", "[]", '{"a": {"knn": 3}}', '{"a": {"knn": ["x"]}}'):
+        (run / "probe_others.json").write_text(content)
+        caplog.clear()
+        assert read(run).others == {}
+        assert "probe_others.json left out" in caplog.text
+
+
+def test_shares_of_several_runs_are_a_span():
+    assert percent([0.5]) == "50.0%" and percent([0.525, 0.48, 0.5]) == "48.0 to 52.5%"
+    assert percent([0.1, 0.1]) == "10.0%" and percent([]) == "–"
+
+
 def test_videos_that_are_gone_leave_the_table(run, caplog):
     for name in ("probe", "probe_untrained"):
         edit(run / name / "probe.json", lambda record: record["options"].update(eval="gone.txt"))
@@ -165,6 +200,7 @@ def test_names_and_comments_are_escaped(tmp_path):
     probes = Probes(
         top1={"<kind>": 0.5},
         untrained={},
+        others={},
         classes=["<one>", "two"],
         train_videos=4,
         eval_videos=100,
