@@ -49,7 +49,7 @@ EVALUATED = {
 """Columns of eval.jsonl."""
 KINDS = {"loss_recon": Kind("training loss", "lower"), **EVALUATED}
 OF_THE_RUN = (
-    *("name", "output_dir", "seed", "device", "data.workers", "train.resume"),
+    *("name", "output_dir", "seed", "device", "distributed.engine", "data.workers", "train.resume"),
     *("train.checkpoint_every", "train.keep_checkpoints"),
     *("train.log_every", "train.eval_every", "train.image_every"),
 )

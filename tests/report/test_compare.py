@@ -9,11 +9,18 @@ from pathlib import Path
 
 import pytest
 from pages import tiny
+from project import ROOT
 
 from tats_fast.cli import main
-from tats_fast.config import save_config
+from tats_fast.config import load_config, save_config
 from tats_fast.report.compare import T_95, Comparison, compare, comparison_figure, value_at, verdict
-from tats_fast.report.reference import read_reference, read_runs, settings, write_reference
+from tats_fast.report.reference import (
+    differences,
+    read_reference,
+    read_runs,
+    settings,
+    write_reference,
+)
 
 
 def write_run(folder: Path, seed: int, losses: dict[int, float], **changes) -> Path:
@@ -112,6 +119,21 @@ def test_the_command_writes_a_reference_and_its_picture(runs, tmp_path, capsys):
     assert main(arguments) == 0
     assert read_reference(out).command == "make demo" and read_reference(out).hardware
     assert out.with_suffix(".png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("demo", ""),
+        ("demo_random", "masking.strategy=tats (random), train.steps=4000 (4390)"),
+    ],
+)
+def test_the_committed_references_are_of_today_s_quickstart(name, other):
+    reference = read_reference(ROOT / f"docs/reference/{name}.json")
+    today = settings(load_config(ROOT / "configs/quickstart.yaml"))
+    assert differences(today, reference.config) == other
+    assert reference.seeds == [0, 1, 2]
+    assert {"loss_recon", "loss_recon_random"} <= reference.curves.keys()
 
 
 def test_the_picture_has_every_run_and_the_reader_s_own(runs):
