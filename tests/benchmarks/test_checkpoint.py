@@ -1,0 +1,16 @@
+"""benchmarks/checkpoint.py from end to end, on a small model."""
+
+from __future__ import annotations
+
+from scripts import run_script
+
+
+def test_every_part_is_timed(tmp_path):
+    done = run_script("checkpoint.py", "--preset", "vit_tiny", "--rounds", 2, "--folder", tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.splitlines()[-5:]
+    assert table[0].split() == ["part", "p20", "p50", "p80"]
+    medians = {row[:12].strip(): float(row.split()[-2]) for row in table[1:]}
+    assert set(medians) == {"save", "of it seal", "verify", "load"}
+    assert 0 < medians["of it seal"] < medians["save"]
+    assert not list(tmp_path.iterdir())
