@@ -8,7 +8,7 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 # own with TORCH="torch==2.13.0 --index-url ..."; the plain package brings gigabytes of CUDA along).
 TORCH ?= $(if $(GPU),torch>=2.11,torch==2.13.0+cpu)
 
-.PHONY: demo test test-interpret test-compile test-machine test-gpu gpu-suite soak lint format clean
+.PHONY: demo test test-interpret test-compile test-machine test-gpu gpu-suite soak soak-short lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/run.py
@@ -16,7 +16,7 @@ demo: $(VENV)/.demo
 # The interpreter replaces Triton's compiler when kernels are imported, so it has its own process.
 # Without a GPU the kernels' tests run there alone. The machine tier's long ones have test-machine.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not (machine and slow)$(if $(GPU),, and not interpret and not gpu)"
+	$(BIN)/python -m pytest -m "not (machine and slow) and not soak$(if $(GPU),, and not interpret and not gpu)"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interpret
 
 test-interpret: $(VENV)/.dev
@@ -34,7 +34,11 @@ test-gpu: $(VENV)/.dev
 gpu-suite:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_suite.py
 
-# 200 kills, 50 under each engine; hours on two cores. The slow tests have 24.
+# 24 kills, six under each engine: minutes. The tests have those of plain training.
+soak-short: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/engine/test_soak.py
+
+# 200 kills, 50 under each engine; hours on two cores.
 soak: $(VENV)/.dev
 	$(BIN)/python tests/support/soak.py --kills 50
 
