@@ -7,7 +7,6 @@ from __future__ import annotations
 import pytest
 from soak import ENGINES, soak
 
-
 LAUNCHED = [name for name in ENGINES if name != "plain"]
 
 
