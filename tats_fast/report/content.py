@@ -46,6 +46,8 @@ def explanation(config: RunConfig) -> str:
     )
     if config.ppo.reward == "error_motion" and strategy == "tats":
         aim += ", the more so where things move"
+    elif config.ppo.reward == "change_error" and strategy == "tats":
+        aim = "preferring those of which it is hard to foresee how they change"
     method = "PPO (reinforcement learning)" if strategy == "tats" else "AdaMAE’s loss"
     return text + (
         f"A second, small network, the sampler, learns with {method} which blocks to leave "
