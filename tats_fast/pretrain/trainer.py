@@ -24,6 +24,7 @@ from tats_fast.pretrain.initial import load_initial
 from tats_fast.pretrain.learner import Learner, kernel_levels, make_learner
 from tats_fast.pretrain.plan import plan_step
 from tats_fast.pretrain.probing import Prober
+from tats_fast.pretrain.step import StepPlan
 from tats_fast.report.pictures import mask_sheet
 
 LOGGER = logging.getLogger("tats_fast")
@@ -88,7 +89,7 @@ class Trainer(TrainingLoop):
         return f" and {made.share:.0%} generated clips ({tasks})" if made.share else ""
 
     def train_step(self, batches: list[ClipBatch]) -> dict[str, Tensor]:
-        self._planned = plan_step(self.config, self.position.step, self.total_steps)
+        self._planned = self._plan()
         return self.step([b.clips for b in batches], self._planned)
 
     def row(self) -> dict[str, Any]:
@@ -102,6 +103,9 @@ class Trainer(TrainingLoop):
 
     def flop_per_clip(self) -> float:
         return training_step(self.config, self._planned.visible, self._planned.warmup)
+
+    def _plan(self) -> StepPlan:
+        return plan_step(self.config, self.position.step, self.total_steps)
 
     def _load_eval_clips(self) -> Tensor | None:
         """Held-out clips, on the first process alone (weights are the same on all)."""
