@@ -34,7 +34,7 @@ test-gpu: $(VENV)/.dev
 gpu-suite:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_suite.py
 
-# 24 kills, six under each engine: minutes. The tests have those of plain training.
+# 24 kills, six under each engine: minutes, so not among the tests.
 soak-short: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/engine/test_soak.py
 
