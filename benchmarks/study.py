@@ -9,6 +9,7 @@ pictures and page from what is there.
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -45,10 +46,19 @@ def make_parser() -> bench.Parser:
     add("--limit", type=bench.positive_float, help="seconds after which no pack is begun")
     help_ = "cells trained at once (default: on a GPU all that see the same clips, else 1)"
     add("--side-by-side", type=bench.positive_int, metavar="N", help=help_)
-    add("--part", default="0/1", metavar="I/N", help="of the packs only every N-th from the I-th")
+    help_ = "of the packs only every N-th from the I-th (default: 0/1)"
+    add("--part", type=every_nth, default=slice(None), metavar="I/N", help=help_)
     add("--list", action="store_true", help="print the cells and how many are done, and end")
     add("--report", action="store_true", help="only make table, pictures and page")
     return parser
+
+
+def every_nth(text: str) -> slice:
+    """An argparse type: ``1/4`` -> every fourth from the second."""
+    first, _, step = text.partition("/")
+    if not (first.isdigit() and step.isdigit() and int(first) < int(step)):
+        raise argparse.ArgumentTypeError(f"{text} is not I/N with I below N")
+    return slice(int(first), None, int(step))
 
 
 def run(options: Any) -> int:
@@ -60,8 +70,7 @@ def run(options: Any) -> int:
     if not options.report:
         device = pick_device(options.device)
         side = options.side_by_side or (10**6 if device.type == "cuda" else 1)
-        first, step = (int(part) for part in options.part.split("/"))
-        work(study, out, device, side, options.limit, slice(first, None, step))
+        work(study, out, device, side, options.limit, options.part)
     return report.write(study, finished(study, out), out)
 
 

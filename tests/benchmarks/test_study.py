@@ -10,6 +10,7 @@ import pytest
 import study as script
 import torch
 import yaml
+from data_files import write_video
 from parts.study import report
 from parts.study.clips import make_probe, make_source
 from parts.study.spec import Study, read_study
@@ -142,6 +143,41 @@ def test_probes_of_generated_clips_are_held_out(tmp_path: Path) -> None:
     assert train.moving.shape == (8, model.num_tokens)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_run_that_lags_behind_still_sees_its_own_batch(tmp_path: Path) -> None:
+    """Nothing may be written where a batch lies that a slow stream has not read yet."""
+    study = Study(**tree(strategies={"oracle": {"oracle": 8}}))
+    (cell,), device = study.packs()[0], torch.device("cuda")
+    run = CellRun(cell, device)
+    source = make_source(study.data["object"], cell.config.model, 0, device, tmp_path)
+    for number in range(2):
+        run.done = 0
+        batch = source.batch(4, number)
+        truth = batch.moving.clone()
+        with torch.cuda.stream(run._stream):
+            torch.cuda._sleep(200_000_000)
+        run.step(batch)
+        shape, batch = batch.moving.shape, None
+        for _ in range(50):  # takes the memory, if it is to be had, before the run wakes
+            torch.full(shape, -1.0, device=device)
+        torch.cuda.synchronize()
+        assert torch.equal(run._moving, truth)
+
+
+def test_lists_of_the_same_name_are_kept_apart(tmp_path: Path) -> None:
+    for folder, side in (("one", 16), ("other", 32)):
+        (tmp_path / folder).mkdir()
+        write_video(tmp_path / folder / "clip.mp4", 12, width=side, height=side)
+        (tmp_path / folder / "train.txt").write_text("clip.mp4 0\n")
+    model = Study(**tree()).packs()[0][0].config.model
+    banks = [
+        make_source({"train": str(tmp_path / folder / "train.txt")}, model, 0, CPU, tmp_path).bank
+        for folder in ("one", "other")
+    ]
+    assert not torch.equal(*banks)
+
+
 @pytest.fixture
 def study_file(tmp_path: Path) -> Path:
     path = tmp_path / "study.yaml"
@@ -186,6 +222,8 @@ def completed(*arguments: object) -> str:
         ({"strategy": {}}, "strategy is unknown"),
         ({"strategies": {"x": {"masking.strategy": "best"}}}, "masking.strategy=best"),
         ({"data": {"object": {"task": "object", "strategies": ["nobody"]}}}, "'nobody'"),
+        ({"probes": {"object": {"task": "object", "train": 8}}}, "probes.object: test is missing"),
+        ({"probes": {"object:{task:object": None}}, "expected a mapping"),
     ],
 )
 def test_what_is_wrong_with_a_study_is_one_line(
@@ -196,6 +234,13 @@ def test_what_is_wrong_with_a_study_is_one_line(
     assert script.main([str(path), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert complaint in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("part", ["2", "1/1", "a/b"])
+def test_a_part_that_is_none_is_one_line(part: str, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        script.main(["gpu10", "--out", str(tmp_path), "--part", part])
+    assert "is not I/N with I below N" in capsys.readouterr().err
 
 
 def test_presets_can_be_read_and_unknown_ones_are_named(tmp_path: Path) -> None:

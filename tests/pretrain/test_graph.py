@@ -195,22 +195,18 @@ def test_without_a_graph_it_is_the_plain_step(tiny_config):
 @pytest.mark.parametrize("way", WAYS)
 def test_replayed_step_is_the_step(tiny_config, way, precision):
     """The same kernels in the same order: the same bits."""
-    plain = learner_for(tiny_config, CUDA, way, precision=precision)
-    expected = taken(plain, partial(pretrain_step, plain))
-    learner = learner_for(tiny_config, CUDA, way, precision=precision)
-    graphed = GraphedStep(learner)
-    found = taken(learner, graphed)
-    assert graphed.failure is None and graphed.recorded
-    assert_identical(found, expected)
-    assert_identical(state_of(learner), state_of(plain))
+    assert_replayed_alike(tiny_config, way, precision=precision)
 
 
 @gpu
 @pytest.mark.slow
 def test_compiled_and_replayed_step_is_the_compiled_step(tiny_config):
-    plain = learner_for(tiny_config, CUDA, "K=2", precision="bf16", compile=True)
+    assert_replayed_alike(tiny_config, "K=2", precision="bf16", compile=True)
+
+
+def assert_replayed_alike(tiny_config, way, **settings):
+    plain, learner = (learner_for(tiny_config, CUDA, way, **settings) for _ in range(2))
     expected = taken(plain, partial(pretrain_step, plain))
-    learner = learner_for(tiny_config, CUDA, "K=2", precision="bf16", compile=True)
     graphed = GraphedStep(learner)
     found = taken(learner, graphed)
     assert graphed.failure is None and graphed.recorded

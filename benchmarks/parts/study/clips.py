@@ -5,6 +5,7 @@ Legend: B clips of T frames of S x S pixels, N tokens, M labelled clips.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -182,7 +183,9 @@ def _decoded(
 
     shape: frames, stride and side.
     """
-    kept = cache / f"{Path(path).stem}_{clips}x{'_'.join(map(str, shape))}.npz"
+    # Many lists are called train.txt.
+    which = f"{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+    kept = cache / f"{which}_{clips}x{'_'.join(map(str, shape))}.npz"
     if not kept.exists():
         videos = read_videos(path, None, key="train")
         frames, stride, side = shape

@@ -60,6 +60,13 @@ class Study:
     """Evaluations over a run, evenly spaced; the last is after the last step."""
 
     def __post_init__(self) -> None:
+        for part in ("data", "strategies", "probes"):
+            for name, value in getattr(self, part).items():
+                if not isinstance(value, dict):
+                    raise ConfigError(f"{part}.{name}: expected a mapping, such as {{key: value}}")
+        for name, probe in self.probes.items():
+            if missing := {"train", "test"} - probe.keys():
+                raise ConfigError(f"probes.{name}: {min(missing)} is missing")
         for budget in self.budgets:
             if budget not in BUDGETS:
                 raise ConfigError(f"budgets: {budget}: must be one of {', '.join(BUDGETS)}")

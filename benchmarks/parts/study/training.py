@@ -52,10 +52,9 @@ class CellRun:
         if self.done >= self.cell.steps:
             return
         plan = plan_step(self.config, self.done, self.cell.steps)
-        with self._queue():
+        with self._queue(batch):
             if self.cell.oracle is not None:
                 self._see_truth(batch.moving)
-            batch.clips.record_stream(self._stream) if self._stream else None
             self.metrics = self._step([batch.clips], plan)
         self.done += 1
 
@@ -64,10 +63,14 @@ class CellRun:
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
 
-    def _queue(self) -> Any:
+    def _queue(self, batch: Batch) -> Any:
+        """This run's stream, which nothing may take the memory of ``batch`` from."""
         if self._stream is None:
             return nullcontext()
         self._stream.wait_stream(torch.cuda.current_stream())
+        for tensor in batch:
+            if tensor is not None:
+                tensor.record_stream(self._stream)
         return torch.cuda.stream(self._stream)
 
     def _see_truth(self, moving: Tensor) -> None:
