@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,19 @@ def to_dict(config: TrainingConfig) -> dict[str, Any]:
         return list(value) if isinstance(value, tuple) else value
 
     return plain(dataclasses.asdict(config))
+
+
+def flat(config: TrainingConfig) -> dict[str, Any]:
+    """The same by dotted key, as overrides name them: ``{"train.steps": 100, ...}``."""
+
+    def items(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            if isinstance(value, Mapping):
+                yield from items(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    return dict(items(to_dict(config), ""))
 
 
 def save_config(config: TrainingConfig, path: Path) -> None:

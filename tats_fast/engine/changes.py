@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tats_fast.config import ConfigError, TrainingConfig, read_saved
-from tats_fast.config.reading import to_dict
+from tats_fast.config.reading import flat
 from tats_fast.run_folder import CONFIG_FILE
 
 _NOT_TRAINING = ("name", "output_dir", "device", "train.resume")
@@ -31,7 +31,7 @@ def changed_settings(folder: Path, config: TrainingConfig) -> list[str]:
             f"train.resume={folder}: no checkpoint of tats-fast {config.command}; choose another "
             "name=..."
         ) from None
-    before, now = dict(_flat(to_dict(there))), dict(_flat(to_dict(config)))
+    before, now = flat(there), flat(config)
     changed = [key for key in now if now[key] != before[key] and key not in _NOT_TRAINING]
     fixed = [key for key in config.identity() if config.identity()[key] != there.identity()[key]]
     for key in [*fixed, *changed]:
@@ -66,11 +66,3 @@ def _cannot(key: str, config: TrainingConfig) -> str | None:
     if key == "distributed.zero_stage" and config.distributed.engine == "deepspeed":
         return "the optimizer is stored as that stage splits it"
     return None
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

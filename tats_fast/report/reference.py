@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tats_fast.config import ConfigError, RunConfig
-from tats_fast.config.reading import read_saved, to_dict
+from tats_fast.config.reading import flat, read_saved
 from tats_fast.data.files import write_bytes
 from tats_fast.report.curves import Points, series, thin
 from tats_fast.report.visualize import read_rows
@@ -147,8 +147,11 @@ def read_reference(path: str | Path) -> Reference:
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """Settings by dotted key, without those of the single run; of a path its last part."""
-    flat = _flat(to_dict(config))
-    return {key: value for key, value in flat.items() if key not in OF_THE_RUN}
+    return {
+        key: Path(value).name if isinstance(value, str) and "/" in value else value
+        for key, value in flat(config).items()
+        if key not in OF_THE_RUN
+    }
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
@@ -157,17 +160,6 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{key}={one.get(key)} ({other.get(key)})" for key in keys if one.get(key) != other.get(key)
     )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            is_path = isinstance(value, str) and "/" in value
-            flat[prefix + key] = Path(value).name if is_path else value
-    return flat
 
 
 def _run_config(folder: Path) -> RunConfig:
