@@ -28,6 +28,7 @@ from parts.study.measures import accuracy, finetune, looks, start_probes
 from parts.study.spec import SUPERVISED, UNTRAINED, Cell, Study, read_study
 from parts.study.training import CellRun, supervised, train_pack
 
+from tats_fast.config import ConfigError
 from tats_fast.engine.distributed import pick_device
 
 DECODED = "decoded"
@@ -50,6 +51,8 @@ def make_parser() -> bench.Parser:
     add("--part", type=every_nth, default=slice(None), metavar="I/N", help=help_)
     add("--list", action="store_true", help="print the cells and how many are done, and end")
     add("--report", action="store_true", help="only make table, pictures and page")
+    help_ = f"whom the differences in brackets are to (default: {report.BASELINE})"
+    add("--against", default=report.BASELINE, metavar="STRATEGY", help=help_)
     return parser
 
 
@@ -64,6 +67,10 @@ def every_nth(text: str) -> slice:
 def run(options: Any) -> int:
     """Train and measure the cells that are not there yet, then report."""
     study, out = read_study(options.study, options.changes), Path(options.out)
+    if options.against not in study.strategies:
+        raise ConfigError(
+            f"--against {options.against}: must be one of {', '.join(study.strategies)}"
+        )
     out.mkdir(parents=True, exist_ok=True)
     if options.list:
         return listed(study, out)
@@ -71,7 +78,7 @@ def run(options: Any) -> int:
         device = pick_device(options.device)
         side = options.side_by_side or (10**6 if device.type == "cuda" else 1)
         work(study, out, device, side, options.limit, options.part)
-    return report.write(study, finished(study, out), out)
+    return report.write(study, finished(study, out), out, options.against)
 
 
 def listed(study: Study, out: Path) -> int:
@@ -83,14 +90,16 @@ def listed(study: Study, out: Path) -> int:
 
 
 def finished(study: Study, out: Path) -> dict[str, dict[str, Any]]:
-    """The records of cells that are there and belong to this study as it is, by key."""
+    """The records of cells that are there and belong to this study as it is, by key: of each
+    its own file, or what the last report put together."""
+    together = out / report.TOGETHER
+    reported = json.loads(together.read_text())["cells"] if together.exists() else {}
     records = {}
     for cell in (cell for pack in study.packs() for cell in pack):
         file = out / f"{cell.key}.json"
-        if file.exists():
-            record = json.loads(file.read_text())
-            if record["fingerprint"] == cell.fingerprint():
-                records[cell.key] = record
+        record = json.loads(file.read_text()) if file.exists() else reported.get(cell.key)
+        if record is not None and record["fingerprint"] == cell.fingerprint():
+            records[cell.key] = record
     return records
 
 
@@ -158,19 +167,16 @@ def train(
     jobs: dict[str, list[dict[str, Any]]] = {cell.key: [] for cell in cells}
 
     def measure(step: int) -> None:
-        for one in runs:
-            seen = [entry["step"] for entry in jobs[one.cell.key]]
-            if one.done in (step, one.cell.steps) and one.done not in seen:
-                entry = {"step": one.done, **looks(one, own.test)}
-                entry["probes"] = start_probes(
-                    pool, one.cell, one.encoder, sets, last=one.done == one.cell.steps
-                )
-                jobs[one.cell.key].append(entry)
+        now = [one for one in runs if one.done in (step, one.cell.steps)]
+        now = [one for one in now if one.done not in [e["step"] for e in jobs[one.cell.key]]]
+        last = [one for one in now if one.done == one.cell.steps]
+        for one, probes in zip(now, start_probes(pool, now, sets, last), strict=True):
+            entry = {"step": one.done, **looks(one, own.test), "probes": probes}
+            jobs[one.cell.key].append(entry)
 
-    if any(one.cell.strategy == UNTRAINED for one in runs):
-        everyone, runs = runs, [one for one in runs if one.cell.strategy == UNTRAINED]
-        measure(0)
-        runs = [one for one in everyone if one.cell.strategy != UNTRAINED]
+    everyone, runs = runs, [one for one in runs if one.cell.strategy == UNTRAINED]
+    measure(0)
+    runs = [one for one in everyone if one.cell.strategy != UNTRAINED]
     if runs:
         last = max(one.cell.steps for one in runs)
         stops = sorted({last * (i + 1) // study.curve for i in range(study.curve)})
@@ -185,7 +191,7 @@ def train(
             )
             for one in runs:
                 records[one.cell.key]["seconds"] = seconds / len(runs)
-    for one in runs:
+    for one in everyone:  # the starting weights too: from scratch
         for shots in study.shots:
             tuned = {
                 f"{k}_tuned{shots}": finetune(one.cell, one.encoder, v, shots)

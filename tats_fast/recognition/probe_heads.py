@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -175,32 +176,72 @@ def fit_attentive(
         labels: (M,) int64 in [0, classes). Training runs on their device.
         epochs: but at least 300 and at most 5000 steps.
     """
+    hyper = {"lr": lr, "weight_decay": weight_decay, "seed": seed}
+    hyper |= {"batch_size": batch_size, "epochs": epochs}
+    (scores,) = fit_attentive_together([tokens], labels, classes, **hyper)
+    return scores
+
+
+def fit_attentive_together(
+    several: Sequence[Tensor | Rows],
+    labels: Tensor,
+    classes: int,
+    *,
+    lr: float,
+    weight_decay: float,
+    seed: int = 0,
+    batch_size: int = 64,
+    epochs: int = 20,
+) -> list[Scores]:
+    """``fit_attentive`` for several encoders' tokens of the same videos, (M, N, C) each: probes of
+    one start and one order of clips that know nothing of each other, in one pass (``vmap``)."""
     device, generator = labels.device, torch.Generator().manual_seed(seed)
+    count, width = len(several[0]), several[0][:1].shape[-1]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
-        model = AttentivePool(tokens[:1].shape[-1], classes)
-    model.to(device)
-    steps = min(max(epochs * -(-len(tokens) // batch_size), 300), 5000)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+        model = AttentivePool(width, classes).to(device)
+    weights = {
+        name: value.detach().expand(len(several), *value.shape).clone().requires_grad_()
+        for name, value in model.named_parameters()
+    }
+    predict = torch.func.vmap(lambda own, x: torch.func.functional_call(model, own, (x,)))
+    steps = min(max(epochs * -(-count // batch_size), 300), 5000)
+    optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=weight_decay)
     cycle = {"pct_start": 0.1, "cycle_momentum": False}
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, **cycle)
-    orders = (torch.randperm(len(tokens), generator=generator) for _ in itertools.count())
+    orders = (torch.randperm(count, generator=generator) for _ in itertools.count())
     batches = (rows for order in orders for rows in order.split(batch_size))
     with torch.enable_grad():
         for rows in itertools.islice(batches, steps):
-            batch = tokens[rows].to(device, torch.float32)
-            loss = cross_entropy(model(batch), labels[rows.to(device)])
+            batch = torch.stack([tokens[rows].to(device, torch.float32) for tokens in several])
+            logits, answers = predict(weights, batch), labels[rows.to(device)]
+            # Of the mean over the batch for each probe, and the sum over probes: gradients are own.
+            losses = cross_entropy(
+                logits.flatten(0, 1), answers.repeat(len(several)), reduction="sum"
+            )
             optimizer.zero_grad()
-            loss.backward()
+            (losses / len(rows)).backward()
             optimizer.step()
             schedule.step()
+    return [
+        partial(
+            _attentive_scores, model, {k: v[i].detach() for k, v in weights.items()}, batch_size
+        )
+        for i in range(len(several))
+    ]
 
-    @torch.no_grad()
-    def scores(new: Tensor | Rows) -> Tensor:
-        parts = torch.arange(len(new)).split(batch_size)
-        return torch.cat([model(new[rows].to(device, torch.float32)) for rows in parts])
 
-    return scores
+@torch.no_grad()
+def _attentive_scores(
+    model: AttentivePool, weights: dict[str, Tensor], batch_size: int, tokens: Tensor | Rows
+) -> Tensor:
+    """(M, N, C) -> (M, K)."""
+    device = weights["query"].device
+    parts = (
+        tokens[rows].to(device, torch.float32)
+        for rows in torch.arange(len(tokens)).split(batch_size)
+    )
+    return torch.cat([torch.func.functional_call(model, weights, (part,)) for part in parts])
 
 
 FITS: dict[str, Callable[..., Scores]] = {

@@ -206,6 +206,13 @@ def test_trains_measures_reports_and_goes_on(study_file: Path, tmp_path: Path) -
     assert len(after) == 4 and written.items() <= after.items()
     assert "± " in (out / "index.md").read_text()
     assert (out / "scores.png").stat().st_size > 1000
+    # The starting weights are fine-tuned too: what training from scratch gives.
+    assert "object_tuned1" in json.loads((out / "object_untrained_0.75_seed0.json").read_text())
+    for path in after:  # the report's own file holds them all
+        path.unlink()
+    again = completed(*arguments, "--report", "--against", "tats")
+    assert "| untrained |" in again
+    assert "difference to `tats`" in (out / "index.md").read_text()
 
 
 def completed(*arguments: object) -> str:
@@ -234,6 +241,11 @@ def test_what_is_wrong_with_a_study_is_one_line(
     assert script.main([str(path), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert complaint in error and error.count("\n") == 1
+
+
+def test_nobody_to_compare_with_is_one_line(study_file: Path, tmp_path: Path, capsys) -> None:
+    assert script.main([str(study_file), "--out", str(tmp_path), "--against", "best"]) == 2
+    assert "--against best: must be one of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["2", "1/1", "a/b"])

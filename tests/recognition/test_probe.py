@@ -27,6 +27,7 @@ from tats_fast.recognition.probe_heads import (
     AttentivePool,
     Rows,
     fit_attentive,
+    fit_attentive_together,
     fit_knn,
     fit_linear,
     held_out_split,
@@ -141,6 +142,18 @@ def test_attentive_is_deterministic_and_reads_rows():
     assert torch.equal(first, second(tokens))
     assert torch.equal(first[rows], second(Rows(tokens, rows)))
     assert not torch.equal(first, fit_attentive(tokens, labels, 2, **hyper, seed=1)(tokens))
+
+
+def test_attentive_probes_side_by_side_are_those_alone() -> None:
+    several = [torch.randn(70, 6, 16, generator=torch.Generator().manual_seed(i)) for i in (0, 1)]
+    labels = torch.arange(70) % 2
+    several[1][:, 0, 0] += 3 * labels
+    hyper = {"lr": 1e-2, "weight_decay": 0.1, "epochs": 1}
+    together = fit_attentive_together(several, labels, 2, **hyper)
+    for scores, tokens in zip(together, several, strict=True):
+        alone = fit_attentive(tokens, labels, 2, **hyper)(tokens)
+        torch.testing.assert_close(scores(tokens), alone, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(together[0](several[0]), together[1](several[0]), atol=0.1)
 
 
 def test_a_class_without_a_vote_is_among_nobodys_best():

@@ -25,7 +25,7 @@ from tats_fast.models.encoder import VideoEncoder
 from tats_fast.models.patchify import motion_energy, normalised_video, patchify
 from tats_fast.pretrain.held_out import MASK_SEED
 from tats_fast.recognition.accuracy import top_accuracy
-from tats_fast.recognition.probe_heads import fit_attentive, train_probe
+from tats_fast.recognition.probe_heads import fit_attentive_together, train_probe
 from tats_fast.rl.metrics import lift, policy_metrics
 
 SWEEPS: dict[str, list[dict[str, Any]]] = {
@@ -36,21 +36,21 @@ SWEEPS: dict[str, list[dict[str, Any]]] = {
 }
 """Hyper-parameters tried, chosen on a part of the training clips."""
 DRAWS = 8
+FEATURE_CHUNK = 256
 FINETUNE_STEPS = 200
 LOSS_CLIPS = 256
 
 
 @torch.no_grad()
-def features(encoder: VideoEncoder, clips: Tensor, bf16: bool, tokens: bool = False) -> Tensor:
-    """Mean features (M, C), fp32 on the CPU, or all tokens (M, N, C) on the encoder's device."""
+def token_features(encoder: VideoEncoder, clips: Tensor, bf16: bool) -> Tensor:
+    """All tokens' features (M, N, C), fp32 on the encoder's device."""
     encoder.eval()
     parts = []
-    for chunk in clips.split(CHUNK):
+    for chunk in clips.split(FEATURE_CHUNK):
         with autocast(chunk.device, bf16):
-            part = encoder(normalised_video(chunk)).float()
-        parts.append(part if tokens else part.mean(dim=1))
+            parts.append(encoder(normalised_video(chunk)).float())
     encoder.train()
-    return torch.cat(parts) if tokens else torch.cat(parts).cpu()
+    return torch.cat(parts)
 
 
 def probe(
@@ -64,40 +64,45 @@ def probe(
 
 def start_probes(
     pool: ProcessPoolExecutor,
-    cell: Cell,
-    encoder: VideoEncoder,
+    runs: list[CellRun],
     sets: dict[str, ProbeSet],
-    last: bool,
-) -> dict[str, Future]:
-    """Probes of an encoder as it is now, by ``set_kind``.
+    attentive: list[CellRun],
+) -> list[dict[str, Future]]:
+    """Probes of every run's encoder as it is now, by ``set_kind``.
 
-    Those of mean features are fitted on other cores. The attentive probe, which wants all tokens,
-    is fitted here and now, on the encoder's device, and after a run's last step only.
+    Those of mean features are fitted on other cores. Attentive ones, which want all tokens, are
+    fitted here and now, on the encoders' device and together, for the runs of ``attentive``.
     """
-    device = next(encoder.parameters()).device
-    bf16, jobs = device.type == "cuda", {}
+    jobs: list[dict[str, Future]] = [{} for _ in runs]
     for name, (train, test, classes) in sets.items():
-        kinds = cell.study.probes[name].get("kinds", cell.study.kinds)
-        known, asked = (features(encoder, part.clips, bf16) for part in (train, test))
-        for kind in kinds:
-            job = f"{name}_{kind}"
-            if kind != "attentive":
-                arguments = kind, known, train.labels, asked, test.labels, len(classes)
-                jobs[job] = pool.submit(probe, *arguments)
-            elif last:
-                jobs[job] = Future()
-                jobs[job].set_result(attentive_probe(encoder, sets[name], bf16))
+        bf16, kept = train.clips.device.type == "cuda", []
+        for one, own in zip(runs, jobs, strict=True):
+            kinds = one.cell.study.probes[name].get("kinds", one.cell.study.kinds)
+            known, asked = (token_features(one.encoder, part.clips, bf16) for part in (train, test))
+            means = known.mean(1).cpu(), train.labels, asked.mean(1).cpu(), test.labels
+            for kind in kinds:
+                if kind != "attentive":
+                    own[f"{name}_{kind}"] = pool.submit(probe, kind, *means, len(classes))
+                elif one in attentive:
+                    kept.append((own, known, asked))
+        if kept:
+            known, asked = ([entry[i] for entry in kept] for i in (1, 2))
+            results = attentive_probes(known, asked, sets[name])
+            for (own, *_), result in zip(kept, results, strict=True):
+                own[f"{name}_attentive"] = Future()
+                own[f"{name}_attentive"].set_result(result)
     return jobs
 
 
-def attentive_probe(encoder: VideoEncoder, clips: ProbeSet, bf16: bool) -> float:
-    """Top-1 in percent of one query's attention over all tokens."""
+def attentive_probes(known: list[Tensor], asked: list[Tensor], clips: ProbeSet) -> list[float]:
+    """Top-1 in percent of one query's attention over all tokens (M, N, C) of each encoder."""
     train, test, classes = clips
-    device = train.clips.device
-    known, asked = (features(encoder, part.clips, bf16, tokens=True) for part in (train, test))
-    labels, (sweep,) = train.labels.to(device), SWEEPS["attentive"]
-    scores = fit_attentive(known, labels, len(classes), **sweep)(asked)
-    return 100 * top_accuracy(scores.cpu(), test.labels)
+    labels, (sweep,) = train.labels.to(known[0].device), SWEEPS["attentive"]
+    fitted = fit_attentive_together(known, labels, len(classes), **sweep)
+    return [
+        100 * top_accuracy(scores(tokens).cpu(), test.labels)
+        for scores, tokens in zip(fitted, asked, strict=True)
+    ]
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from parts import bench
 from parts.study.spec import CONTROLS, Study
 
 BASELINE = "random"
+TOGETHER = "study.json"
+"""All cells of a report."""
 NOT_MEASURES = ("step", "min_prob", "visible_prob_max", "content_dependence")
 Records = dict[str, dict[str, Any]]
 
@@ -65,14 +67,14 @@ def paired(
     return estimate(both) if both else None
 
 
-def tables(study: Study, records: Records) -> str:
-    """One table per data, ratio and budget."""
+def tables(study: Study, records: Records, baseline: str = BASELINE) -> str:
+    """One table per data, ratio and budget, with differences to the strategy ``baseline``."""
     parts = []
     found = groups(records)
     for (data, ratio, budget), rows in found.items():
         controls = found.get((data, study.data[data].get("ratios", study.ratios)[0], "steps"), {})
         rows = {**{k: v for k, v in controls.items() if k in CONTROLS}, **rows}
-        baseline = rows.get(BASELINE) or found.get((data, ratio, "steps"), {}).get(BASELINE, {})
+        theirs = rows.get(baseline) or found.get((data, ratio, "steps"), {}).get(baseline, {})
         measures = _measures(rows)
         cells = []
         for strategy in sorted(rows, key=list(study.strategies).index):
@@ -82,8 +84,8 @@ def tables(study: Study, records: Records) -> str:
                 digits = 3 if name in ("loss", "entropy_frac", "frame_spread") else 1
                 digits = 2 if name.endswith("lift") else digits
                 text = estimate(values).text(digits) if values else "-"
-                difference = paired(rows[strategy], baseline, name)
-                if difference is not None and strategy != BASELINE and _is_score(name):
+                difference = paired(rows[strategy], theirs, name)
+                if difference is not None and strategy != baseline and _is_score(name):
                     text += f" ({difference.text(digits, '+')})"
                 row.append(text)
             cells.append(row)
@@ -105,18 +107,18 @@ def _is_score(name: str) -> bool:
     return name.endswith(("_linear", "_linear_bn", "_knn", "_attentive")) or "_tuned" in name
 
 
-def write(study: Study, records: Records, out: Path) -> int:
+def write(study: Study, records: Records, out: Path, baseline: str = BASELINE) -> int:
     """``study.json`` (every cell), ``index.md`` and its pictures; prints the tables."""
     if not records:
         print("no cell is finished yet")
         return 0
-    text = tables(study, records)
+    text = tables(study, records, baseline)
     print(text)
-    bench.write_json(out / "study.json", {"name": study.name, "cells": records})
+    bench.write_json(out / TOGETHER, {"name": study.name, "cells": records})
     pictures = draw(study, records, out) if bench.installed("matplotlib") else []
     about = (
         f"# Study {study.name}\n\nMeans over seeds ± standard error; in brackets the difference to "
-        f"`{BASELINE}`, paired by seed. Probes and fine-tuning in percent, lifts over chance.\n\n"
+        f"`{baseline}`, paired by seed. Probes and fine-tuning in percent, lifts over chance.\n\n"
     )
     images = "\n\n".join(f"![{path.stem}]({path.name})" for path in pictures)
     (out / "index.md").write_text(f"{about}{text}\n\n{images}\n")
