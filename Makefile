@@ -8,7 +8,7 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 # own with TORCH="torch==2.13.0 --index-url ..."; the plain package brings gigabytes of CUDA along).
 TORCH ?= $(if $(GPU),torch>=2.11,torch==2.13.0+cpu)
 
-.PHONY: demo test test-interpret test-compile test-machine test-gpu gpu-suite soak soak-short lint format clean
+.PHONY: demo test test-interpret test-compile test-machine test-gpu test-matrix gpu-suite soak soak-short lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/run.py
@@ -30,6 +30,10 @@ test-machine: $(VENV)/.dev
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
+
+# Every supported Python found here, with the oldest and the newest dependencies; gigabytes each.
+test-matrix: $(VENV)/.dev
+	$(BIN)/python tests/support/matrix.py $(MATRIX)
 
 gpu-suite:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_suite.py
@@ -60,12 +64,12 @@ $(VENV)/.torch:
 	$(PIP) $(TORCH) || $(PIP) torch==2.13.0
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.torch setup.py
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) -e '.[demo]'
 	touch $@
 
 # DeepSpeed builds against the installed torch, so without build isolation, and its ops at first use.
-$(VENV)/.dev: $(VENV)/.torch setup.py
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) setuptools wheel
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -e '.[dev]'
 	touch $@

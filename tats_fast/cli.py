@@ -14,6 +14,7 @@ from tats_fast.commands.datasets import MAKE_BENCHMARK, PREPARE, VERIFY
 from tats_fast.commands.exchange import EXPORT, IMPORT
 from tats_fast.commands.inspection import COMPARE, DOCTOR, REFERENCE, VISUALIZE
 from tats_fast.commands.recognition import EVALUATE, EXTRACT, PROBE
+from tats_fast.commands.settings import CONFIG
 from tats_fast.commands.training import FINETUNE, PRETRAIN
 from tats_fast.config import ConfigError, Failure
 from tats_fast.config.options import add_arguments
@@ -22,7 +23,7 @@ from tats_fast.version import __version__
 LOGGER = logging.getLogger("tats_fast")
 COMMANDS = (
     *(PRETRAIN, FINETUNE, PROBE, EVALUATE, EXTRACT, VISUALIZE),
-    *(COMPARE, REFERENCE, PREPARE, MAKE_BENCHMARK, VERIFY, EXPORT, IMPORT, DOCTOR),
+    *(COMPARE, REFERENCE, PREPARE, MAKE_BENCHMARK, VERIFY, EXPORT, IMPORT, CONFIG, DOCTOR),
 )
 
 

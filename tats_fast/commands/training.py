@@ -23,7 +23,9 @@ Config = TypeVar("Config", RunConfig, FinetuneConfig)
 class TrainingOptions(Options):
     """The option of commands that train."""
 
-    config: str | None = option(None, "YAML file; none = all defaults", metavar="FILE")
+    config: str | None = option(
+        None, "recipe (such as quickstart) or YAML file; none = all defaults", metavar="NAME|FILE"
+    )
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:

@@ -109,7 +109,7 @@ def _settings(item: Field) -> dict[str, Any]:
         settings.setdefault("metavar", "N")
     if kind not in _TYPES:  # a tuple, whose parts argparse would not compare
         settings.pop("choices", None)
-    is_path = settings.get("metavar") in ("DIR", "FILE", "PATH")
+    is_path = settings.get("metavar") in ("DIR", "FILE", "NAME|FILE", "PATH")
     return {**settings, "type": os.path.expanduser if is_path else _TYPES.get(kind, _parts)}
 
 

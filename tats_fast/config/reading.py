@@ -15,6 +15,7 @@ import yaml
 from tats_fast.config.checks import ConfigError
 from tats_fast.config.finetune import FinetuneConfig
 from tats_fast.config.presets import PRESETS
+from tats_fast.config.recipes import find_config, recipes
 from tats_fast.config.schema import ModelConfig, RunConfig
 from tats_fast.config.training import TrainingConfig
 
@@ -41,20 +42,21 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     """The configuration of a pretraining run.
 
     Args:
-        path: a YAML file; its top-level keys are ``RunConfig``'s fields. None = all defaults.
+        path: a YAML file, or the name of a recipe (``recipes``); its top-level keys are
+            ``RunConfig``'s fields. None = all defaults.
         overrides: ``key=value`` strings with dotted keys, such as ``train.steps=100``.
 
     Raises:
         ConfigError: unreadable file, unknown key, wrong type or impossible value; one line.
     """
-    return build_config(_read_tree(path, overrides))
+    return build_config(read_tree(path, overrides, RunConfig))
 
 
 def load_finetune_config(
     path: str | Path | None = None, overrides: Iterable[str] = ()
 ) -> FinetuneConfig:
     """The same for a fine-tuning run, whose keys are ``FinetuneConfig``'s fields."""
-    return build_config(_read_tree(path, overrides), FinetuneConfig)
+    return build_config(read_tree(path, overrides, FinetuneConfig), FinetuneConfig)
 
 
 def build_config(tree: Mapping[str, Any], cls: type[Config] = RunConfig) -> Config:
@@ -90,8 +92,11 @@ def read_saved(path: Path, cls: type[Config]) -> Config:
     return build_config(_read_yaml(path), cls)
 
 
-def _read_tree(path: str | Path | None, overrides: Iterable[str]) -> dict[str, Any]:
-    tree = _read_yaml(path) if path is not None else {}
+def read_tree(
+    path: str | Path | None, overrides: Iterable[str], cls: type[TrainingConfig]
+) -> dict[str, Any]:
+    """The plain values of a file or recipe (as ``load_config`` takes them) and of overrides."""
+    tree = _read_yaml(find_config(path, cls.command)) if path is not None else {}
     for key, value in parse_overrides(overrides).items():
         _set_dotted(tree, key, value)
     return tree
@@ -145,6 +150,8 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
+        if isinstance(error, FileNotFoundError):
+            reason += f", and no recipe has that name{_hint(path, recipes())}"
         raise ConfigError(f"config file {path}: {reason}") from None
     try:
         tree = yaml.load(text, Loader=_Loader)
@@ -176,17 +183,28 @@ def _fields(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-def _build(cls: type, tree: Any, prefix: str) -> Any:
+def _keys(cls: type, prefix: str) -> Iterator[str]:
+    """The dotted key of every value and group in a ``cls``."""
+    for name, hint in _fields(cls).items():
+        yield prefix + name
+        if dataclasses.is_dataclass(hint):
+            yield from _keys(hint, f"{prefix}{name}.")
+
+
+def _build(cls: type, tree: Any, prefix: str, known: list[str] | None = None) -> Any:
+    """A ``cls`` from plain values; ``known`` are the keys to suggest, by default those in it."""
     hints = _fields(cls)
     if tree is None:
         tree = {}
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{prefix.rstrip('.')}={tree}: is a group of keys: {', '.join(hints)}")
+    known = list(_keys(cls, prefix)) if known is None else known
     for key in tree:
         if key not in hints:
-            raise ConfigError(f"{prefix}{key}={_short(tree[key])}: unknown key{_hint(key, hints)}")
+            hint = _key_hint(key, prefix, known)
+            raise ConfigError(f"{prefix}{key}={_short(tree[key])}: unknown key{hint}")
     values = {
-        key: _build(hints[key], value, f"{prefix}{key}.")
+        key: _build(hints[key], value, f"{prefix}{key}.", known)
         if dataclasses.is_dataclass(hints[key])
         else _convert(hints[key], value, f"{prefix}{key}")
         for key, value in tree.items()
@@ -237,10 +255,18 @@ def _float_or_text(value: str) -> float | str:
         return value
 
 
-def _hint(word: str, choices: Iterable[Any]) -> str:
-    close = difflib.get_close_matches(
-        str(word), [str(choice) for choice in choices], n=1, cutoff=0.5
-    )
+def _key_hint(key: str, prefix: str, known: Iterable[str]) -> str:
+    """The full name of the key that was meant: the same name elsewhere, or a similar one here."""
+    same = [name for name in known if name.split(".")[-1] == key]
+    if same:
+        return f"; did you mean {' or '.join(same)}?"
+    here = [name for name in known if name.rpartition(".")[0] == prefix.rstrip(".")]
+    return _hint(prefix + key, here, cutoff=0.6) or _hint(prefix + key, known, cutoff=0.6)
+
+
+def _hint(word: object, choices: Iterable[Any], cutoff: float = 0.5) -> str:
+    words = [str(choice) for choice in choices]
+    close = difflib.get_close_matches(str(word), words, n=1, cutoff=cutoff)
     return f"; did you mean {close[0]}?" if close else ""
 
 

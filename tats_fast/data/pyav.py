@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -53,6 +55,18 @@ def scaling_options() -> dict[str, Any]:
     Before release 17 there was neither the option nor a second thread.
     """
     return {"threads": 1} if _release() >= 17 else {}
+
+
+def forget_scalers() -> None:
+    """Let go of what a forked process must not inherit.
+
+    From release 19 on PyAV keeps a scaler for each thread that scaled a frame. A forked process
+    frees those of all other threads before it does anything, and waits for ever for their helper
+    threads, which it does not have.
+    """
+    frames = sys.modules.get("av.video.frame")
+    if hasattr(frames, "_thread_local"):
+        frames._thread_local = threading.local()
 
 
 def _release() -> int:

@@ -48,7 +48,8 @@ class RunLog:
     def metrics(self, row: dict[str, Any]) -> None:
         """Append to metrics.jsonl and TensorBoard, refresh the progress display."""
         self._write("metrics.jsonl", row, prefix="train")
-        notes = [f"{row['clips_per_s']:.1f} clips/s"]
+        speed = row["clips_per_s"]
+        notes = [f"{speed:.{0 if speed >= 100 else 1}f} clips/s"]
         for name, label, form in self._columns:
             value = row.get(name)
             notes.append(f"{label} -" if value is None else f"{label} {value:{form}}")

@@ -40,7 +40,7 @@ class Trainer(TrainingLoop):
     columns = (
         ("loss_recon", "loss", ".4f"),
         ("entropy_frac", "entropy", ".3f"),
-        ("motion_lift", "motion lift", ".3f"),
+        ("motion_lift", "lift", ".3f"),
     )
 
     def make_learner(self) -> Learner:

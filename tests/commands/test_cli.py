@@ -58,7 +58,7 @@ def fails(capsys, arguments, code, *parts):
         ("model.image_size=33", ["model.image_size=33", "for example 32"]),
         ("model.heads=3", ["model.width=32", "model.heads=3"]),
         ("masking.ratio=0.999", ["masking.ratio=0.999", "0 of 64 tokens"]),
-        ("train.stepz=3", ["train.stepz=3", "did you mean steps?"]),
+        ("train.stepz=3", ["train.stepz=3", "did you mean train.steps?"]),
         ("data.train=no/such/list.txt", ["data.train=no/such/list.txt"]),
         ("data.eval=no/such/folder", ["data.eval=no/such/folder"]),
         ("data.train=null", ["data.train=None", "give a list file or a folder"]),

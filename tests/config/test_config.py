@@ -50,7 +50,7 @@ BAD = {
     "train.accumulation=3": "train.batch_size=256: must be divisible by train.accumulation=3",
     "masking.ratio=0.9999": "leaves 0 of 1568 tokens visible",
     "masking.ratio=0": "leaves 1568 of 1568 tokens visible",
-    "train.bach_size=3": "train.bach_size=3: unknown key; did you mean batch_size?",
+    "train.bach_size=3": "train.bach_size=3: unknown key; did you mean train.batch_size?",
     "trian.steps=3": "did you mean train?",
     "masking.strategy=tast": "must be one of random, tube, frame, motion, motion_bins, everest, ",
     "train.steps=many": "train.steps=many: must be a whole number",

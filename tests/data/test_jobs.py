@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from records import read_record
 from tats_fast.config import ConfigError
 from tats_fast.data.video import DecodeError
 from tats_fast.data.workers.jobs import run_jobs
-from tats_fast.data.workers.progress import JobProgress
+from tats_fast.data.workers.progress import JobProgress, Progress
 
 
 @pytest.fixture
@@ -243,3 +244,18 @@ def test_progress_bar_on_a_terminal(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "files" in out
     assert "3/3" in out
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_terminal_shows_count_time_and_notes_whole(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    progress = Progress(120_000, 0)
+    notes = "1030 clips/s  loss 0.5379  entropy 0.981  lift 1.203"  # a run's longest
+    progress.show(119_000, "step 119000/120000", notes)
+    progress.close()
+    plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capsys.readouterr().out).split("\r")[-1]
+    for part in ("119000/120000", "ETA", notes):
+        assert part in plain, plain
+    assert ("━" in plain) is (columns > 80)

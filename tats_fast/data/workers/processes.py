@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from tats_fast.data.pyav import forget_scalers
+
 Result = TypeVar("Result")
 
 # Items in a process's hands: the one it works on and the next, so that it need not wait for us.
@@ -153,7 +155,9 @@ def wait_for(workers: Iterable[Worker], timeout: float | None, until: float = ma
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """Keeps from a new process what it has not yet arranged for: a Ctrl-C, and the collection of
-    its parent's garbage, whose finalizers may rely on threads that it does not have (DALI's do)."""
+    its parent's garbage, whose finalizers may rely on threads that it does not have (DALI's do, and
+    those of PyAV's scalers)."""
+    forget_scalers()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     collects = gc.isenabled()
     gc.disable()

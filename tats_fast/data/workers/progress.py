@@ -8,6 +8,8 @@ import time
 # Seconds between two plain lines, and between two refreshes of the bar.
 _LINE_EVERY = 5.0
 _BAR_EVERY = 0.1
+# Columns of a terminal that has room for a bar beside the numbers.
+_BAR_FROM = 110
 
 
 class Progress:
@@ -27,16 +29,18 @@ class Progress:
         self.bar = None
         if not sys.stdout.isatty():
             return
-        from rich import progress
+        from rich import console, progress
 
+        terminal = console.Console()
         self.bar = progress.Progress(
             *([progress.TextColumn(title)] if title else []),
-            progress.BarColumn(20),
+            *([progress.BarColumn(20)] if terminal.width >= _BAR_FROM else []),
             progress.MofNCompleteColumn(),
-            progress.TextColumn("{task.description}"),
             progress.TextColumn("ETA"),
             progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.description}"),
             auto_refresh=own_thread,
+            console=terminal,
         )
         self.bar.start()
         self._task = self.bar.add_task("starting", total=total, completed=before)
