@@ -106,8 +106,11 @@ def _name_rows(axes: Any, places: Collection[float], names: Collection[str], mar
 
 
 def _draw_ops(figure: Any, record: dict[str, Any]) -> None:
-    """Speed-up over the reference, forward + backward, of each op in its first case, with the
-    roofline's as a mark: how far the best possible implementation would be."""
+    """Speed-up over the reference, forward + backward, of each op in its first case.
+
+    The marks are where it would be if the counted bytes and FLOP took what a large copy and product
+    took in the same run. A library's other products may be faster: then a bar passes its mark.
+    """
     figure.set_size_inches(10.5, 4.6)
     axes, config = figure.subplots(), record["config"]
     rows = {op: next(iter(cases.items())) for op, cases in record["ops"].items() if cases}
@@ -126,7 +129,7 @@ def _draw_ops(figure: Any, record: dict[str, Any]) -> None:
         axes.bar_label(bars, [f"{gain:.1f}" for gain in gains], **NOTE)
     floors = [record["floors"][op][case] for op, (case, _) in rows.items()]
     best = reference / [floor["fwd_ms"] + floor["bwd_ms"] for floor in floors]
-    look = {"color": INK, "linewidth": 1.6, "label": "roofline"}
+    look = {"color": INK, "linewidth": 1.6, "label": "at measured rates"}
     axes.hlines(best, places - 0.42, places + 0.42, **look)
     axes.axhline(1, color=SOFT, linewidth=1)
     axes.set_yscale("log")
@@ -140,24 +143,28 @@ def _draw_ops(figure: Any, record: dict[str, Any]) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} x")
     axes.grid(axis="x", visible=False)
     axes.tick_params(axis="x", length=0)
-    axes.set_ylabel("speed-up over the reference")
+    axes.set_ylabel("speed-up over the reference (its time below)")
     axes.legend(ncols=5, **LEGEND_ABOVE)
     case = next(iter(rows.values()))[0] if rows else "-"
     shape = f"{case}, batch {config['batch']}, {config['dtype']}"
-    _title(axes, "Hot ops, forward + backward", record, shape, "below each op the reference's time")
+    _title(axes, "Hot ops, forward + backward", record, shape)
 
 
 def _draw_throughput(figure: Any, record: dict[str, Any]) -> None:
-    """Where each path's step goes; with several batch sizes, clips/s over batch size beside it."""
+    """Where each path's step goes; with several batch sizes, clips/s over batch size beside it.
+
+    Bars are as long as the timed step. Stages were timed in other steps, which wait between them,
+    so they show how the step is divided, not how long it is.
+    """
     config, batches = record["config"], record.get("batches", {})
-    sweep = len(batches) > 1
+    sweep = len(batches) > 2  # two points make no curve
     figure.set_size_inches(11 if sweep else 9.5, 3.9)
     *left_panel, bars = figure.subplots(1, 1 + sweep, squeeze=False)[0]
     paths = {name: p for name, p in record["paths"].items() if "step_ms" in p}
     left = np.zeros(len(paths))
     stages = next(iter(paths.values()))["stages_ms"]
     for stage, colour in zip(stages, STAGE_COLOURS, strict=True):
-        took = np.array([path["stages_ms"][stage] or 0.0 for path in paths.values()])
+        took = np.array([_of_timed_step(path, stage) for path in paths.values()])
         look = {"color": colour, "label": stage.replace("_", " ") if took.any() else None}
         drawn = bars.barh(range(len(paths)), took, 0.62, left, **look)
         left = left + took
@@ -172,6 +179,13 @@ def _draw_throughput(figure: Any, record: dict[str, Any]) -> None:
     how = f"{config['precision']}, {tokens}, K={config['inner_epochs']}"
     title = f"Training step, {config['run']['model']['preset']}"
     _title(left_panel[0] if sweep else bars, title, record, how)
+
+
+def _of_timed_step(path: dict[str, Any], stage: str) -> float:
+    """A stage's share of the median step, ms."""
+    stages = path["stages_ms"]
+    total = sum(ms or 0.0 for ms in stages.values())
+    return (stages[stage] or 0.0) / total * path["step_ms"]["p50"] if total else 0.0
 
 
 def _draw_sweep(axes: Any, batches: dict[str, Any]) -> None:
