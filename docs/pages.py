@@ -136,7 +136,7 @@ def recipe_page() -> str:
         length = next((f"{train[key]} {key}" for key in ("epochs", "steps") if train.get(key)), "")
         batch = str(train.get("batch_size", ""))
         rows.append([f"`{name}`", command, batch, length, plain(summary(path))])
-    head = ["recipe", "command", "batch per process", "length", "about"]
+    head = ["recipe", "command", "train.batch_size", "length", "about"]
     return (
         "# Recipes\n\nBy name with `--config`, in a clone and in an installed package; every "
         "number has its source in the file, and the command to start it.\n\n"
