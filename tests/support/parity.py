@@ -8,6 +8,7 @@ Started as the training commands are, alone or under a launcher; ``key=value`` o
 from __future__ import annotations
 
 import argparse
+
 import torch
 
 from tats_fast.commands.training import resolve_engine
