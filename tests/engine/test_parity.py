@@ -46,7 +46,9 @@ def assert_same_losses(found, expected, relative):
         assert one["skipped"] == 0
         for name in LOSSES:
             if name in two:
-                close = pytest.approx(two[name], rel=relative, abs=ADVANTAGE.get(name, 0) * relative)
+                close = pytest.approx(
+                    two[name], rel=relative, abs=ADVANTAGE.get(name, 0) * relative
+                )
                 assert one[name] == close, (number, name)
 
 
