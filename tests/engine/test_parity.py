@@ -15,7 +15,7 @@ from tats_fast.engine.distributed import World
 CPU = World(0, 1, torch.device("cpu"))
 LOSSES = ("loss_recon", "loss_policy", "loss_value", "entropy_frac", "grad_norm")
 ADVANTAGE = {"loss_policy": 0.2}
-"""Means of advantages, which are of size 1 and cancel: relative to that, and not to what is left."""
+"""Means of advantages, which are of size 1 and cancel: what is left is no measure."""
 CUTS = [f"ppo.epochs={k} train.accumulation={a}" for k in (1, 2) for a in (1, 4)]
 NO_GRADIENT = ("actor.bias", "norm.bias")
 """Of the sampler: they shift all logits alike, which changes no policy. What AdamW makes full steps
