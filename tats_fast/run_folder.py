@@ -16,6 +16,7 @@ from tats_fast.config import ConfigError
 MODEL_FILE = "model.pt"
 CONFIG_FILE = "config.yaml"
 TRAINER_FILE = "trainer.pt"
+OPTIMIZER_FILE = "optimizer.pt"
 MANIFEST_FILE = "manifest.json"
 """Size and SHA-256 of each other file of a checkpoint, by its path in there."""
 SUPERSEDED = "superseded"

@@ -63,6 +63,4 @@ def _cannot(key: str, config: TrainingConfig) -> str | None:
         return "the position in the list is counted in windows of so many clips"
     if key == "train.batch_size" and config.train.steps is None:
         return "its steps are of that size; keep it, or say with train.steps=... where the run ends"
-    if key == "distributed.zero_stage" and config.distributed.engine == "deepspeed":
-        return "the optimizer is stored as that stage splits it"
     return None

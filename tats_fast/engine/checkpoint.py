@@ -1,8 +1,10 @@
 """Checkpoints: complete or absent, never half written; enough in them to continue bit by bit.
 
 A checkpoint is a folder ``checkpoints/step_000500`` with ``model.pt``, ``trainer.pt`` (step, data
-position, random states, and what the learner adds), ``config.yaml``, the optimizer, and
-``manifest.json`` with the checksums of them all. ``store.py`` has the order of writing.
+position, and what the learner adds), ``optimizer.pt``, ``config.yaml``, and ``manifest.json`` with
+the checksums of them all. Nothing in it belongs to one process: any number of them may go on from
+it, under any engine. Random draws follow from the seed, the step and the place in the batch.
+``store.py`` has the order of writing.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from tats_fast.config import ConfigError, Failure, TrainingConfig, save_config
 from tats_fast.engine import store
@@ -26,6 +29,7 @@ from tats_fast.engine.runner import Runner
 from tats_fast.run_folder import (
     CONFIG_FILE,
     MODEL_FILE,
+    OPTIMIZER_FILE,
     STEP_PREFIX,
     TRAINER_FILE,
     list_checkpoints,
@@ -63,6 +67,16 @@ class Savable(Protocol):
         """Take over what the two gave."""
 
 
+@dataclass(frozen=True)
+class Contents:
+    """A checkpoint in the host's memory, which the training that goes on does not touch."""
+
+    position: Position
+    config: TrainingConfig
+    files: dict[str, dict[str, Any]]
+    """What each file of tensors holds, by its name."""
+
+
 def save_checkpoint(
     run_dir: Path,
     learner: Savable,
@@ -71,74 +85,93 @@ def save_checkpoint(
     source: Path | None = None,
     videos: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write ``run_dir/checkpoints/step_N`` and drop the oldest beyond ``train.keep_checkpoints``.
+    """``collect``, then ``write_checkpoint``, for which all processes wait.
 
-    All processes call it. An interruption at any instant leaves earlier checkpoints intact, one of
-    the same step included.
+    Raises:
+        NonFiniteLoss, NotSaved: as those do; on all processes.
+    """
+    contents = collect(run_dir, learner, config, position, videos)
+    return learner.world.from_main(lambda: write_checkpoint(run_dir, contents, source))
+
+
+def collect(
+    run_dir: Path,
+    learner: Savable,
+    config: TrainingConfig,
+    position: Position,
+    videos: Mapping[str, Any] | None = None,
+) -> Contents | None:
+    """Copy all that a checkpoint holds to the host of the first process; None on the others. All
+    processes call it.
 
     Args:
-        source: the checkpoint that this run was told to start from, which is never dropped.
         videos: what to remember of the list (``TrainingLoop.listing``).
 
     Raises:
-        NonFiniteLoss: a weight is not finite; nothing is written.
-        NotSaved: the disk is full or fails, on any process; on all of them. Nothing is left behind.
+        NonFiniteLoss: a weight is not finite.
     """
     world = learner.world
-    final = run_dir / "checkpoints" / f"{STEP_PREFIX}{position.step:06d}"
-    temporary = final.with_name(store.WRITING + final.name)
-    random_states = world.gather(_random_state(world.device), patient=True)
     model = learner.model_state()
     world.from_main(lambda: require_finite(run_dir, position.step, model))
+    optimizer = learner.runner.optimizer_state()
+    if not world.is_main:
+        return None
+    trainer = {
+        **learner.trainer_state(),
+        "position": vars(position),
+        "videos": videos,
+        "world_size": world.size,
+    }
+    files = {MODEL_FILE: model, TRAINER_FILE: trainer, OPTIMIZER_FILE: optimizer}
+    copied = _on_host(files)
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
+    return Contents(position, config, copied)
 
-    def write() -> None:
-        if not world.is_main:
-            return
-        _save_tensors(model, temporary / MODEL_FILE)
-        trainer = {
-            **learner.trainer_state(),
-            "position": vars(position),
-            "videos": videos,
-            "random_states": random_states,
-            "engine": config.distributed.engine,
-            "world_size": world.size,
-        }
-        _save_tensors(trainer, temporary / TRAINER_FILE)
+
+def write_checkpoint(run_dir: Path, contents: Contents, source: Path | None = None) -> Path:
+    """Write ``run_dir/checkpoints/step_N`` and drop the oldest beyond ``train.keep_checkpoints``.
+
+    An interruption at any instant leaves earlier checkpoints intact, one of the same step included.
+
+    Args:
+        source: the checkpoint that this run was told to start from, which is never dropped.
+
+    Raises:
+        NotSaved: the disk is full or fails. Nothing is left behind.
+    """
+    config = contents.config
+    final = run_dir / "checkpoints" / f"{STEP_PREFIX}{contents.position.step:06d}"
+    temporary = final.with_name(store.WRITING + final.name)
+    try:
+        store.begin(final)
+        for name, tensors in contents.files.items():
+            _save_tensors(tensors, temporary / name)
         save_config(config, temporary / CONFIG_FILE)
-
-    def finish() -> None:
-        if not world.is_main:
-            return
         store.seal(temporary)
         store.publish(temporary, final)
         for old in list_checkpoints(run_dir)[: -config.train.keep_checkpoints]:
             if source is None or old.resolve() != source.resolve():
                 store.remove(old)
-
-    try:
-        _all_write(world, lambda: store.begin(final) if world.is_main else None)
-        _all_write(world, lambda: learner.runner.save(temporary))
-        _all_write(world, write)
-        _all_write(world, finish)
-    except NotSaved:
-        if world.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return final
-
-
-def _all_write(world: World, work: Callable[[], Any]) -> None:
-    """``work`` on every process; where writing fails on one, ``NotSaved`` on all."""
-    problem = None
-    try:
-        work()
     except (OSError, RuntimeError) as error:
         problem = _writing_problem(error)
         if problem is None:
             raise
-    problems = [problem for problem in world.gather(problem, patient=True) if problem is not None]
-    if problems:
-        raise NotSaved(problems[0])
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise NotSaved(problem) from error
+    return final
+
+
+def _on_host(tree: Any) -> Any:
+    """A copy with every tensor in the host's memory, once the device has caught up."""
+    if isinstance(tree, Tensor):
+        host = torch.empty(tree.shape, dtype=tree.dtype, pin_memory=tree.is_cuda)
+        return host.copy_(tree.detach(), non_blocking=True)
+    if isinstance(tree, Mapping):
+        return {key: _on_host(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_on_host(value) for value in tree)
+    return tree
 
 
 def _writing_problem(error: BaseException | None) -> str | None:
@@ -170,8 +203,8 @@ def load_checkpoint(
         How far the run was, and what is otherwise from here on, as ``key: before -> now``.
 
     Raises:
-        ConfigError: the checkpoint is of another model, engine or number of processes, does not
-            have what this run needs, or has a setting that cannot be changed in the middle.
+        ConfigError: the checkpoint is of another model, does not have what this run needs, or has a
+            setting that cannot be changed in the middle.
     """
     try:
         return _load(folder, learner, config, videos)
@@ -192,27 +225,10 @@ def _load(
     changed = changed_settings(folder, config)
     model = read_tensors(folder / MODEL_FILE, world.device)
     trainer = read_tensors(folder / TRAINER_FILE)
-    for key, here in (("engine", config.distributed.engine), ("world_size", world.size)):
-        if trainer[key] != here:
-            raise ConfigError(
-                f"train.resume={folder}: was written with {key}={trainer[key]}, this run has {here}"
-            )
+    if trainer["world_size"] != world.size:
+        changed.append(f"processes: {trainer['world_size']} -> {world.size}")
     if videos is not None:
         changed += changed_videos(trainer.get("videos"), videos)
     learner.load_state(model, trainer)
-    learner.runner.load(folder)
-    _set_random_state(trainer["random_states"][world.rank], world.device)
+    learner.runner.load_optimizer_state(read_tensors(folder / OPTIMIZER_FILE))
     return Position(**trainer["position"]), changed
-
-
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)

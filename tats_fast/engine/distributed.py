@@ -186,6 +186,7 @@ def end_process(code: int) -> None:
         os._exit(code)
 
 
-def draw_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of the masks of one step on one process; the same whenever the step is run again."""
+def draw_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Seed of the draws of one step, of one process where they differ; the same whenever the step
+    is run again."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)

@@ -25,13 +25,7 @@ from tats_fast.data.loader import ClipBatch
 from tats_fast.data.order import ClipKey
 from tats_fast.data.pyav import require_pyav
 from tats_fast.engine import run_lock
-from tats_fast.engine.checkpoint import (
-    NotSaved,
-    Position,
-    Savable,
-    load_checkpoint,
-    save_checkpoint,
-)
+from tats_fast.engine.checkpoint import Position, Savable, collect, load_checkpoint
 from tats_fast.engine.distributed import ANSWER_WITHIN, World, lost_process
 from tats_fast.engine.finite import SkippedSteps, kept
 from tats_fast.engine.logs import RunLog, SilentLog, recorded
@@ -39,6 +33,7 @@ from tats_fast.engine.meter import Meter
 from tats_fast.engine.optim import LR_REFERENCE_BATCH
 from tats_fast.engine.precision import wants_bf16
 from tats_fast.engine.resume import checkpoint_to_resume, leave_behind
+from tats_fast.engine.saving import Saving
 from tats_fast.engine.signals import StopRequest
 from tats_fast.engine.videos import (
     Loader,
@@ -130,6 +125,7 @@ class TrainingLoop(ABC):
             config.data.max_bad_fraction,
             writes=world.is_main,
         )
+        self._saving = Saving(self.folder)
         self._skipped = SkippedSteps(self.folder, config.train.max_skipped, world.is_main)
 
     @abstractmethod
@@ -206,7 +202,10 @@ class TrainingLoop(ABC):
                 raise
             raise Failure(f"step {self.position.step + 1}: {lost}; {kept(self.folder)}") from error
         finally:
-            run_lock.release(self.folder)
+            try:
+                self._saving.wait()
+            finally:
+                run_lock.release(self.folder)
 
     def _run(self) -> Position:
         done = self.position.step >= self.total_steps
@@ -229,7 +228,8 @@ class TrainingLoop(ABC):
         with contextlib.closing(log), StopRequest(self.world) as request:
             log.message("\n".join([*self.describe(), *notes]))
             if not done and self.resume_from is not None and not self._is_own(self.resume_from):
-                self._save()  # so that train.resume=auto finds this history, not an earlier one
+                # So that train.resume=auto finds this history, not an earlier one.
+                self._save(wait=True)
             # What a kill between saving and evaluating kept from being measured, or step 0.
             self._evaluate(self._unrecorded(), log)
             if not done:
@@ -290,7 +290,7 @@ class TrainingLoop(ABC):
             if self.finished and self._skipped.in_row > 0:
                 raise self._skipped.failure(step)
             if stop or (save and self._skipped.in_row == 0):
-                self._save(last=stop or self.finished)
+                self._save(wait=stop or self.finished)
             if stop:
                 raise request.stopped()
             with meter.paused():
@@ -313,20 +313,17 @@ class TrainingLoop(ABC):
             lambda: sorted(set(self.evaluations()) - recorded(self.folder, self.position.step))
         )
 
-    def _save(self, last: bool = False) -> None:
-        """Save, or say why not; where nothing follows that could be saved again, raise."""
-        step, source = self.position.step, self.resume_from
-        if self.config.train.resume == "auto":
-            source = None
-        try:
-            save_checkpoint(
-                self.folder, self.learner, self.config, self.position, source, listing(self.videos)
-            )
-        except NotSaved as error:
-            problem = f"step {step} could not be saved ({error})"
-            if last:
-                raise NotSaved(f"{problem}; {kept(self.folder)}") from error
-            LOGGER.warning("%s; training goes on, and the next checkpoint is tried", problem)
+    def _save(self, wait: bool = False) -> None:
+        """Copy what a checkpoint holds, which is then written beside the training. With ``wait`` it
+        is there on return, or ``NotSaved`` is raised."""
+        source = None if self.config.train.resume == "auto" else self.resume_from
+        contents = collect(
+            self.folder, self.learner, self.config, self.position, listing(self.videos)
+        )
+        if contents is not None:
+            self._saving.start(contents, source, must=wait)
+        if wait:
+            self.world.from_main(self._saving.wait)
 
     def _leave_behind(self) -> str | None:
         if self.resume_from is None:
@@ -352,6 +349,8 @@ class TrainingLoop(ABC):
         ).cpu()
         skipped = table[:, names.index("skipped")].bool()
         flags = skipped.tolist()
+        if any(flags):  # what may be said of the newest checkpoint must be true
+            self._saving.wait()
         clips = [[[key.epoch, self.videos[key.index].path] for key in step.keys] for step in window]
         self._skipped.note(self.position.step - len(flags) + 1, flags, clips)
         means = dict(zip(names, table[~skipped].nanmean(dim=0).tolist(), strict=True))

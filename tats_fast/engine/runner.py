@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from tats_fast.config import ConfigError, TrainingConfig
@@ -16,14 +14,8 @@ from tats_fast.engine.deepspeed_json import read_deepspeed_json
 from tats_fast.engine.distributed import World
 from tats_fast.engine.extension_locks import remove_stale_locks
 from tats_fast.engine.host_memory import keep_freed_memory
-from tats_fast.engine.optim import (
-    load_optimizer,
-    restore_settings,
-    set_lr,
-    settings_of,
-    skip_step_if,
-)
-from tats_fast.run_folder import read_tensors
+from tats_fast.engine.optim import load_optimizer, set_lr, skip_step_if
+from tats_fast.engine.zero_state import share_out, whole_state
 
 
 class Update(NamedTuple):
@@ -53,11 +45,13 @@ class Runner(Protocol):
     def step(self, lr: float | Tensor, skip: Tensor) -> Update:
         """Update, unless ``skip`` (0-d, fp32, on the device) is 1; clears the gradients."""
 
-    def save(self, folder: Path) -> None:
-        """Write the optimizer's state (all processes call it)."""
+    def optimizer_state(self) -> dict[str, Any]:
+        """The whole optimizer's state, as a plain AdamW's ``state_dict``: complete on the first
+        process, whatever the engine and the number of processes. All call it."""
 
-    def load(self, folder: Path) -> None:
-        """Read what ``save`` wrote."""
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Take over what ``optimizer_state`` gave, on any engine and number of processes, once the
+        module has its weights."""
 
 
 class TorchRunner:
@@ -93,12 +87,11 @@ class TorchRunner:
     def step(self, lr: float | Tensor, skip: Tensor) -> Update:
         return update(self.optimizer, self.module, lr, self._clip, skip)
 
-    def save(self, folder: Path) -> None:
-        if self._world.is_main:
-            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+    def optimizer_state(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
 
-    def load(self, folder: Path) -> None:
-        load_optimizer(self.optimizer, read_tensors(folder / "optimizer.pt", self._world.device))
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        load_optimizer(self.optimizer, state)
 
 
 class DeepSpeedRunner:
@@ -124,6 +117,8 @@ class DeepSpeedRunner:
         self._world = world
         remove_stale_locks()
         settings = self.settings(config, world, bf16)
+        # DeepSpeed puts one flat partition per group in their place.
+        self._groups = [list(group["params"]) for group in optimizer.param_groups]
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=settings
@@ -177,25 +172,11 @@ class DeepSpeedRunner:
             skip, norm = torch.ones_like(skip), math.nan
         return Update(skip, torch.as_tensor(math.nan if norm is None else norm, device=skip.device))
 
-    def save(self, folder: Path) -> None:
-        try:
-            self._engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
-        except (OSError, RuntimeError):
-            if self._world.size > 1:
-                dist.barrier()  # DeepSpeed's own, in which the others wait once they have written
-            raise
+    def optimizer_state(self) -> dict[str, Any]:
+        return whole_state(self._engine.optimizer, self._groups)
 
-    def load(self, folder: Path) -> None:
-        own = settings_of(self.optimizer)
-        # The weights came from model.pt, whose names may be those of an earlier release.
-        path, _ = self._engine.load_checkpoint(
-            str(folder), tag="deepspeed", custom_load_fn=lambda src, dst: None
-        )
-        if path is None:
-            raise ConfigError(
-                f"train.resume={folder}: holds no DeepSpeed state for this many processes"
-            )
-        restore_settings(self.optimizer, own)
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        share_out(state, self._engine.optimizer, self._groups)
 
 
 def make_runner(

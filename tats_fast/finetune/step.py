@@ -27,6 +27,8 @@ from tats_fast.models.restore import current_names
 
 # Keeps the host's draws of a step apart from other users of (seed, step, rank).
 _AUGMENT = 4
+# Flips bits of the seed for what models draw by themselves, from the default generator.
+_DROPOUT = 0b101
 
 
 @dataclass
@@ -106,6 +108,7 @@ def finetune_step(
     """
     rank = learner.world.rank
     learner.generator.manual_seed(draw_seed(learner.seed, step, rank))
+    torch.manual_seed(draw_seed(learner.seed, step, rank) ^ _DROPOUT)
     rng = np.random.default_rng([learner.seed, step, rank, _AUGMENT])
     passes = []
     for index, (batch, label) in enumerate(zip(clips, labels, strict=True)):

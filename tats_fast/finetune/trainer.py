@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tats_fast.config import ConfigError, FinetuneConfig
 from tats_fast.data.loader import ClipBatch, resolved_backend
-from tats_fast.engine.distributed import draw_seed
 from tats_fast.engine.logs import RunLog, SilentLog
 from tats_fast.engine.loop import TrainingLoop
 from tats_fast.engine.optim import lr_at, make_adamw
@@ -61,8 +60,6 @@ class Finetuner(TrainingLoop):
         if self.resume_from is None and world.is_main:
             for note in notes:
                 LOGGER.info("init_from=%s: %s", config.init_from, note)
-        # From here on dropout and drop path differ between processes.
-        torch.manual_seed(draw_seed(config.seed, 0, 1 + world.rank))
         prepare_blocks(config.train, world.device, True, classifier)
         weights, optim = None, config.optim
         if config.augment.class_weights == "balanced":

@@ -14,6 +14,7 @@ from tats_fast import kernels
 from tats_fast.config import MaskingConfig, ModelConfig
 from tats_fast.config.schema import visible_count
 from tats_fast.masking.budget import allocate
+from tats_fast.masking.draws import Uniform, uniform_from
 from tats_fast.models import Packing, TokenSplit
 from tats_fast.models.patchify import motion_energy
 
@@ -32,17 +33,12 @@ def visible_tokens(strategy: str, model: ModelConfig, ratio: float) -> int:
     return visible_count(model.num_tokens, ratio)
 
 
-def uniform_noise(clips: int, tokens: int, generator: torch.Generator) -> Tensor:
-    """(B, N) fp32 in [0, 1) on the generator's device: what one draw needs of chance."""
-    return torch.rand((clips, tokens), device=generator.device, generator=generator)
-
-
 def draw_order(
     strategy: str,
     model: ModelConfig,
     patches: Tensor,
     log_p: Tensor | None,
-    generator: torch.Generator,
+    uniform: Uniform,
     embedded: Tensor | None = None,
     motion: Tensor | None = None,
 ) -> Tensor:
@@ -51,27 +47,27 @@ def draw_order(
     Args:
         patches: (B, N, D); read by ``motion`` and ``motion_bins``, where ``motion`` is None.
         log_p: the sampler's log-probabilities (B, N); read by the learned strategies alone.
-        generator: on patches' device; the only source of randomness.
+        uniform: on patches' device; the only source of randomness.
         embedded: the patches' tokens (B, N, C), before positions; read by ``everest`` alone.
         motion: ``motion_energy`` of the patches (B, N), if it is known already.
     """
     batch, tokens = patches.shape[:2]
     frames = model.token_frames
     if strategy == "tube":
-        noise = uniform_noise(batch, tokens // frames, generator)
+        noise = uniform(batch, tokens // frames)
         places = _gumbel_order(torch.zeros_like(noise), noise)
         start = torch.arange(frames, device=places.device) * places.shape[1]
         return (places[:, :, None] + start).flatten(1)  # a place in all frames, then the next
-    noise = uniform_noise(batch, tokens, generator)
+    noise = uniform(batch, tokens)
     if strategy == "motion_bins":
         energy = motion_energy(patches, model.tubelet_size) if motion is None else motion
-        return _alternate_bins(energy, noise, uniform_noise(batch, tokens, generator))
+        return _alternate_bins(energy, noise, uniform(batch, tokens))
     if strategy == "random":
         weights = torch.zeros_like(noise)
     elif strategy == "frame":
         # Whole frames in random order; the last one that fits shows a random part of itself. A
         # frame's rank outweighs any Gumbel noise of its tokens (in fp32 between -4.5 and 17).
-        rank = uniform_noise(batch, frames, generator).argsort(dim=-1).to(noise.dtype)
+        rank = uniform(batch, frames).argsort(dim=-1).to(noise.dtype)
         weights = 1e3 * rank.repeat_interleave(tokens // frames, dim=1)
     elif strategy == "motion":
         energy = motion_energy(patches, model.tubelet_size) if motion is None else motion
@@ -113,7 +109,7 @@ def split_tokens(
 ) -> TokenSplit:
     """``draw_order`` with the same N_v = ``visible`` for every clip, and every masked token
     rebuilt: how a draw is looked at outside training."""
-    order = draw_order(strategy, model, patches, log_p, generator, embedded)
+    order = draw_order(strategy, model, patches, log_p, uniform_from(generator), embedded)
     return TokenSplit(order=order, count=visible, length=order.shape[1])
 
 
@@ -121,14 +117,14 @@ def split_for_training(
     config: MaskingConfig,
     order: Tensor,
     visible: int,
-    generator: torch.Generator,
+    uniform: Uniform,
     scores: Tensor | None,
 ) -> TokenSplit:
     """Cut drawn orders (B, N) into visible, masked and left-out tokens as ``config`` says.
 
     Args:
         visible: N_v, the average per clip where the budget adapts.
-        generator: chooses the masked tokens that are rebuilt, if not all are.
+        uniform: chooses the masked tokens that are rebuilt, if not all are.
         scores: (B,), what clips' shares of an adaptive budget follow; None = a fixed budget.
     """
     batch, tokens = order.shape
@@ -136,7 +132,7 @@ def split_for_training(
     low, high = budget_bounds(config, visible, length)
     counts = None if scores is None else allocate(scores, batch * visible, low, high)
     if length < tokens:
-        order = _shuffle_masked(order, visible if counts is None else counts[:, None], generator)
+        order = _shuffle_masked(order, visible if counts is None else counts[:, None], uniform)
     if counts is None:
         return TokenSplit(order=order, count=visible, length=length)
     offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
@@ -156,11 +152,11 @@ def budget_bounds(config: MaskingConfig, visible: int, length: int) -> tuple[int
     return min(low, visible), max(high, visible)
 
 
-def _shuffle_masked(order: Tensor, count: int | Tensor, generator: torch.Generator) -> Tensor:
+def _shuffle_masked(order: Tensor, count: int | Tensor, uniform: Uniform) -> Tensor:
     """Uniform order of the masked tokens: after a draw, the next ones are those the policy nearly
     chose, and rebuilding those alone would bias the reward."""
     place = torch.arange(order.shape[1], device=order.device)
-    noise = uniform_noise(*order.shape, generator)
+    noise = uniform(*order.shape)
     keys = torch.where(place < count, place - float(order.shape[1]), noise)
     return order.gather(1, keys.argsort(dim=1))
 

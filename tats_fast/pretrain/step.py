@@ -21,10 +21,11 @@ from tats_fast.engine.distributed import draw_seed
 from tats_fast.engine.optim import any_not_finite
 from tats_fast.engine.precision import autocast
 from tats_fast.engine.runner import update
-from tats_fast.masking import draw_order, split_for_training, uniform_noise
+from tats_fast.masking import StepDraws, Uniform, draw_order, split_for_training
 from tats_fast.models import MaskedAutoencoder, Policy, TokenSampler, TokenSplit
 from tats_fast.rl import (
     Experience,
+    RewardStatistics,
     change_error,
     make_experience,
     sampler_loss,
@@ -57,7 +58,7 @@ class Drawing(NamedTuple):
 
     plan: StepPlan
     sampler: TokenSampler | None
-    generator: torch.Generator
+    uniform: Uniform
     motion: Tensor
     """(B, N): temporal-difference energy of each token."""
 
@@ -75,6 +76,7 @@ class MicroBatch:
     change: Tensor | None = None
     """The same of its ``change_error``, where that is the reward."""
     experience: Experience | None = None
+    rewards: RewardStatistics | None = None
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -122,17 +124,21 @@ def pretrain_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict
 
 
 def seed_draws(learner: Learner, step: int) -> None:
-    """Make the draws of step ``step`` those it had whenever it was run before."""
-    learner.generator.manual_seed(draw_seed(learner.config.seed, step, learner.world.rank))
+    """Make the draws of step ``step`` those it had whenever it was run before, by however many
+    processes."""
+    learner.generator.manual_seed(draw_seed(learner.config.seed, step))
 
 
 def seeded_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict[str, Tensor]:
     """``pretrain_step`` after its seed: nothing but launches, in an order that ``warmup``,
     ``visible`` and the shapes of ``clips`` fix, and so fit for a CUDA graph."""
-    batches = []
+    world = learner.world
+    batches, own = [], sum(map(len, clips))
+    draws, first = StepDraws(learner.generator, own * world.size), own * world.rank
     for index, micro_batch in enumerate(clips):
+        uniform, first = draws.of_clips(first), first + len(micro_batch)
         with learner.runner.accumulating(last=index == len(clips) - 1):
-            batch, motion = roll_out(learner, micro_batch, plan)  # 1 to 6
+            batch, motion = roll_out(learner, micro_batch, plan, uniform)  # 1 to 6
             loss = batch.error.mean()
             if batch.policy is not None:
                 # One backward for both: their parameters are disjoint (unless the user attached
@@ -142,24 +148,27 @@ def seeded_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict[s
         # What waits for the inner epochs must not hold on to the graph.
         batch.tokens, batch.error = batch.tokens.detach(), batch.error.detach()
         batches.append(batch)
+    update_reward_scale(learner, batches)
     metrics = {
         name: torch.stack([batch.metrics[name] for batch in batches]).mean()
         for name in batches[0].metrics
     }
-    skip = any_not_finite(learner.world, [metrics[name] for name in LOSSES if name in metrics])
+    skip = any_not_finite(world, [metrics[name] for name in LOSSES if name in metrics])
     skip = update_networks(learner, batches, plan, skip, metrics)  # 8
     skip = inner_epochs(learner, batches, plan, skip, metrics)  # 9
     names = sorted(metrics)
-    means = learner.world.mean(torch.stack([metrics[name].detach().float() for name in names]))
+    means = world.mean(torch.stack([metrics[name].detach().float() for name in names]))
     return {**dict(zip(names, means.unbind(), strict=True)), "skipped": skip}
 
 
-def roll_out(learner: Learner, clips: Tensor, plan: StepPlan) -> tuple[MicroBatch, Tensor]:
+def roll_out(
+    learner: Learner, clips: Tensor, plan: StepPlan, uniform: Uniform
+) -> tuple[MicroBatch, Tensor]:
     """A micro-batch's ``Rollout`` with its metrics, and the tokens' motion energy (B, N)."""
     model = learner.config.model
     patches, motion, texture = learner.cut(clips, model.tubelet_size, model.patch_size)
     with autocast(clips.device, learner.bf16):
-        drawing = Drawing(plan, learner.sampler, learner.generator, motion)
+        drawing = Drawing(plan, learner.sampler, uniform, motion)
         batch = learner.runner.forward(patches, drawing)
     split = batch.split
     batch.metrics.update(
@@ -178,7 +187,7 @@ def sample_policy(config: RunConfig, tokens: Tensor, drawing: Drawing) -> Policy
     if config.masking.strategy not in LEARNED_STRATEGIES or drawing.plan.warmup:
         return None
     assert drawing.sampler is not None
-    noise = uniform_noise(*tokens.shape[:2], drawing.generator)
+    noise = drawing.uniform(*tokens.shape[:2])
     return drawing.sampler(tokens.detach() if config.sampler.detach_tokens else tokens, noise)
 
 
@@ -186,14 +195,14 @@ def draw(
     config: RunConfig, policy: Policy | None, patches: Tensor, tokens: Tensor, drawing: Drawing
 ) -> TokenSplit:
     """Cut the policy's order, or that of a strategy without one, into visible and masked tokens."""
-    plan, generator = drawing.plan, drawing.generator
+    plan, uniform = drawing.plan, drawing.uniform
     if policy is not None:
         order = policy.order
     else:
         strategy = "random" if plan.warmup else config.masking.strategy
-        order = draw_order(strategy, config.model, patches, None, generator, tokens, drawing.motion)
+        order = draw_order(strategy, config.model, patches, None, uniform, tokens, drawing.motion)
     scores = _budget_scores(config, policy, drawing.motion)
-    return split_for_training(config.masking, order, plan.visible, generator, scores)
+    return split_for_training(config.masking, order, plan.visible, uniform, scores)
 
 
 def _budget_scores(config: RunConfig, policy: Policy | None, motion: Tensor) -> Tensor | None:
@@ -221,8 +230,8 @@ def credit(learner: Learner, batch: MicroBatch, motion: Tensor) -> Tensor:
     if batch.change is not None:
         error = batch.split.scatter(batch.change)
     rewards = token_rewards(config.ppo.reward, error, motion)
-    batch.experience, learner.reward_scale = make_experience(
-        config.ppo, policy, batch.split, rewards, learner.reward_scale, learner.world.mean
+    batch.experience, batch.rewards = make_experience(
+        config.ppo, policy, batch.split, rewards, learner.reward_scale
     )
     losses = sampler_loss(config.ppo, policy, batch.experience)
     metrics.update(
@@ -233,6 +242,14 @@ def credit(learner: Learner, batch: MicroBatch, motion: Tensor) -> Tensor:
         explained_variance=explained_variance(batch.experience.value, batch.experience.reward),
     )
     return losses.total
+
+
+def update_reward_scale(learner: Learner, batches: list[MicroBatch]) -> None:
+    """What the next step's rewards are measured by: the scale after all of this step's."""
+    if batches[0].rewards is not None:
+        whole = RewardStatistics.of_all([batch.rewards for batch in batches], learner.world.mean)
+        momentum = learner.config.ppo.reward_momentum
+        learner.reward_scale = learner.reward_scale.update(*whole, momentum)
 
 
 def update_networks(

@@ -4,11 +4,18 @@ Networks and updates belong to ``models`` and ``pretrain``.
 """
 
 from tats_fast.rl.ppo import Experience, SamplerLoss, sampler_loss
-from tats_fast.rl.reward import RewardScale, change_error, make_experience, token_rewards
+from tats_fast.rl.reward import (
+    RewardScale,
+    RewardStatistics,
+    change_error,
+    make_experience,
+    token_rewards,
+)
 
 __all__ = [
     "Experience",
     "RewardScale",
+    "RewardStatistics",
     "SamplerLoss",
     "change_error",
     "make_experience",

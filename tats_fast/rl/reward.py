@@ -6,7 +6,7 @@ clips with different numbers of visible tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -57,6 +57,27 @@ class RewardScale(NamedTuple):
         return (self.var_sum / self.weight.clamp_min(TINY)).clamp_min(TINY**2).sqrt()
 
 
+class RewardStatistics(NamedTuple):
+    """Mean and variance of the raw rewards of a batch, 0-d."""
+
+    mean: Tensor
+    var: Tensor
+
+    @classmethod
+    def of_all(
+        cls, parts: Sequence[RewardStatistics], all_mean: Callable[[Tensor], Tensor]
+    ) -> RewardStatistics:
+        """Those of the whole that micro-batches of equal size make up, on all processes.
+
+        Args:
+            all_mean: mean of a tensor over all processes (identity for one).
+        """
+        means, variances = (torch.stack(values) for values in zip(*parts, strict=True))
+        mean = all_mean(means.mean())
+        # A mean of squares less a squared mean would lose the digits of a small spread.
+        return cls(mean, all_mean((variances + (means - mean).square()).mean()))
+
+
 def token_rewards(kind: str, error: Tensor, motion: Tensor) -> Tensor:
     """Raw reward of every scored token, (B, N).
 
@@ -97,13 +118,8 @@ def change_error(prediction: Tensor, patches: Tensor, index: Tensor, tubelet_siz
 
 
 def make_experience(
-    config: PPOConfig,
-    policy: Policy,
-    split: TokenSplit,
-    raw: Tensor,
-    scale: RewardScale,
-    all_mean: Callable[[Tensor], Tensor],
-) -> tuple[Experience, RewardScale]:
+    config: PPOConfig, policy: Policy, split: TokenSplit, raw: Tensor, scale: RewardScale
+) -> tuple[Experience, RewardStatistics]:
     """What the sampler learns from: detached old policy, normalised reward, advantage.
 
     r_i = raw_i / running mean for the token modes, r = - mean_i raw_i / running mean for ``set``;
@@ -111,10 +127,11 @@ def make_experience(
 
     Args:
         raw: raw token rewards (B, N), detached, 0 where ``split`` scores nothing.
-        all_mean: mean of a tensor over all processes (identity for one).
+        scale: of the steps before. Where there was none, nothing can be said of these rewards:
+            advantages are 0 and the critic's target is what it said.
 
     Returns:
-        the experience and the updated scale.
+        the experience, and what the raw rewards add to the scale.
     """
     scored = split.scored
     per_clip = scored.sum(dim=1, keepdim=True)
@@ -122,19 +139,20 @@ def make_experience(
         rewards, weight = raw.sum(dim=1, keepdim=True) / per_clip, torch.ones_like(per_clip)
     else:
         rewards, weight = raw, scored
-    mean = all_mean((rewards * weight).sum() / weight.sum())
-    # In two passes: a mean of squares less a squared mean loses the digits of a small spread.
-    var = all_mean(((rewards - mean).square() * weight).sum() / weight.sum())
-    scale = scale.update(mean, var, config.reward_momentum)
+    mean = (rewards * weight).sum() / weight.sum()
+    var = ((rewards - mean).square() * weight).sum() / weight.sum()
     sign = -1.0 if config.credit == "set" else 1.0
+    value, known = policy.value.detach(), scale.weight > 0
     reward = sign * rewards / scale.mean.clamp_min(TINY)
-    value = policy.value.detach()
     deviation = (scale.std / scale.mean.clamp_min(TINY)).clamp_min(TINY)
     bound = config.advantage_clip
     advantage = ((reward - value[:, None]) / deviation).clamp(-bound, bound)
     clip_reward = (reward * weight).sum(dim=1) / weight.sum(dim=1)
+    # To the last bit: AdamW would make a full step of what rounding leaves.
+    advantage = torch.where(known, advantage, 0)
+    clip_reward = torch.where(known, clip_reward, value)
     experience = Experience(split, policy.log_p.detach(), value, clip_reward, advantage)
-    return experience, scale
+    return experience, RewardStatistics(mean, var)
 
 
 def initial_value(credit: str) -> float:

@@ -13,9 +13,10 @@ import torch
 
 from tats_fast.config import ConfigError
 from tats_fast.engine import store
-from tats_fast.engine.checkpoint import NotSaved, Position, save_checkpoint
+from tats_fast.engine.checkpoint import NotSaved, Position, collect, save_checkpoint
 from tats_fast.engine.distributed import World
 from tats_fast.engine.resume import DamagedCheckpoint, checkpoint_to_resume
+from tats_fast.engine.saving import Saving
 from tats_fast.models.restore import load_models
 from tats_fast.pretrain.trainer import Trainer
 from tats_fast.run_folder import MANIFEST_FILE, damage, list_checkpoints, read_tensors
@@ -23,20 +24,11 @@ from tats_fast.run_folder import MANIFEST_FILE, damage, list_checkpoints, read_t
 CPU = World(0, 1, torch.device("cpu"))
 
 
-class SmallRunner:
-    """Three optimizer files in two folders, as DeepSpeed's."""
-
-    def save(self, folder):
-        (folder / "deepspeed").mkdir()
-        for name in ("optimizer.pt", "deepspeed/a.pt", "deepspeed/b.pt"):
-            torch.save({"x": torch.ones(3)}, folder / name)
-
-
 def small(value):
     """A learner whose model is one number."""
     return SimpleNamespace(
         world=CPU,
-        runner=SmallRunner(),
+        runner=SimpleNamespace(optimizer_state=lambda: {"x": torch.ones(3)}),
         model_state=lambda: {"value": torch.full((4096,), value)},
         trainer_state=dict,
     )
@@ -63,8 +55,18 @@ def crash_at(number, work):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
 
 
+def save_beside(run, learner, config, position):
+    """As a run does it, which trains on meanwhile."""
+    saving = Saving(run)
+    saving.start(collect(run, learner, config, position), None, must=True)
+    saving.wait()
+
+
+@pytest.mark.parametrize("save", [save_checkpoint, save_beside])
 @pytest.mark.parametrize("again", [False, True], ids=["a new step", "the same step again"])
-def test_a_kill_at_any_instant_of_saving_leaves_a_good_checkpoint(run_config, tmp_path, again):
+def test_a_kill_at_any_instant_of_saving_leaves_a_good_checkpoint(
+    run_config, tmp_path, again, save
+):
     config = run_config(train={"keep_checkpoints": 1})
     save_checkpoint(tmp_path / "before", small(1.0), config, Position(step=5))
     number, whole = 0, False
@@ -73,9 +75,7 @@ def test_a_kill_at_any_instant_of_saving_leaves_a_good_checkpoint(run_config, tm
         run = tmp_path / f"run{number}"
         shutil.copytree(tmp_path / "before", run)
         position = Position(step=5 if again else 6)
-        whole = not crash_at(
-            number, lambda p=position, r=run: save_checkpoint(r, small(2.0), config, p)
-        )
+        whole = not crash_at(number, lambda p=position, r=run: save(r, small(2.0), config, p))
         chosen = checkpoint_to_resume(run, "auto", CPU)
         assert chosen is not None and damage(chosen) is None, number
         value = read_tensors(chosen / "model.pt")["value"][0].item()
@@ -158,10 +158,16 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(run_config, tmp_path, mo
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
-def test_torch_says_in_its_own_words_that_the_disk_is_full(run_config, tmp_path):
+def test_torch_says_in_its_own_words_that_the_disk_is_full(run_config, tmp_path, monkeypatch):
     """/dev/full takes no byte: the error comes from the C++ side of torch.save."""
     learner = small(1.0)
-    learner.runner.save = lambda folder: torch.save({"x": torch.ones(1 << 16)}, "/dev/full")
+    learner.runner.optimizer_state = lambda: {"x": torch.ones(1 << 16)}
+    begin = store.begin
+
+    def begin_on_full(final):
+        (begin(final) / "optimizer.pt").symlink_to("/dev/full")
+
+    monkeypatch.setattr(store, "begin", begin_on_full)
     with pytest.raises(NotSaved, match="No space left on device"):
         save_checkpoint(tmp_path, learner, run_config(), Position(step=2))
     assert list_checkpoints(tmp_path) == []

@@ -22,7 +22,7 @@ save = torch.save
 
 def full(content, file, *rest, **kept):
     path = str(getattr(file, "name", "") if hasattr(file, "write") else file)
-    if "step_000004" in path and PART in path:
+    if "step_000004" in path and "optimizer.pt" in path:
         # In the words of torch.save on a full disk.
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
     return save(content, file, *rest, **kept)
@@ -36,8 +36,7 @@ run_and_exit(["pretrain", *sys.argv[1:]])
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_one_rank_that_cannot_write_costs_all_one_checkpoint(run_config, tmp_path, launcher):
     script = tmp_path / "full.py"
-    part = "rank_1" if launcher == "deepspeed" else "optimizer.pt"
-    script.write_text(FULL_FOR_ONE.replace("PART", repr(part)))
+    script.write_text(FULL_FOR_ONE)
     save_config(run_config("run"), tmp_path / "run.yaml")
     output = finish(start(tmp_path / "run.yaml", launcher=launcher, script=str(script)))
     (line,) = [line for line in output.splitlines() if "could not be saved" in line]

@@ -7,7 +7,7 @@ import torch
 
 from tats_fast import kernels
 from tats_fast.config.schema import MaskingConfig
-from tats_fast.masking import split_for_training
+from tats_fast.masking import split_for_training, uniform_from
 from tats_fast.masking.budget import allocate
 from tats_fast.models import MaskedAutoencoder, Packing, TokenSplit
 from tats_fast.models.patchify import patchify
@@ -93,7 +93,7 @@ def test_left_out_tokens_are_a_uniform_part_of_the_masked_ones():
     config = MaskingConfig(strategy="random", decoder_keep_ratio=0.5)
     generator = torch.Generator().manual_seed(0)
     order = torch.arange(40).expand(2000, -1)
-    split = split_for_training(config, order, 10, generator, None)
+    split = split_for_training(config, order, 10, uniform_from(generator), None)
     assert torch.equal(split.visible, order[:, :10])
     assert split.length == 25
     assert torch.equal(split.order.sort(dim=1).values, order)
@@ -104,7 +104,7 @@ def test_left_out_tokens_are_a_uniform_part_of_the_masked_ones():
 def test_adaptive_budget_gives_uncertain_clips_more():
     config = MaskingConfig(budget="adaptive", budget_min=0.5, budget_max=2.0)
     scores = torch.tensor([1.0, 1.0, 1.0, 1.0, 9.0])
-    split = split_for_training(config, orders(), 10, torch.Generator(), scores)
+    split = split_for_training(config, orders(), 10, uniform_from(torch.Generator()), scores)
     assert split.counts.tolist() == [8, 8, 7, 7, 20]
     assert split.packing.longest == 20
     assert len(split.visible) == 50 and len(split.masked) == 5 * TOKENS - 50
@@ -113,7 +113,7 @@ def test_adaptive_budget_gives_uncertain_clips_more():
 def test_a_clip_keeps_at_least_one_token_to_rebuild():
     config = MaskingConfig(budget="adaptive", budget_max=9.0, decoder_keep_ratio=0.1)
     scores = torch.tensor([1e-9, 1.0, 1.0, 1.0, 1e9])
-    split = split_for_training(config, orders(), 10, torch.Generator(), scores)
+    split = split_for_training(config, orders(), 10, uniform_from(torch.Generator()), scores)
     assert (split.scored.sum(1) >= 1).all()
     assert split.counts.max() == split.length - 1
 

@@ -8,6 +8,7 @@ import torch
 from project import ROOT
 
 from tats_fast.engine.distributed import World
+from tats_fast.masking import uniform_from
 from tats_fast.models.patchify import motion_energy, patchify
 from tats_fast.pretrain import step
 from tats_fast.pretrain.learner import make_learner
@@ -23,7 +24,8 @@ def test_one_forward_touches_every_parameter_of_the_wrapped_module(run_config):
     clips = torch.randint(0, 256, (2, 8, 32, 32, 3), dtype=torch.uint8)
     patches = patchify(clips, model.tubelet_size, model.patch_size)
     motion = motion_energy(patches, model.tubelet_size)
-    drawing = Drawing(StepPlan(0, 1e-3, 16, False), learner.sampler, learner.generator, motion)
+    uniform = uniform_from(learner.generator)
+    drawing = Drawing(StepPlan(0, 1e-3, 16, False), learner.sampler, uniform, motion)
     batch = learner.runner.module(patches, drawing)
     batch.error.mean().backward()
     for name, parameter in learner.runner.module.named_parameters():

@@ -48,7 +48,8 @@ def learn(credit: str, steps: int, *, lr=0.05, error=ERROR, **ppo):
             optimizer.step()
             optimizer.zero_grad()
             continue
-        experience, scale = make_experience(config, current, split, raw, scale, lambda x: x)
+        experience, seen = make_experience(config, current, split, raw, scale)
+        scale = scale.update(*seen, config.reward_momentum)
         for _ in range(config.epochs):
             sampler_loss(config, policy(), experience).total.backward()
             optimizer.step()
@@ -177,7 +178,9 @@ def test_advantages_are_clamped_and_not_standardised_per_clip(credit):
     policy = Policy(log_p, torch.zeros(2), torch.full((2,), initial_value(credit)))
     split = first_three(2, 9)
     raw = split.scatter(torch.tensor([[1.0] * 6, [1.0] * 5 + [100.0]]))
-    experience, _ = make_experience(config, policy, split, raw, RewardScale.initial(), lambda x: x)
+    _, seen = make_experience(config, policy, split, raw, RewardScale.initial())
+    scale = RewardScale.initial().update(*seen, 0.99)
+    experience, _ = make_experience(config, policy, split, raw, scale)
     assert experience.advantage.abs().max() <= config.advantage_clip
     # A hard clip has a higher mean advantage (lower for set, where the error is a cost).
     means = experience.advantage[:, 3 if credit == "token" else 0 :].mean(1)

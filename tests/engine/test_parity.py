@@ -1,0 +1,102 @@
+"""However the global batch is cut up, among processes, engines and micro-batches, training is the
+same: 20 steps on the same clips, whose draws follow from their place in the batch."""
+
+from __future__ import annotations
+
+import parity
+import pytest
+import torch
+from project import ROOT
+from run_processes import finish, start
+
+from tats_fast.config import load_config, save_config
+from tats_fast.engine.distributed import World
+
+CPU = World(0, 1, torch.device("cpu"))
+LOSSES = ("loss_recon", "loss_policy", "loss_value", "entropy_frac", "grad_norm")
+ADVANTAGE = {"loss_policy": 0.2}
+"""Means of advantages, which are of size 1 and cancel: what is left is no measure."""
+CUTS = [f"ppo.epochs={k} train.accumulation={a}" for k in (1, 2) for a in (1, 4)]
+NO_GRADIENT = ("actor.bias", "norm.bias")
+"""Of the sampler: they shift all logits alike, which changes no policy. What AdamW makes full steps
+of there is rounding."""
+
+
+@pytest.fixture
+def config_file(tiny_config, tmp_path):
+    config = tiny_config(
+        device="cpu",
+        data={"train": "none"},
+        optim={"base_lr": 0.05, "warmup_frac": 0.0, "grad_clip": 0.5},
+        sampler={"warmup_frac": 0.1},
+        train={"batch_size": 8, "steps": 20},
+    )
+    save_config(config, tmp_path / "run.yaml")
+    return tmp_path / "run.yaml"
+
+
+def alone(config_file, epochs, accumulation, dtype):
+    cut = [f"ppo.epochs={epochs}", f"train.accumulation={accumulation}"]
+    return parity.numbers(load_config(str(config_file), cut), CPU, dtype)
+
+
+def assert_same_losses(found, expected, relative):
+    assert len(found["rows"]) == len(expected["rows"]) == 20
+    for number, (one, two) in enumerate(zip(found["rows"], expected["rows"], strict=True)):
+        assert one["skipped"] == 0
+        for name in LOSSES:
+            if name in two:
+                close = pytest.approx(
+                    two[name], rel=relative, abs=ADVANTAGE.get(name, 0) * relative
+                )
+                assert one[name] == close, (number, name)
+
+
+def assert_same_weights(found, expected, absolute):
+    for part in ("mae", "sampler"):
+        for name, value in expected["weights"][part].items():
+            if part == "sampler" and name in NO_GRADIENT:
+                continue
+            worst = (found["weights"][part][name] - value).abs().max().item()
+            assert worst < absolute, (part, name)
+
+
+@pytest.mark.parametrize("epochs", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_four_micro_batches_are_one_batch(config_file, epochs):
+    whole, parts = (alone(config_file, epochs, count, torch.float64) for count in (1, 4))
+    assert {v.dtype for v in whole["weights"]["mae"].values()} == {torch.float64}
+    assert whole["rows"][-1]["loss_policy"] != 0
+    assert_same_weights(parts, whole, absolute=1e-12)
+    assert_same_losses(parts, whole, relative=1e-6)  # logged in fp32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "stage", "dtypes"),
+    [
+        ("torchrun", 0, ("float32", "float64")),
+        ("deepspeed", 1, ("float32",)),
+        ("deepspeed", 2, ("float32",)),
+    ],
+    ids=["DDP", "ZeRO-1", "ZeRO-2"],
+)
+def test_two_processes_train_as_one(config_file, tmp_path, launcher, stage, dtypes):
+    runs = [f"{cut} distributed.zero_stage={stage}" for cut in CUTS]
+    process = start(
+        config_file,
+        *("--out", str(tmp_path / "found.pt")),
+        *(part for run in runs for part in ("--cut", run)),
+        *(part for dtype in dtypes for part in ("--dtype", dtype)),
+        launcher=launcher,
+        script=str(ROOT / "tests/support/parity.py"),
+    )
+    finish(process, seconds=600)
+    found = torch.load(tmp_path / "found.pt")
+    for dtype in dtypes:
+        for epochs in (1, 2):
+            expected = alone(config_file, epochs, 1, getattr(torch, dtype))
+            for run in runs:
+                if run.startswith(f"ppo.epochs={epochs} "):
+                    assert_same_losses(found[dtype, run], expected, relative=5e-4)
+                    if dtype == "float64":
+                        assert_same_weights(found[dtype, run], expected, absolute=1e-12)
