@@ -1,8 +1,9 @@
 """Decoding with DALI: on the GPU (NVDEC), or on the CPU what its CPU decoder reads.
 
-DALI gets file contents and frame numbers that our own sampler drew (``plan.py``), so it cuts what
-PyAV would cut. Its dynamic mode takes batches of any size and survives a bad sample, which a
-pipeline does not promise; a batch that fails is halved until the culprit is alone.
+DALI gets the packets and frame numbers that our own sampler drew (``plan.py``), so it cuts what
+PyAV would cut. It reads no container but our own: a damaged file may crash its reader, and it runs
+in the training process. Its dynamic mode takes batches of any size and survives a bad sample, which
+a pipeline does not promise; a batch that fails is halved until the culprit is alone.
 """
 
 from __future__ import annotations
@@ -105,8 +106,8 @@ class DaliDecoder:
         import nvidia.dali.experimental.dynamic as ndd
         from nvidia.dali.types import INTERP_LINEAR
 
-        files = [np.fromfile(clip.path, np.uint8) for clip in clips]
-        frames = [np.array(clip.plan.frames, np.int32) for clip in clips]
+        files = [np.frombuffer(clip.plan.segment.data, np.uint8) for clip in clips]
+        frames = [np.array(clip.plan.segment.frames, np.int32) for clip in clips]
         video = ndd.decoders.video(
             _batch(files),
             frames=_batch(frames),

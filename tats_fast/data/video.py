@@ -7,6 +7,7 @@ that runs past the end is drawn again over the frames that proved to exist.
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -175,20 +176,21 @@ def _fill(
 
 
 @contextmanager
-def open_video(path: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open the file's video stream; every failure inside the block becomes a ``DecodeError``."""
+def open_video(
+    path: str, data: bytes | None = None
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Open the file's video stream; every failure inside the block becomes a ``DecodeError``.
+
+    data: the content to read in place of the file's.
+    """
     import av
 
     # An absolute name keeps FFmpeg from reading "a:b.mp4" as a protocol; a pipe would block.
     name = os.path.abspath(path)
-    if not os.path.exists(name):
-        raise DecodeError(path, "missing")
-    if not os.path.isfile(name):
-        raise DecodeError(path, "not a regular file")
-    if os.path.getsize(name) == 0:
-        raise DecodeError(path, "empty file")
+    if data is None:
+        _require_file(path, name)
     try:
-        container = av.open(name, **open_options())
+        container = av.open(name if data is None else io.BytesIO(data), **open_options())
     except FileNotFoundError as error:  # deleted since we looked
         raise DecodeError(path, "missing") from error
     except av.error.InvalidDataError as error:
@@ -208,6 +210,16 @@ def open_video(path: str) -> Iterator[tuple[av.container.InputContainer, av.Vide
             yield container, stream
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise DecodeError(path, f"decoding error: {_reason(error)}") from error
+
+
+def _require_file(path: str, name: str) -> None:
+    """Raises ``DecodeError`` where there is nothing to read at ``name``."""
+    if not os.path.exists(name):
+        raise DecodeError(path, "missing")
+    if not os.path.isfile(name):
+        raise DecodeError(path, "not a regular file")
+    if os.path.getsize(name) == 0:
+        raise DecodeError(path, "empty file")
 
 
 def _reason(error: BaseException) -> str:

@@ -209,8 +209,10 @@ def _packets(path):
 def test_the_decoder_says_which_clip_failed(videos, caplog):
     plan = plan_clip(videos[0].path, window_choice(FRAMES, 2, 0.5), CPU_FORMATS)
     good = Encoded(videos[0].path, plan, [(0, 0, 64, 64)], [False])
-    past = replace(good, plan=replace(plan, frames=[1000] * FRAMES))
-    gone = replace(good, path=videos[0].path + ".gone")
+    past = replace(plan, segment=replace(plan.segment, frames=[1000] * FRAMES))
+    past = replace(good, plan=past)
+    gone = replace(plan, segment=replace(plan.segment, data=b"no video"))
+    gone = replace(good, plan=gone)
     other = replace(good, plan=replace(plan, width=32))
     decoder = DaliDecoder(torch.device("cpu"), SIZE, 2)
     clips = decoder.decode([good, past, good, gone, other])
