@@ -20,6 +20,7 @@ import numpy as np
 
 from tats_fast.config import Failure
 from tats_fast.data.clip import Crop, centre_crop, window_start
+from tats_fast.data.limits import container_limits, stream_limits
 from tats_fast.data.pixels import FrameScaler
 from tats_fast.data.pyav import open_options, packets_of
 
@@ -190,10 +191,11 @@ def open_video(
     if data is None:
         _require_file(path, name)
     try:
-        container = av.open(name if data is None else io.BytesIO(data), **open_options())
+        source = name if data is None else io.BytesIO(data)
+        container = av.open(source, options=container_limits(), **open_options())
     except FileNotFoundError as error:  # deleted since we looked
         raise DecodeError(path, "missing") from error
-    except av.error.InvalidDataError as error:
+    except (av.error.InvalidDataError, av.error.ArgumentError) as error:  # not on our list
         raise DecodeError(path, "not a video container") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise DecodeError(path, f"cannot be opened: {_reason(error)}") from error
@@ -203,6 +205,7 @@ def open_video(
             raise DecodeError(path, "no video stream")
         if stream.codec_context is None:
             raise DecodeError(path, "unsupported codec")
+        stream.codec_context.options = stream_limits()
         # The loader's workers are the parallelism; threads of their own would only compete.
         stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "NONE"

@@ -65,7 +65,7 @@ def two_sizes(path, codec, sizes=((160, 120), (80, 60)), count=20, **options):
 
 @needs_dali
 def test_a_damaged_avi_costs_its_clips_and_not_the_trainer(tmp_path):
-    """DALI's reader of AVI files writes past its memory where a kilobyte stands twice."""
+    """DALI's reader of AVI files crashes where a kilobyte stands twice."""
     path = write_video(
         tmp_path / "a.avi", 40, "mjpeg", pix_fmt="yuvj420p", width=320, height=240, turn=noise
     )
