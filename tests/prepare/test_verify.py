@@ -253,6 +253,21 @@ def test_sound_that_goes_on_does_not_make_a_video_truncated(tmp_path):
         assert facts["warnings"] == ["no frame count in the header"]
 
 
+def test_a_fragmented_file_that_begins_late_is_whole(tmp_path):
+    """FFmpeg counts its duration from zero: 2.4 s from the tenth on were "2.4 of 12.4 s"."""
+    path = write_video(
+        tmp_path / "a.mp4",
+        60,
+        pts=[10_000 + 40 * number for number in range(60)],
+        options={"g": "10", "bf": "0"},
+        container_options={"movflags": "frag_keyframe+delay_moov+frag_discont+dash"},
+    )
+    for mode in ("quick", "full"):
+        facts = examine(str(path), mode, 0.5, 1)
+        assert facts["warnings"] == ["no frame count in the header"]
+        assert facts["duration"] == pytest.approx(2.4)
+
+
 def test_the_more_generous_claim_decides():
     # A trimmed MP4 keeps all its frames and shows a part: 300 of 1000 frames, 10 of 10 s.
     claims = Claims("h264", 30.0, frames=1000, duration=10.0, origin=1.0, of_stream=True)
