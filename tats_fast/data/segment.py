@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tats_fast.data.picture_size import picture_sizes
 from tats_fast.data.pyav import packets_of
-from tats_fast.data.video import open_video
+from tats_fast.data.video import open_video, stands_alone
 
 if TYPE_CHECKING:
     import av
@@ -128,6 +128,8 @@ class _Pictures:
     def _good(self, frames: list[av.VideoFrame]) -> bool:
         self._began |= bool(frames)
         return all(
-            frame.key_frame and not frame.is_corrupt and (frame.width, frame.height) == self._size
+            stands_alone(frame)
+            and not frame.is_corrupt
+            and (frame.width, frame.height) == self._size
             for frame in frames
         )

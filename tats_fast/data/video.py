@@ -8,6 +8,7 @@ that runs past the end is drawn again over the frames that proved to exist.
 from __future__ import annotations
 
 import io
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,9 +28,10 @@ from tats_fast.data.pyav import open_options, packets_of
 if TYPE_CHECKING:
     import av
 
-# Seconds before the window at which to look for a keyframe. Some demuxers seek by decoding time,
-# and an open GOP drops its leading frames: then the first frame comes too late, and we go back.
-_SEEK_MARGINS = (0.0, 1.0, 10.0)
+# Seconds before the window at which to look for a keyframe, at last at the start of the video. Some
+# demuxers seek by decoding time, and an open GOP drops its leading frames: then the first frame
+# comes too late, and we go back. So we do where a picture marked as a keyframe is none.
+_SEEK_MARGINS = (0.0, 1.0, 10.0, math.inf)
 # Frames per second above this are a container's clock (1000 in FLV and MKV), not a frame rate.
 MAX_RATE = 250.0
 # Windows tried before the start of the video is taken.
@@ -291,7 +293,7 @@ def _frames_from(
     half = 0.5 / timing.rate
     target = timing.origin + start / timing.rate
     try:
-        frames = _seek(stream, target, half, deadline)
+        frames = _seek(stream, timing.origin, target, half, deadline)
         first = next((f for f in frames if f.time is None or f.time >= target - half), None)
     except av.error.FFmpegError:
         return
@@ -301,20 +303,28 @@ def _frames_from(
 
 
 def _seek(
-    stream: av.VideoStream, target: float, half: float, deadline: Deadline
+    stream: av.VideoStream, origin: float, target: float, half: float, deadline: Deadline
 ) -> Iterator[av.VideoFrame]:
     """Frames from a keyframe on whose first frame is not later than ``target`` s, if there is."""
     frames: Iterator[av.VideoFrame] = iter(())
     for margin in _SEEK_MARGINS:
-        stream.container.seek(round((target - margin) / stream.time_base), stream=stream)
+        time = min(target, max(origin, target - margin))
+        stream.container.seek(round(time / stream.time_base), stream=stream)
         frames = decoded_frames(packets_of(stream.container, stream), deadline, lenient=True)
         first = next(frames, None)
         if first is None:
             continue
         frames = chain((first,), frames)
-        if first.time is None or first.time <= target + half:
+        if stands_alone(first) and (first.time is None or first.time <= target + half):
             break
     return frames
+
+
+def stands_alone(frame: av.VideoFrame) -> bool:
+    """Whether no other picture is needed to decode this one, as far as its codec says."""
+    from av.video.frame import PictureType
+
+    return frame.key_frame or frame.pict_type in (PictureType.NONE, PictureType.I)
 
 
 def decoded_frames(
