@@ -77,6 +77,24 @@ def backwards(path):
     write_video(path, 20, options={"g": "10", "bf": "2"})
 
 
+def shrink(path):
+    """Its later pictures decode behind the earlier ones only."""
+    parts = []
+    for side in (64, 40):
+        part, shape = path.with_suffix(f".{side}.avi"), {"width": side, "height": side}
+        parts.append(write_video(part, 10, "mjpeg", pix_fmt="yuvj420p", **shape))
+    with av.open(str(path), "w") as out:
+        stream = None
+        for number, part in enumerate(parts):
+            with av.open(str(part)) as source:
+                stream = stream or out.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux(video=0):
+                    if packet.size:
+                        packet.pts = packet.dts = packet.dts + 10 * number
+                        packet.stream = stream
+                        out.mux(packet)
+
+
 def miscount(path):
     """Claims 4000 frames and holds 40, which is all that there ever were."""
     write_video(path, 40, "mjpeg", pix_fmt="yuvj420p")
@@ -129,6 +147,7 @@ BAD = {
     "cut.mp4": (lambda path: cut(path, 0.3, **FASTSTART), "truncated: 17 of 60 frames", True),
     "cut header.mp4": (lambda path: cut(path, 0.7), "not a video container", True),
     "damaged.avi": (damage, "decoding error: ", False),
+    "shrinks.avi": (shrink, "MJPEG pictures of several sizes", False),
     "patched.mp4": (patch_up, "damaged pictures: ", False),
     "miscounted.avi": (miscount, "truncated: 40 of 4000 frames", True),
 }
