@@ -43,8 +43,14 @@ def dali_problem() -> str | None:
     """Why DALI cannot be used here, or None."""
     if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
         return "DALI is not installed; pip install nvidia-dali-cuda130 (or -cuda120)"
-    if find_spec("nvidia.dali.experimental.dynamic") is None:
-        return "this release of DALI has no dynamic mode; pip install 'nvidia-dali-cuda130>=2.4'"
+    try:
+        if find_spec("nvidia.dali.experimental.dynamic") is None:
+            return (
+                "this release of DALI has no dynamic mode; pip install 'nvidia-dali-cuda130>=2.4'"
+            )
+        import nvidia.dali.experimental.dynamic  # noqa: F401
+    except Exception as error:  # a package that it needs, a library, another Python
+        return f"DALI does not load ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]})"
     return None
 
 

@@ -1,6 +1,9 @@
 """DALI's CPU decoder against PyAV: same windows, same crops, same handling of what goes wrong."""
 
 import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -300,3 +303,11 @@ def test_backends_by_name(monkeypatch):
     assert resolved_backend("auto", "cuda") == "pyav"
     with pytest.raises(ConfigError, match=r"data\.backend=dali: DALI is not installed; do"):
         resolved_backend("dali", "cpu")
+
+
+def test_dali_without_a_package_it_needs_is_one_sentence():
+    """``doctor`` ended in a traceback."""
+    code = "import sys; sys.modules['gast'] = None; from tats_fast.data import dali; "
+    code += "print(dali.dali_problem())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert re.fullmatch(r"DALI does not load \(.*gast.*\)\n", done.stdout), done.stderr

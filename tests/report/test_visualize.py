@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from data_files import write_video
 from pages import EVALUATIONS, METRICS, NAMES, Parsed, models, noise_clips, save_checkpoint, tiny
 
@@ -109,6 +110,28 @@ def test_no_readable_video_is_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="video: give at least one"):
         visualize.write_report(checkpoint, [], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("mae"),
+        lambda state: state.update(mae=3),
+        lambda state: state["mae"].popitem(),
+        lambda state: state["mae"].update(other=torch.zeros(1)),
+        lambda state: state["mae"].update({"mask_token": torch.zeros(7)}),
+        lambda state: state.update(sampler=[]),
+    ],
+)
+def test_weights_that_are_not_the_models_are_one_line(tmp_path, videos, change):
+    config = tiny("tats")
+    folder = save_checkpoint(config, tmp_path / "runs" / "tiny" / "checkpoints" / "step_7")
+    state = torch.load(folder / "model.pt", weights_only=True)
+    change(state)
+    torch.save(state, folder / "model.pt")
+    with pytest.raises(ConfigError, match="does not hold this model") as raised:
+        visualize.write_report(folder, videos[:1], tmp_path / "out")
+    assert "\n" not in str(raised.value)
 
 
 def test_videos_may_be_files_lists_and_folders(tmp_path, videos):
