@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, dropwhile, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -90,7 +90,7 @@ def decode_crops(
     """Decode one contiguous window once, and cut all ``crops`` of it into ``clips``.
 
     A video shorter than the window repeats its last frame. Decoding starts at the keyframe before
-    the window and stops with it.
+    the window and stops with it; where that fails it starts with the file, as ``verify`` does.
 
     Args:
         clips: (len(crops), T, S, S, 3) uint8, filled with RGB, upright; undefined after an error.
@@ -103,16 +103,28 @@ def decode_crops(
         DecodeError: the file holds no video, no frame decodes, decoding fails inside the window,
             or it takes too long.
     """
+    import av
+
     span = (clips.shape[1] - 1) * stride + 1
     deadline = Deadline(path, timeout)
 
-    def decode(length: int | None) -> tuple[int, int]:
+    def cut(length: int | None, seeks: bool) -> tuple[int, int | None]:
         with open_video(path) as (_, stream):
             timing = Timing.of(path, stream)
             start = window_start(timing.frames if length is None else length, span, window)
             scalers = [FrameScaler(clips.shape[2], crop) for crop in crops]
-            frames = _frames_from(stream, timing, start, deadline)
-            return start, _fill(clips, frames, stride, scalers)
+            frames = _frames_from(stream, timing, start, deadline, seeks)
+            try:
+                return start, _fill(clips, frames, stride, scalers)
+            except av.error.FFmpegError:
+                if not seeks or start == 0:
+                    raise
+        return start, None
+
+    def decode(length: int | None) -> tuple[int, int]:
+        start, seen = cut(length, seeks=True)
+        # Some decoders fail behind a seek where they do not with all frames before.
+        return (start, seen) if seen is not None else cut(length, seeks=False)
 
     if fit_window(span, decode, lambda: count_frames(path)) == 0:
         raise DecodeError(path, "no frame could be decoded")
@@ -199,7 +211,7 @@ def open_video(
         raise DecodeError(path, "missing") from error
     except (av.error.InvalidDataError, av.error.ArgumentError) as error:  # not on our list
         raise DecodeError(path, "not a video container") from error
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+    except Exception as error:
         raise DecodeError(path, f"cannot be opened: {_reason(error)}") from error
     with container:
         stream = _video_stream(container)
@@ -213,7 +225,9 @@ def open_video(
         stream.codec_context.thread_type = "NONE"
         try:
             yield container, stream
-        except (av.error.FFmpegError, OSError, ValueError) as error:
+        except DecodeError:
+            raise
+        except Exception as error:  # no file may end a run, whatever it makes a library do
             raise DecodeError(path, f"decoding error: {_reason(error)}") from error
 
 
@@ -227,8 +241,11 @@ def _require_file(path: str, name: str) -> None:
         raise DecodeError(path, "empty file")
 
 
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+def _reason(error: Exception) -> str:
+    """FFmpeg's or the system's words; of other errors the kind, too."""
+    if isinstance(error, OSError | ValueError) and str(error):
+        return getattr(error, "strerror", None) or str(error)
+    return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
@@ -278,12 +295,15 @@ def count_frames(path: str) -> int:
 
 
 def _frames_from(
-    stream: av.VideoStream, timing: Timing, start: int, deadline: Deadline
+    stream: av.VideoStream, timing: Timing, start: int, deadline: Deadline, seeks: bool
 ) -> Iterator[av.VideoFrame]:
     """Frames in decoder order from number ``start`` on, which is found by time.
 
     Damage on the way to ``start``, or no way to seek, gives no frame, so that the caller draws an
     earlier window.
+
+    Args:
+        seeks: begin at a keyframe before ``start`` rather than with the file.
     """
     import av
 
@@ -292,6 +312,10 @@ def _frames_from(
         return
     half = 0.5 / timing.rate
     target = timing.origin + start / timing.rate
+    if not seeks:
+        frames = decoded_frames(packets_of(stream.container, stream), deadline)
+        yield from dropwhile(lambda f: f.time is not None and f.time < target - half, frames)
+        return
     try:
         frames = _seek(stream, timing.origin, target, half, deadline)
         first = next((f for f in frames if f.time is None or f.time >= target - half), None)

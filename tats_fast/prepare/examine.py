@@ -134,9 +134,6 @@ def _error(claims: Claims, findings: Findings, min_share: float) -> str | None:
     damaged = sum(number < findings.frames - _CUT_FRAMES for number in findings.damaged)
     if damaged:
         return f"damaged pictures: {damaged} of {findings.frames} frames"
-    if claims.codec == "mjpeg" and len(findings.sizes) > 1:
-        # Begun at a smaller picture, the decoder takes it for half of an interlaced one.
-        return "MJPEG pictures of several sizes"
     if not findings.last_keyframe and share >= _COMPLETE:
         return "the last keyframe does not decode"
     return None
