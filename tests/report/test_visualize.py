@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import re
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +100,25 @@ def test_only_so_many_clips(tmp_path, videos, monkeypatch):
     checkpoint = save_checkpoint(tiny("random"), tmp_path / "loose")
     index = visualize.write_report(checkpoint, [*videos, *videos], tmp_path / "out")
     assert "3 more videos were given" in Parsed(index.read_text(encoding="utf-8")).text
+
+
+def test_a_video_that_hangs_or_kills_its_reader_is_left_out(tmp_path, videos, monkeypatch):
+    config = tiny("random")
+    folder = save_checkpoint(config, tmp_path / "checkpoint")
+
+    def odd(path, *shape):
+        if path == str(videos[0]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if path.endswith("hangs.mp4"):
+            time.sleep(60)
+        return load_clip(path, *shape)
+
+    monkeypatch.setattr(visualize, "load_clip", odd)
+    monkeypatch.setattr(visualize, "TIMEOUT", 1.0)
+    page = visualize.write_report(folder, [*videos, "hangs.mp4"], tmp_path / "out")
+    text = page.read_text()
+    assert "the process reading it died (SIGKILL)" in text
+    assert "took longer than 1 s" in text
 
 
 def test_no_readable_video_is_one_line(tmp_path):
