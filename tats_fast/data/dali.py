@@ -20,6 +20,7 @@ import torch
 from tats_fast.data.clip import region
 from tats_fast.data.cutter import Encoded
 from tats_fast.data.plan import Formats
+from tats_fast.data.pyav import copies_packets
 
 LOGGER = logging.getLogger("tats_fast")
 CPU_FORMATS = Formats(
@@ -51,6 +52,8 @@ def dali_problem() -> str | None:
         import nvidia.dali.experimental.dynamic  # noqa: F401
     except Exception as error:  # a package that it needs, a library, another Python
         return f"DALI does not load ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]})"
+    if not copies_packets():
+        return "DALI gets its packets from PyAV 15 or newer; pip install -U av"
     return None
 
 

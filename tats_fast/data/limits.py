@@ -21,7 +21,6 @@ def stream_limits() -> dict[str, str]:
 
 
 def container_limits() -> dict[str, str]:
-    """Options of ``av.open``, which pass to the decoders that look for what the header lacks."""
+    """Options of a container."""
     # The names of one reader are a list themselves, and each of them is enough.
-    readers = ",".join(DEMUXERS)
-    return {"format_whitelist": readers, "protocol_whitelist": "file"} | stream_limits()
+    return {"format_whitelist": ",".join(DEMUXERS), "protocol_whitelist": "file"}

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tats_fast.data.clip import window_start
-from tats_fast.data.pyav import packets_of
+from tats_fast.data.pyav import codec_name, packets_of
 from tats_fast.data.segment import Packet, Segment, cut_segment
 from tats_fast.data.video import DecodeError, Timing, fit_window, open_video
 
@@ -101,9 +101,10 @@ def _plain(path: str, formats: Formats) -> bool:
     """Whether the file is upright, in one of ``formats``, and says when its pictures are shown."""
     with open_video(path) as (container, stream):
         context = stream.codec_context
-        if (context.codec.canonical_name, context.pix_fmt) not in formats.pairs:
+        codec = codec_name(context)
+        if (codec, context.pix_fmt) not in formats.pairs:
             return False
-        if container.format.name == "avi" and context.codec.canonical_name not in _IN_ORDER:
+        if container.format.name == "avi" and codec not in _IN_ORDER:
             return False
         # Rotation is a property of the stream that PyAV shows with a frame only.
         frame = next(container.decode(stream), None)

@@ -14,14 +14,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from tats_fast.data.picture_size import picture_sizes
-from tats_fast.data.pyav import packets_of
+from tats_fast.data.pyav import codec_name, packets_of
 from tats_fast.data.video import open_video, stands_alone
 
 if TYPE_CHECKING:
     import av
 
 # Bytes of a segment at most; it waits in the trainer's memory until its batch is decoded.
-_MOST_BYTES = 64 << 20
+_MOST_BYTES = 32 << 20
 
 
 class Packet(NamedTuple):
@@ -83,7 +83,10 @@ def _remuxed(path: str, stop: int, taken: frozenset[int], size: tuple[int, int])
 
     file, left = io.BytesIO(), _MOST_BYTES
     with open_video(path) as (container, source), av.open(file, "w", "matroska") as out:
-        stream, pictures = out.add_stream_from_template(source), _Pictures(source, size)
+        stream, pictures = (
+            out.add_stream_from_template(source, opaque=True),
+            _Pictures(source, size),
+        )
         packets = (packet for packet in packets_of(container, source) if packet.size)
         for number, packet in enumerate(islice(packets, stop)):
             if number not in taken:
@@ -106,7 +109,7 @@ class _Pictures:
 
     def __init__(self, stream: av.VideoStream, size: tuple[int, int]) -> None:
         self._context = stream.codec_context
-        self._declared = picture_sizes(self._context.name)
+        self._declared = picture_sizes(codec_name(self._context))
         self._size, self._began = size, False
 
     def accept(self, packet: av.Packet) -> bool:

@@ -7,6 +7,7 @@ that runs past the end is drawn again over the frames that proved to exist.
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -21,7 +22,7 @@ import numpy as np
 
 from tats_fast.config import Failure
 from tats_fast.data.clip import Crop, centre_crop, window_start
-from tats_fast.data.limits import container_limits, stream_limits
+from tats_fast.data.limits import stream_limits
 from tats_fast.data.pixels import FrameScaler
 from tats_fast.data.pyav import open_options, packets_of
 
@@ -206,13 +207,15 @@ def open_video(
         _require_file(path, name)
     try:
         source = name if data is None else io.BytesIO(data)
-        container = av.open(source, options=container_limits(), **open_options())
+        container = av.open(source, **open_options())
     except FileNotFoundError as error:  # deleted since we looked
         raise DecodeError(path, "missing") from error
-    except (av.error.InvalidDataError, av.error.ArgumentError) as error:  # not on our list
-        raise DecodeError(path, "not a video container") from error
     except Exception as error:
-        raise DecodeError(path, f"cannot be opened: {_reason(error)}") from error
+        # FFmpeg calls a container that is not on our list an invalid argument.
+        unknown = isinstance(error, av.error.InvalidDataError)
+        unknown |= getattr(error, "errno", None) == errno.EINVAL
+        reason = "not a video container" if unknown else f"cannot be opened: {_reason(error)}"
+        raise DecodeError(path, reason) from error
     with container:
         stream = _video_stream(container)
         if stream is None:

@@ -21,7 +21,7 @@ from tats_fast.data.picture_size import UNKNOWN, mjpeg_sizes, vp9_sizes
 from tats_fast.data.plan import choose_frames, plan_clip
 from tats_fast.data.video import open_video
 
-needs_dali = pytest.mark.skipif(dali_problem() is not None, reason=str(dali_problem()))
+pytestmark = pytest.mark.skipif(dali_problem() is not None, reason=str(dali_problem()))
 VP9 = {"deadline": "realtime", "cpu-used": "8", "g": "12"}
 FRAMES, SIZE = 8, 48
 
@@ -63,7 +63,6 @@ def two_sizes(path, codec, sizes=((160, 120), (80, 60)), count=20, **options):
     return path
 
 
-@needs_dali
 def test_a_damaged_avi_costs_its_clips_and_not_the_trainer(tmp_path):
     """DALI's reader of AVI files crashes where a kilobyte stands twice."""
     path = write_video(
@@ -81,7 +80,6 @@ def test_a_damaged_avi_costs_its_clips_and_not_the_trainer(tmp_path):
     assert (done.returncode, done.stdout) == (0, "6\n"), done.stderr[-2000:]
 
 
-@needs_dali
 @pytest.mark.parametrize(
     "name, codec, options",
     [
