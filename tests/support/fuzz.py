@@ -31,6 +31,7 @@ import av
 from project import ROOT
 
 from tats_fast.config import DataConfig
+from tats_fast.config.finetune import LabelledDataConfig
 from tats_fast.data.dali import dali_problem
 from tats_fast.data.lists import Video
 from tats_fast.data.loader import make_loader
@@ -217,7 +218,12 @@ def _train(answer: Any, videos: list[Video], backend: str, seed: int) -> None:
     peak memory of this process and of its workers in kilobytes."""
     with open(os.devnull, "w") as nowhere:  # decoders write what they think of the files
         os.dup2(nowhere.fileno(), 2)
-    config = DataConfig(stride=STRIDE, backend=backend, workers=WORKERS, timeout_s=_CLIP)
+    common = {"backend": backend, "workers": WORKERS, "timeout_s": _CLIP}
+    # Windows in one half of the runs, frames spread over the file in the other.
+    if seed % 2:
+        config = LabelledDataConfig(stride=0, **common)
+    else:
+        config = DataConfig(stride=STRIDE, **common)
     order = StreamBatches(len(videos), seed, BATCH, stop_sample=PASSES * len(videos))
     bad = {}
     for batch in make_loader(videos, config, FRAMES, SIZE, seed, order):
@@ -280,7 +286,7 @@ def fuzz(count: int, first: int, seed: int, part: int = 100, says: bool = False)
             tally.files += len(paths)
             tally.bad += sum(reason is not None for reason in verdicts.values())
             for backend in backends:
-                skipped = train_all(paths, whole, backend, start, tally) or {}
+                skipped = train_all(paths, whole, backend, start // part, tally) or {}
                 for path, reason in skipped.items():
                     tally.skipped[backend] += 1
                     tally.note(backend, path, reason)
