@@ -1,4 +1,4 @@
-"""Files that mark pictures as keyframes which are none: a window begins at a true one."""
+"""Tables of MP4 files: wrong marks of keyframes, and edit lists that show a part of the frames."""
 
 from __future__ import annotations
 
@@ -51,3 +51,21 @@ def test_no_plan_begins_at_a_false_keyframe(tmp_path):
     every_picture(raw, raw.index(b"stss"))
     path.write_bytes(raw)
     assert plan_clip(str(path), choose, GPU_FORMATS) is None
+
+
+@pytest.mark.parametrize("options", [{"g": "12", "bf": "0"}, {"g": "250", "bf": "2"}])
+def test_windows_hold_what_an_edit_list_shows(tmp_path, options):
+    """Frames 10 to 54 of 60, of which the tenth is no keyframe."""
+    path = write_video(tmp_path / "a.mp4", 60, options=options)
+    raw = bytearray(path.read_bytes())
+    at, scale = raw.index(b"elst") + 12, raw.index(b"mdhd") + 16
+    length, begin = struct.unpack(">Ii", raw[at : at + 8])
+    (ticks,) = struct.unpack(">I", raw[scale : scale + 4])
+    raw[at : at + 8] = struct.pack(">Ii", length * 45 // 60, begin + 10 * ticks // 25)
+    path.write_bytes(raw)
+    firsts = []
+    for window in np.linspace(0, 0.999, 12):
+        clip = numbers(decode_window(str(path), 8, 2, 64, window))
+        firsts.append(clip[0])
+        assert clip == list(range(clip[0], clip[0] + 16, 2))
+    assert min(firsts) == 10 and max(firsts) == 54 - 14
