@@ -8,7 +8,7 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 # own with TORCH="torch==2.13.0 --index-url ..."; the plain package brings gigabytes of CUDA along).
 TORCH ?= $(if $(GPU),torch>=2.11,torch==2.13.0+cpu)
 
-.PHONY: demo test test-interpret test-compile test-machine test-gpu test-matrix gpu-suite soak soak-short docs lint format clean
+.PHONY: demo test test-interpret test-compile test-machine test-gpu test-matrix gpu-suite soak soak-short fuzz docs lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/run.py
@@ -45,6 +45,10 @@ soak-short: $(VENV)/.dev
 # 200 kills, 50 under each engine; hours on two cores.
 soak: $(VENV)/.dev
 	$(BIN)/python tests/support/soak.py --kills 50
+
+# Damaged videos: N=10000 takes about twenty minutes on two cores; the tests have a short form.
+fuzz: $(VENV)/.dev
+	$(BIN)/python tests/support/fuzz.py --count $(or $(N),1000)
 
 # The pages of docs/ as a site, with every command and setting: build/site/index.html.
 docs: $(VENV)/.dev

@@ -18,6 +18,7 @@ from tats_fast.commands.settings import CONFIG
 from tats_fast.commands.training import FINETUNE, PRETRAIN
 from tats_fast.config import ConfigError, Failure
 from tats_fast.config.options import add_arguments
+from tats_fast.data.files import PrintableFormatter, printable
 from tats_fast.version import __version__
 
 LOGGER = logging.getLogger("tats_fast")
@@ -42,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if overrides is None or text.startswith("-") or "=" not in text:
             parser.error(f"unrecognized argument: {text}")
         overrides.append(text)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     LOGGER.setLevel(logging.INFO)
     try:
         return options.run(options)
@@ -96,7 +99,7 @@ def with_flags(message: str, flags: Mapping[str, str]) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     return code
 
 

@@ -125,7 +125,14 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict:
         ConfigError: missing, damaged, no dictionary, or holding more than tensors and plain values.
     """
     try:
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start[:1] != b"\x80" and start != b"PK":  # neither a pickle nor a ZIP archive
+            what = "no file of torch.save" if start else "empty"
+            raise ConfigError(f"checkpoint file {path}: {what}")
         content = torch.load(path, map_location=device, weights_only=True)
+    except ConfigError:
+        raise
     except FileNotFoundError:
         raise ConfigError(f"checkpoint file {path}: missing") from None
     except pickle.UnpicklingError:

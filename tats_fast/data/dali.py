@@ -1,8 +1,9 @@
 """Decoding with DALI: on the GPU (NVDEC), or on the CPU what its CPU decoder reads.
 
-DALI gets file contents and frame numbers that our own sampler drew (``plan.py``), so it cuts what
-PyAV would cut. Its dynamic mode takes batches of any size and survives a bad sample, which a
-pipeline does not promise; a batch that fails is halved until the culprit is alone.
+DALI gets the packets and frame numbers that our own sampler drew (``plan.py``), so it cuts what
+PyAV would cut. It reads no container but our own: a damaged file may crash its reader, and it runs
+in the training process. Its dynamic mode takes batches of any size and survives a bad sample, which
+a pipeline does not promise; a batch that fails is halved until the culprit is alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from tats_fast.data.clip import region
 from tats_fast.data.cutter import Encoded
 from tats_fast.data.plan import Formats
+from tats_fast.data.pyav import copies_packets
 
 LOGGER = logging.getLogger("tats_fast")
 CPU_FORMATS = Formats(
@@ -42,8 +44,16 @@ def dali_problem() -> str | None:
     """Why DALI cannot be used here, or None."""
     if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
         return "DALI is not installed; pip install nvidia-dali-cuda130 (or -cuda120)"
-    if find_spec("nvidia.dali.experimental.dynamic") is None:
-        return "this release of DALI has no dynamic mode; pip install 'nvidia-dali-cuda130>=2.4'"
+    try:
+        if find_spec("nvidia.dali.experimental.dynamic") is None:
+            return (
+                "this release of DALI has no dynamic mode; pip install 'nvidia-dali-cuda130>=2.4'"
+            )
+        import nvidia.dali.experimental.dynamic  # noqa: F401
+    except Exception as error:  # a package that it needs, a library, another Python
+        return f"DALI does not load ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]})"
+    if not copies_packets():
+        return "DALI gets its packets from PyAV 15 or newer; pip install -U av"
     return None
 
 
@@ -105,8 +115,8 @@ class DaliDecoder:
         import nvidia.dali.experimental.dynamic as ndd
         from nvidia.dali.types import INTERP_LINEAR
 
-        files = [np.fromfile(clip.path, np.uint8) for clip in clips]
-        frames = [np.array(clip.plan.frames, np.int32) for clip in clips]
+        files = [np.frombuffer(clip.plan.segment.data, np.uint8) for clip in clips]
+        frames = [np.array(clip.plan.segment.frames, np.int32) for clip in clips]
         video = ndd.decoders.video(
             _batch(files),
             frames=_batch(frames),

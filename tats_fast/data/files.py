@@ -6,17 +6,42 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from tats_fast.config import ConfigError
 
 
 def shown(text: str) -> str:
-    """A path or label that can be printed, whatever bytes it holds."""
-    return os.fsencode(text).decode("utf-8", "replace")
+    """A path or label that can be printed on one line, whatever bytes it holds: what a terminal
+    would obey is written out, such as ``\\x1b``."""
+    text = os.fsencode(text).decode("utf-8", "replace")
+    return "".join(_written_out(mark) if _is_obeyed(mark) else mark for mark in text)
+
+
+def _is_obeyed(mark: str) -> bool:
+    # Control characters, separators of lines and paragraphs, and marks that turn the direction.
+    return category(mark) in ("Cc", "Zl", "Zp") or mark in "\u202a\u202b\u202c\u202d\u202e"
+
+
+def _written_out(mark: str) -> str:
+    return f"\\x{ord(mark):02x}" if ord(mark) < 256 else f"\\u{ord(mark):04x}"
+
+
+def printable(message: str) -> str:
+    """A message of one or several lines with whatever names in it, as ``shown`` shows them."""
+    return "\n".join(map(shown, message.split("\n")))
+
+
+class PrintableFormatter(logging.Formatter):
+    """Log lines that can be printed, whatever names of files are in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 @contextlib.contextmanager

@@ -310,9 +310,11 @@ def resolved_backend(backend: str, device_type: str) -> str:
     """
     from tats_fast.data.dali import dali_problem
 
-    problem = None if backend == "pyav" else dali_problem()
+    if backend == "pyav" or (backend == "auto" and device_type != "cuda"):
+        return "pyav"
+    problem = dali_problem()
     if backend == "auto":
-        return "dali" if device_type == "cuda" and problem is None else "pyav"
+        return "pyav" if problem is not None else "dali"
     if problem is not None:
         raise ConfigError(f"data.backend=dali: {problem}")
     return backend

@@ -14,11 +14,16 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tats_fast.data.clip import window_start
-from tats_fast.data.pyav import packets_of
+from tats_fast.data.pyav import codec_name, packets_of
+from tats_fast.data.segment import Packet, Segment, cut_segment
 from tats_fast.data.video import DecodeError, Timing, fit_window, open_video
 
 if TYPE_CHECKING:
     import av
+
+
+# Codecs that show pictures in the order in which they are decoded. AVI tells the latter alone.
+_IN_ORDER = ("mjpeg", "vp8", "vp9")
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,13 @@ class Formats:
 
 @dataclass(frozen=True)
 class FramePlan:
-    """frames: the T frame numbers of a clip, in order of presentation. width, height: pixels."""
+    """frames: the T frame numbers of a clip in its file, in order of presentation. width, height:
+    pixels. segment: what the other decoder gets of the file."""
 
     frames: list[int]
     width: int
     height: int
+    segment: Segment
 
 
 Choice = Callable[[Timing, list[float]], list[int]]
@@ -47,20 +54,24 @@ Choice = Callable[[Timing, list[float]], list[int]]
 def plan_clip(path: str, choose: Choice, formats: Formats) -> FramePlan | None:
     """The frames that ``choose`` takes, or None where packets do not show which they are.
 
-    Reads the whole file once without decoding it, except for one frame of a file met for the first
-    time. A file that cannot be read has no plan: ``decode_crops`` says why, or succeeds.
+    Reads the file to the clip's end twice without decoding it, except for one frame of a file met
+    for the first time and the clip's keyframes. A file that cannot be read has no plan:
+    ``decode_crops`` says why, or succeeds.
     """
     try:
         if not _plain(path, formats):
             return None
         with open_video(path) as (_, stream):
-            timing, times = Timing.of(path, stream), _frame_times(stream)
+            timing, packets = Timing.of(path, stream), _packets(stream)
             width, height = stream.codec_context.width, stream.codec_context.height
+            seconds = float(stream.time_base)
+        if packets is None:
+            return None
+        frames = choose(timing, sorted(packet.pts * seconds for packet in packets))
+        segment = cut_segment(path, packets, frames, (width, height))
     except DecodeError:
         return None
-    if times is None:
-        return None
-    return FramePlan(choose(timing, times), width, height)
+    return None if segment is None else FramePlan(frames, width, height, segment)
 
 
 def choose_frames(
@@ -87,10 +98,13 @@ def choose_frames(
 
 @lru_cache(maxsize=1 << 16)
 def _plain(path: str, formats: Formats) -> bool:
-    """Whether the file is upright and in one of ``formats``, by its first frame."""
+    """Whether the file is upright, in one of ``formats``, and says when its pictures are shown."""
     with open_video(path) as (container, stream):
         context = stream.codec_context
-        if (context.codec.canonical_name, context.pix_fmt) not in formats.pairs:
+        codec = codec_name(context)
+        if (codec, context.pix_fmt) not in formats.pairs:
+            return False
+        if container.format.name == "avi" and codec not in _IN_ORDER:
             return False
         # Rotation is a property of the stream that PyAV shows with a frame only.
         frame = next(container.decode(stream), None)
@@ -104,16 +118,14 @@ def _plain(path: str, formats: Formats) -> bool:
         )
 
 
-def _frame_times(stream: av.VideoStream) -> list[float] | None:
-    """Presentation times in s, ascending, or None where packets do not show each frame's."""
-    ticks = []
+def _packets(stream: av.VideoStream) -> list[Packet] | None:
+    """The pictures of a file in its order, or None where packets do not show each one's time."""
+    packets = []
     for packet in packets_of(stream.container, stream):
         if packet.size == 0:
             continue
         if packet.pts is None or packet.is_corrupt or packet.is_discard:
             return None
-        ticks.append(packet.pts)
-    if len(set(ticks)) < max(1, len(ticks)):
-        return None
-    seconds = float(stream.time_base)
-    return [tick * seconds for tick in sorted(ticks)]
+        packets.append(Packet(packet.pts, packet.is_keyframe))
+    distinct = len({packet.pts for packet in packets})
+    return packets if 0 < distinct == len(packets) else None

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from tats_fast.config import ConfigError
+from tats_fast.data.limits import container_limits, stream_limits
 
 if TYPE_CHECKING:
     import av
@@ -39,13 +40,32 @@ def packets_of(
         return
 
 
+def copies_packets() -> bool:
+    """Whether packets can be written to another file as they are: release 14 opens an encoder of
+    their codec instead, and writes what that says."""
+    return _release() >= 15
+
+
+def codec_name(context: av.CodecContext) -> str:
+    """FFmpeg's name of a codec, whichever decoder reads it: ``av1`` of libdav1d's."""
+    # Before release 15 there are the names of decoders only.
+    name = getattr(context.codec, "canonical_name", context.codec.name)
+    return {"libdav1d": "av1", "libaom-av1": "av1"}.get(name, name)
+
+
 @cache
 def open_options() -> dict[str, Any]:
-    """Options of ``av.open`` that let it read metadata in any encoding; HMDB51 has some.
+    """Options of ``av.open`` that let it read metadata in any encoding (HMDB51 has some), and keep
+    it within the limits of ``limits.py``.
 
-    From release 19 on that is how it reads them anyway, and the option is an error.
+    From release 19 on that is how it reads metadata anyway, and the option is an error. Before 18
+    options of decoders may crash it where a stream shows after the header only (MPEG, FLV): then it
+    looks at a first picture of any size, and the limit holds from the first one decoded on.
     """
-    return {} if _release() >= 19 else {"metadata_errors": "ignore"}
+    metadata = {} if _release() >= 19 else {"metadata_errors": "ignore"}
+    if _release() < 18:
+        return metadata | {"container_options": container_limits()}
+    return metadata | {"options": container_limits() | stream_limits()}
 
 
 @cache

@@ -7,27 +7,32 @@ that runs past the end is drawn again over the frames that proved to exist.
 
 from __future__ import annotations
 
+import errno
+import io
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, dropwhile, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tats_fast.config import Failure
 from tats_fast.data.clip import Crop, centre_crop, window_start
+from tats_fast.data.limits import stream_limits
 from tats_fast.data.pixels import FrameScaler
 from tats_fast.data.pyav import open_options, packets_of
 
 if TYPE_CHECKING:
     import av
 
-# Seconds before the window at which to look for a keyframe. Some demuxers seek by decoding time,
-# and an open GOP drops its leading frames: then the first frame comes too late, and we go back.
-_SEEK_MARGINS = (0.0, 1.0, 10.0)
+# Seconds before the window at which to look for a keyframe, at last at the start of the video. Some
+# demuxers seek by decoding time, and an open GOP drops its leading frames: then the first frame
+# comes too late, and we go back. So we do where a picture marked as a keyframe is none.
+_SEEK_MARGINS = (0.0, 1.0, 10.0, math.inf)
 # Frames per second above this are a container's clock (1000 in FLV and MKV), not a frame rate.
 MAX_RATE = 250.0
 # Windows tried before the start of the video is taken.
@@ -86,7 +91,7 @@ def decode_crops(
     """Decode one contiguous window once, and cut all ``crops`` of it into ``clips``.
 
     A video shorter than the window repeats its last frame. Decoding starts at the keyframe before
-    the window and stops with it.
+    the window and stops with it; where that fails it starts with the file, as ``verify`` does.
 
     Args:
         clips: (len(crops), T, S, S, 3) uint8, filled with RGB, upright; undefined after an error.
@@ -99,16 +104,28 @@ def decode_crops(
         DecodeError: the file holds no video, no frame decodes, decoding fails inside the window,
             or it takes too long.
     """
+    import av
+
     span = (clips.shape[1] - 1) * stride + 1
     deadline = Deadline(path, timeout)
 
-    def decode(length: int | None) -> tuple[int, int]:
+    def cut(length: int | None, seeks: bool) -> tuple[int, int | None]:
         with open_video(path) as (_, stream):
             timing = Timing.of(path, stream)
             start = window_start(timing.frames if length is None else length, span, window)
             scalers = [FrameScaler(clips.shape[2], crop) for crop in crops]
-            frames = _frames_from(stream, timing, start, deadline)
-            return start, _fill(clips, frames, stride, scalers)
+            frames = _frames_from(stream, timing, start, deadline, seeks)
+            try:
+                return start, _fill(clips, frames, stride, scalers)
+            except av.error.FFmpegError:
+                if not seeks or start == 0:
+                    raise
+        return start, None
+
+    def decode(length: int | None) -> tuple[int, int]:
+        start, seen = cut(length, seeks=True)
+        # Some decoders fail behind a seek where they do not with all frames before.
+        return (start, seen) if seen is not None else cut(length, seeks=False)
 
     if fit_window(span, decode, lambda: count_frames(path)) == 0:
         raise DecodeError(path, "no frame could be decoded")
@@ -175,43 +192,63 @@ def _fill(
 
 
 @contextmanager
-def open_video(path: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open the file's video stream; every failure inside the block becomes a ``DecodeError``."""
+def open_video(
+    path: str, data: bytes | None = None
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Open the file's video stream; every failure inside the block becomes a ``DecodeError``.
+
+    data: the content to read in place of the file's.
+    """
     import av
 
     # An absolute name keeps FFmpeg from reading "a:b.mp4" as a protocol; a pipe would block.
     name = os.path.abspath(path)
-    if not os.path.exists(name):
-        raise DecodeError(path, "missing")
-    if not os.path.isfile(name):
-        raise DecodeError(path, "not a regular file")
-    if os.path.getsize(name) == 0:
-        raise DecodeError(path, "empty file")
+    if data is None:
+        _require_file(path, name)
     try:
-        container = av.open(name, **open_options())
+        source = name if data is None else io.BytesIO(data)
+        container = av.open(source, **open_options())
     except FileNotFoundError as error:  # deleted since we looked
         raise DecodeError(path, "missing") from error
-    except av.error.InvalidDataError as error:
-        raise DecodeError(path, "not a video container") from error
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise DecodeError(path, f"cannot be opened: {_reason(error)}") from error
+    except Exception as error:
+        # FFmpeg calls a container that is not on our list an invalid argument.
+        unknown = isinstance(error, av.error.InvalidDataError)
+        unknown |= getattr(error, "errno", None) == errno.EINVAL
+        reason = "not a video container" if unknown else f"cannot be opened: {_reason(error)}"
+        raise DecodeError(path, reason) from error
     with container:
         stream = _video_stream(container)
         if stream is None:
             raise DecodeError(path, "no video stream")
         if stream.codec_context is None:
             raise DecodeError(path, "unsupported codec")
+        stream.codec_context.options = stream_limits()
         # The loader's workers are the parallelism; threads of their own would only compete.
         stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "NONE"
         try:
             yield container, stream
-        except (av.error.FFmpegError, OSError, ValueError) as error:
+        except DecodeError:
+            raise
+        except Exception as error:  # no file may end a run, whatever it makes a library do
             raise DecodeError(path, f"decoding error: {_reason(error)}") from error
 
 
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+def _require_file(path: str, name: str) -> None:
+    """Raises ``DecodeError`` where there is nothing to read at ``name``."""
+    if not os.path.exists(name):
+        raise DecodeError(path, "missing")
+    if not os.path.isfile(name):
+        raise DecodeError(path, "not a regular file")
+    if os.path.getsize(name) == 0:
+        raise DecodeError(path, "empty file")
+
+
+def _reason(error: Exception) -> str:
+    """FFmpeg's or the system's words; of other errors the kind, too."""
+    if isinstance(error, OSError | ValueError) and str(error):
+        return getattr(error, "strerror", None) or str(error)
+    return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
@@ -261,12 +298,15 @@ def count_frames(path: str) -> int:
 
 
 def _frames_from(
-    stream: av.VideoStream, timing: Timing, start: int, deadline: Deadline
+    stream: av.VideoStream, timing: Timing, start: int, deadline: Deadline, seeks: bool
 ) -> Iterator[av.VideoFrame]:
     """Frames in decoder order from number ``start`` on, which is found by time.
 
     Damage on the way to ``start``, or no way to seek, gives no frame, so that the caller draws an
     earlier window.
+
+    Args:
+        seeks: begin at a keyframe before ``start`` rather than with the file.
     """
     import av
 
@@ -275,8 +315,12 @@ def _frames_from(
         return
     half = 0.5 / timing.rate
     target = timing.origin + start / timing.rate
+    if not seeks:
+        frames = decoded_frames(packets_of(stream.container, stream), deadline)
+        yield from dropwhile(lambda f: f.time is not None and f.time < target - half, frames)
+        return
     try:
-        frames = _seek(stream, target, half, deadline)
+        frames = _seek(stream, timing.origin, target, half, deadline)
         first = next((f for f in frames if f.time is None or f.time >= target - half), None)
     except av.error.FFmpegError:
         return
@@ -286,20 +330,28 @@ def _frames_from(
 
 
 def _seek(
-    stream: av.VideoStream, target: float, half: float, deadline: Deadline
+    stream: av.VideoStream, origin: float, target: float, half: float, deadline: Deadline
 ) -> Iterator[av.VideoFrame]:
     """Frames from a keyframe on whose first frame is not later than ``target`` s, if there is."""
     frames: Iterator[av.VideoFrame] = iter(())
     for margin in _SEEK_MARGINS:
-        stream.container.seek(round((target - margin) / stream.time_base), stream=stream)
+        time = min(target, max(origin, target - margin))
+        stream.container.seek(round(time / stream.time_base), stream=stream)
         frames = decoded_frames(packets_of(stream.container, stream), deadline, lenient=True)
         first = next(frames, None)
         if first is None:
             continue
         frames = chain((first,), frames)
-        if first.time is None or first.time <= target + half:
+        if stands_alone(first) and (first.time is None or first.time <= target + half):
             break
     return frames
+
+
+def stands_alone(frame: av.VideoFrame) -> bool:
+    """Whether no other picture is needed to decode this one, as far as its codec says."""
+    from av.video.frame import PictureType
+
+    return frame.key_frame or frame.pict_type in (PictureType.NONE, PictureType.I)
 
 
 def decoded_frames(

@@ -75,8 +75,15 @@ def load_models(
         )
     config = load_config(folder / CONFIG_FILE)
     mae, sampler = build_models(config, device.type)
-    mae.load_state_dict(current_names(state["mae"]))
+    try:
+        mae.load_state_dict(current_names(state["mae"]))
+        if sampler is not None:
+            sampler.load_state_dict(state["sampler"])
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{folder / MODEL_FILE}: does not hold this model ({type(error).__name__}: {reason})"
+        ) from None
     if sampler is not None:
-        sampler.load_state_dict(state["sampler"])
         sampler = sampler.to(device).eval()
     return config, mae.to(device).eval(), sampler

@@ -80,6 +80,10 @@ class Claims:
         container, of_stream = stream.container, bool(stream.duration)
         source, tick = (stream, stream.time_base) if of_stream else (container, 1e-6)
         duration = float(source.duration * tick) if (source.duration or 0) > 0 else None
+        origin = float((source.start_time or 0) * tick)
+        if duration is not None and "mp4" in container.format.name and stream.frames == 0:
+            # FFmpeg counts the duration of a fragmented file from zero.
+            duration = duration - origin if duration > origin else None
         if container.format.name == "avi" and stream.frames > 0 and stream.average_rate:
             # FFmpeg guesses an AVI's duration from what is left of it.
             duration = float(stream.frames / stream.average_rate)
@@ -88,7 +92,7 @@ class Claims:
             fps=float(stream.average_rate) if stream.average_rate else None,
             frames=stream.frames if stream.frames > 0 else None,
             duration=duration,
-            origin=float((source.start_time or 0) * tick),
+            origin=origin,
             of_stream=of_stream,
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tats_fast.config import ConfigError
 from tats_fast.data.bad_files import bad_lines
-from tats_fast.data.files import write_lines
+from tats_fast.data.files import shown, write_lines
 from tats_fast.data.lists import VIDEO_SUFFIXES, Video, read_videos
 from tats_fast.data.workers.jobs import run_jobs
 from tats_fast.prepare.examine import examine
@@ -63,9 +63,9 @@ def verify(options: VerifyOptions) -> dict[str, str]:
     write_lines(out / "bad.txt", bad_lines(bad))
     print("\n".join(summary_lines(outcomes, bad, options.mode)))
     if bad:
-        print(f"{len(bad)} of {len(outcomes)} files are bad: see {out / 'bad.txt'}")
+        print(f"{len(bad)} of {len(outcomes)} files are bad: see {shown(str(out / 'bad.txt'))}")
     else:
-        print(f"all {len(outcomes)} files are good: see {out / 'good.txt'}")
+        print(f"all {len(outcomes)} files are good: see {shown(str(out / 'good.txt'))}")
     return bad
 
 

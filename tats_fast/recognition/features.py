@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from tats_fast.config import ConfigError
+from tats_fast.config import ConfigError, ModelConfig
 from tats_fast.data.files import writing
 from tats_fast.data.lists import Video
 from tats_fast.data.video import BadFiles
@@ -39,6 +40,9 @@ from tats_fast.recognition.decoding import ViewReader, batches, inference
 from tats_fast.recognition.options import FeatureSettings, Views
 from tats_fast.recognition.probe_heads import Rows
 
+LOGGER = logging.getLogger("tats_fast")
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+"""Of ``mean.npy`` and of ``tokens.npy``."""
 # Part of every key: raise it when the same settings come to mean other features.
 _VERSION = 1
 
@@ -76,10 +80,13 @@ def video_features(
         ConfigError: the cache folder cannot be written.
     """
     folder = cache / _key(encoder, videos, settings, tokens)
-    if not _complete(folder):
-        with _appearing(folder) as temporary:
-            _write(encoder, videos, settings, temporary, tokens)
-    return _read(folder, videos, tokens)
+    shapes = _shapes(encoder.config, len(videos), settings)
+    stored = _stored(folder, videos, shapes, tokens)
+    if stored is not None:
+        return stored
+    with _appearing(folder) as temporary:
+        _write(encoder, videos, settings, temporary, tokens)
+    return _read(folder, videos, shapes, tokens)
 
 
 def encoder_hash(encoder: VideoEncoder) -> str:
@@ -113,12 +120,25 @@ def _key(
     return digest.hexdigest()[:32]
 
 
-def _complete(folder: Path) -> bool:
-    """Whether the entry is there and lacks nothing that another try could read."""
+def _shapes(config: ModelConfig, videos: int, settings: FeatureSettings) -> Shapes:
+    side = min(settings.grid, config.image_size // config.patch_size)
+    return (videos, config.width), (videos, config.token_frames * side * side, config.width)
+
+
+def _stored(
+    folder: Path, videos: Sequence[Video], shapes: Shapes, with_tokens: bool
+) -> Features | None:
+    """What the cache has, unless another try could read more, or the entry is damaged."""
+    if not folder.exists():
+        return None
     try:
-        return not json.loads((folder / "index.json").read_text())["lost"]
-    except FileNotFoundError:
-        return False
+        if json.loads((folder / "index.json").read_text())["lost"]:
+            return None
+        return _read(folder, videos, shapes, with_tokens)
+    except (OSError, EOFError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        LOGGER.warning("%s: damaged (%s); these features are computed again", folder, reason)
+        return None
 
 
 @contextlib.contextmanager
@@ -133,7 +153,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
         os.rename(temporary, folder)
     except OSError as error:
         # Full disk, or a second process finished the same entry in between: then use that one.
-        if not _complete(folder):
+        if not (folder / "index.json").is_file():
             raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -148,10 +168,10 @@ def _write(
 ) -> None:
     config = encoder.config
     side = min(settings.grid, config.image_size // config.patch_size)
-    shape = (len(videos), config.token_frames * side * side, config.width)
+    mean_shape, tokens_shape = _shapes(config, len(videos), settings)
     create = partial(np.lib.format.open_memmap, mode="w+")
-    means = create(folder / "mean.npy", dtype=np.float32, shape=(shape[0], shape[2]))
-    tokens = with_tokens and create(folder / "tokens.npy", dtype=np.float16, shape=shape)
+    means = create(folder / "mean.npy", dtype=np.float32, shape=mean_shape)
+    tokens = with_tokens and create(folder / "tokens.npy", dtype=np.float16, shape=tokens_shape)
     middle = Views(stride=settings.stride, clips=1, crops=1)
     reader = ViewReader(videos, middle, config, settings.timeout)
     decoded = reader.read(range(len(videos)), settings.workers)
@@ -185,14 +205,16 @@ def pool_tokens(features: Tensor, frames: int, side: int) -> Tensor:
     return pooled.unflatten(0, (-1, frames)).flatten(1, 2)
 
 
-def _read(folder: Path, videos: Sequence[Video], with_tokens: bool) -> Features:
+def _read(folder: Path, videos: Sequence[Video], shapes: Shapes, with_tokens: bool) -> Features:
+    """Raises many things where the entry is damaged, ``ValueError`` for arrays of other shapes."""
     reasons = dict(json.loads((folder / "index.json").read_text())["bad"])
-    rows = torch.tensor([n for n in range(len(videos)) if n not in reasons], dtype=torch.int64)
-    mean = torch.from_numpy(np.load(folder / "mean.npy"))[rows]
-    tokens = None
-    if with_tokens:
-        # Copy on write: torch warns of memory that it may not write to.
-        mapped = np.load(folder / "tokens.npy", mmap_mode="c")
-        tokens = Rows(torch.from_numpy(mapped), rows)
     bad = [(videos[number].path, reason) for number, reason in reasons.items()]
-    return Features(mean, tokens, rows, bad)
+    rows = torch.tensor([n for n in range(len(videos)) if n not in reasons], dtype=torch.int64)
+    mean = np.load(folder / "mean.npy")
+    # Copy on write: torch warns of memory that it may not write to.
+    mapped = np.load(folder / "tokens.npy", mmap_mode="c") if with_tokens else None
+    for array, shape in zip((mean, mapped), shapes, strict=True):
+        if array is not None and array.shape != shape:
+            raise ValueError(f"an array of {array.shape}, expected {shape}")
+    tokens = None if mapped is None else Rows(torch.from_numpy(mapped), rows)
+    return Features(torch.from_numpy(mean)[rows], tokens, rows, bad)

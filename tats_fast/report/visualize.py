@@ -15,6 +15,7 @@ import torch
 from tats_fast.config import ConfigError, RunConfig
 from tats_fast.data.lists import VIDEO_SUFFIXES, read_videos
 from tats_fast.data.video import DecodeError, load_clip
+from tats_fast.data.workers.pool import Lost, Workers
 from tats_fast.models.restore import load_models
 from tats_fast.report.analysis import analyze
 from tats_fast.report.curves import is_number
@@ -27,6 +28,7 @@ from tats_fast.run_folder import STEP_PREFIX, find_checkpoint, list_checkpoints
 LOGGER = logging.getLogger("tats_fast")
 
 MAX_CLIPS = 12  # that one page shows; a folder may hold thousands
+TIMEOUT = 60.0  # seconds that a video may take
 
 
 def write_report(
@@ -131,16 +133,23 @@ def _decode(
     model = config.model
     clips: list[tuple[str, np.ndarray]] = []
     failures: list[DecodeError] = []
-    for path in paths:
-        if len(clips) == MAX_CLIPS:
-            break
+
+    def load(path: str) -> np.ndarray | str:
         try:
-            clip = load_clip(path, model.num_frames, config.data.stride, model.image_size)
+            return load_clip(path, model.num_frames, config.data.stride, model.image_size)
         except DecodeError as error:
-            LOGGER.warning("video left out, it cannot be read: %s", error)
-            failures.append(error)
-        else:
-            clips.append((_short_name(path), clip))
+            return error.reason
+
+    with Workers(load, 1, TIMEOUT) as pool:  # one process: in the order given
+        for path, answer in pool.map(paths):
+            if isinstance(answer, np.ndarray):
+                clips.append((_short_name(path), answer))
+            else:
+                reason = answer.reason if isinstance(answer, Lost) else answer
+                failures.append(DecodeError(path, reason))
+                LOGGER.warning("video left out, it cannot be read: %s", failures[-1])
+            if len(clips) == MAX_CLIPS:
+                break
     if not clips:
         first = failures[0]
         more = f" (and none of the {len(failures)} videos can be read)" if len(failures) > 1 else ""

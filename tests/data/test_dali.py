@@ -1,6 +1,9 @@
 """DALI's CPU decoder against PyAV: same windows, same crops, same handling of what goes wrong."""
 
 import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -209,8 +212,10 @@ def _packets(path):
 def test_the_decoder_says_which_clip_failed(videos, caplog):
     plan = plan_clip(videos[0].path, window_choice(FRAMES, 2, 0.5), CPU_FORMATS)
     good = Encoded(videos[0].path, plan, [(0, 0, 64, 64)], [False])
-    past = replace(good, plan=replace(plan, frames=[1000] * FRAMES))
-    gone = replace(good, path=videos[0].path + ".gone")
+    past = replace(plan, segment=replace(plan.segment, frames=[1000] * FRAMES))
+    past = replace(good, plan=past)
+    gone = replace(plan, segment=replace(plan.segment, data=b"no video"))
+    gone = replace(good, plan=gone)
     other = replace(good, plan=replace(plan, width=32))
     decoder = DaliDecoder(torch.device("cpu"), SIZE, 2)
     clips = decoder.decode([good, past, good, gone, other])
@@ -298,3 +303,11 @@ def test_backends_by_name(monkeypatch):
     assert resolved_backend("auto", "cuda") == "pyav"
     with pytest.raises(ConfigError, match=r"data\.backend=dali: DALI is not installed; do"):
         resolved_backend("dali", "cpu")
+
+
+def test_dali_without_a_package_it_needs_is_one_sentence():
+    """``doctor`` ended in a traceback."""
+    code = "import sys; sys.modules['gast'] = None; from tats_fast.data import dali; "
+    code += "print(dali.dali_problem())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert re.fullmatch(r"DALI does not load \(.*gast.*\)\n", done.stdout), done.stderr

@@ -367,3 +367,14 @@ def test_frames_do_not_wait_for_the_cycle_collector(tmp_path):
         assert gc.collect() < 16  # the frames were 31, and each held a few objects
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), OverflowError("x"), MemoryError()])
+def test_whatever_a_file_makes_a_library_raise_is_the_files(tmp_path, monkeypatch, error):
+    def write(*_):
+        raise error
+
+    monkeypatch.setattr(FrameScaler, "write", write)
+    path = write_video(tmp_path / "a.mp4", 12)
+    with pytest.raises(DecodeError, match=f"decoding error: {type(error).__name__}"):
+        load_clip(str(path), 4, 1, 16)

@@ -240,6 +240,11 @@ def test_damaged_and_missing_files_are_one_sentence(tmp_path, pretrained):
     whole = (tmp_path / "whole.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
     assert "cut.pth" in refusal(tmp_path / "cut.pth")
+    for name, content in (("text", b"hello\n"), ("page", b"<!DOCTYPE html>"), ("json", b"{}")):
+        (tmp_path / f"{name}.pth").write_bytes(content)
+        assert refusal(tmp_path / f"{name}.pth").endswith(": no file of torch.save")
+    (tmp_path / "empty.pth").touch()
+    assert refusal(tmp_path / "empty.pth").endswith(": empty")
     torch.save([1, 2], tmp_path / "list.pth")
     assert "holds a list" in refusal(tmp_path / "list.pth")
     assert "neither a checkpoint folder" in refusal(tmp_path / "nothing")

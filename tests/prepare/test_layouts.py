@@ -270,3 +270,10 @@ def test_missing_folder_is_one_sentence(tmp_path):
     for reader in READERS.values():
         with pytest.raises(ConfigError, match="annotations"):
             reader(str(tmp_path / "none"), 1)
+
+
+def test_a_class_with_a_line_break_shifts_no_other(tmp_path):
+    """Its videos cannot be listed, and ``classes.txt`` has a line per class."""
+    annotations = read_folder(["a/1.mp4", "b\nb/2.mp4", "c/3.mp4", "d\r/4.mp4"])
+    assert annotations.classes == ["a", "c"]
+    assert [row.label for row in annotations.rows] == [0, None, 1, None]

@@ -77,6 +77,25 @@ def backwards(path):
     write_video(path, 20, options={"g": "10", "bf": "2"})
 
 
+def shrink(path):
+    """Its later pictures decode behind the earlier ones only: a decoder that begins at one takes it
+    for half of an interlaced one."""
+    parts = []
+    for side in (64, 40):
+        part, shape = path.with_suffix(f".{side}.avi"), {"width": side, "height": side}
+        parts.append(write_video(part, 10, "mjpeg", pix_fmt="yuvj420p", **shape))
+    with av.open(str(path), "w") as out:
+        stream = None
+        for number, part in enumerate(parts):
+            with av.open(str(part)) as source:
+                stream = stream or out.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux(video=0):
+                    if packet.size:
+                        packet.pts = packet.dts = packet.dts + 10 * number
+                        packet.stream = stream
+                        out.mux(packet)
+
+
 def miscount(path):
     """Claims 4000 frames and holds 40, which is all that there ever were."""
     write_video(path, 40, "mjpeg", pix_fmt="yuvj420p")
@@ -106,6 +125,7 @@ GOOD = {
     "backwards.avi": (backwards, ["timestamps going backwards"]),
     "resized.ts": (resize, ["picture size changes"]),
     "odd size.avi": (ffv1(width=65, height=49), []),
+    "shrinks.avi": (shrink, ["picture size changes"]),
     "tiny.avi": (ffv1(width=1, height=1), []),
     "10 bits.avi": (ffv1(pix_fmt="yuv420p10le"), ["more than 8 bits"]),
     "grey.avi": (ffv1(pix_fmt="gray"), []),
@@ -204,7 +224,8 @@ def test_the_record_says_what_was_found(folder, tmp_path):
 
 def test_good_files_train_and_bad_ones_do_not(folder):
     for name in GOOD:
-        assert decode_window(str(folder / name), 4, 2, 16).shape == (4, 16, 16, 3)
+        for window in (0, 0.3, 0.5, 0.8, 0.999):
+            assert decode_window(str(folder / name), 4, 2, 16, window).shape == (4, 16, 16, 3)
     for name in ("empty.mp4", "text.mp4", "sound.mp4", "folder.mp4", "pipe.mp4", "loop.mp4"):
         with pytest.raises(DecodeError):
             decode_window(str(folder / name), 4, 2, 16)
@@ -251,6 +272,21 @@ def test_sound_that_goes_on_does_not_make_a_video_truncated(tmp_path):
         facts = examine(str(path), mode, 0.5, 1)
         assert facts["duration"] > 5
         assert facts["warnings"] == ["no frame count in the header"]
+
+
+def test_a_fragmented_file_that_begins_late_is_whole(tmp_path):
+    """FFmpeg counts its duration from zero: 2.4 s from the tenth on were "2.4 of 12.4 s"."""
+    path = write_video(
+        tmp_path / "a.mp4",
+        60,
+        pts=[10_000 + 40 * number for number in range(60)],
+        options={"g": "10", "bf": "0"},
+        container_options={"movflags": "frag_keyframe+delay_moov+frag_discont+dash"},
+    )
+    for mode in ("quick", "full"):
+        facts = examine(str(path), mode, 0.5, 1)
+        assert facts["warnings"] == ["no frame count in the header"]
+        assert facts["duration"] == pytest.approx(2.4)
 
 
 def test_the_more_generous_claim_decides():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 import numpy as np
@@ -58,6 +59,46 @@ def test_features_are_the_encoders(encoder, videos, tmp_path):
         # Half precision: 11 bits.
         tokens = found.tokens[torch.tensor([row])][0].float()
         torch.testing.assert_close(tokens, expected, rtol=2e-3, atol=1e-3)
+
+
+DAMAGE = {
+    "index is empty": ("index.json", lambda raw: b""),
+    "index is cut off": ("index.json", lambda raw: raw[:9]),
+    "index is a list": ("index.json", lambda raw: b"[]"),
+    "index lacks a key": ("index.json", lambda raw: b'{"lost": []}'),
+    "index names no list": ("index.json", lambda raw: b'{"lost": [], "bad": [1]}'),
+    "index counts too far": ("index.json", lambda raw: b'{"lost": [], "bad": [[9, "x"]]}'),
+    "index is a picture": ("index.json", lambda raw: b"\xff\xd8"),
+    "mean is empty": ("mean.npy", lambda raw: b""),
+    "mean is cut off": ("mean.npy", lambda raw: raw[:-8]),
+    "mean is of another list": ("mean.npy", lambda raw: npy(np.zeros((2, 32), np.float32))),
+    "mean is code": ("mean.npy", lambda raw: npy(np.array([{}]))),
+    "tokens are cut off": ("tokens.npy", lambda raw: raw[:-8]),
+    "tokens are of another grid": ("tokens.npy", lambda raw: npy(np.zeros((3, 1, 32), np.float16))),
+    "tokens are gone": ("tokens.npy", None),
+}
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_is_made_again(encoder, videos, tmp_path, damage, caplog):
+    first = video_features(encoder, videos, SETTINGS, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    name, change = DAMAGE[damage]
+    raw = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if change is not None:
+        (folder / name).write_bytes(change(raw))
+    again = video_features(encoder, videos, SETTINGS, tmp_path / "cache")
+    assert torch.equal(first.mean, again.mean)
+    every = torch.arange(3)
+    assert torch.equal(first.tokens[every], again.tokens[every])
+    assert "damaged" in caplog.text and str(folder) in caplog.text
 
 
 def test_second_call_decodes_nothing(encoder, videos, tmp_path, monkeypatch):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import re
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from data_files import write_video
 from pages import EVALUATIONS, METRICS, NAMES, Parsed, models, noise_clips, save_checkpoint, tiny
 
@@ -98,6 +102,25 @@ def test_only_so_many_clips(tmp_path, videos, monkeypatch):
     assert "3 more videos were given" in Parsed(index.read_text(encoding="utf-8")).text
 
 
+def test_a_video_that_hangs_or_kills_its_reader_is_left_out(tmp_path, videos, monkeypatch):
+    config = tiny("random")
+    folder = save_checkpoint(config, tmp_path / "checkpoint")
+
+    def odd(path, *shape):
+        if path == str(videos[0]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if path.endswith("hangs.mp4"):
+            time.sleep(60)
+        return load_clip(path, *shape)
+
+    monkeypatch.setattr(visualize, "load_clip", odd)
+    monkeypatch.setattr(visualize, "TIMEOUT", 1.0)
+    page = visualize.write_report(folder, [*videos, "hangs.mp4"], tmp_path / "out")
+    text = page.read_text()
+    assert "the process reading it died (SIGKILL)" in text
+    assert "took longer than 1 s" in text
+
+
 def test_no_readable_video_is_one_line(tmp_path):
     checkpoint = save_checkpoint(tiny("random"), tmp_path / "loose")
     bad = tmp_path / "bad.mp4"
@@ -109,6 +132,28 @@ def test_no_readable_video_is_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="video: give at least one"):
         visualize.write_report(checkpoint, [], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("mae"),
+        lambda state: state.update(mae=3),
+        lambda state: state["mae"].popitem(),
+        lambda state: state["mae"].update(other=torch.zeros(1)),
+        lambda state: state["mae"].update({"mask_token": torch.zeros(7)}),
+        lambda state: state.update(sampler=[]),
+    ],
+)
+def test_weights_that_are_not_the_models_are_one_line(tmp_path, videos, change):
+    config = tiny("tats")
+    folder = save_checkpoint(config, tmp_path / "runs" / "tiny" / "checkpoints" / "step_7")
+    state = torch.load(folder / "model.pt", weights_only=True)
+    change(state)
+    torch.save(state, folder / "model.pt")
+    with pytest.raises(ConfigError, match="does not hold this model") as raised:
+        visualize.write_report(folder, videos[:1], tmp_path / "out")
+    assert "\n" not in str(raised.value)
 
 
 def test_videos_may_be_files_lists_and_folders(tmp_path, videos):

@@ -20,16 +20,18 @@ def read_folder(paths: Sequence[str]) -> Annotations:
     Where every first-level folder with videos is called train, val or test (or nearly so), those
     are the splits; otherwise all is ``train``. Below, the first-level folder is the class, unless
     some video lies in none: then nothing is labelled. Row names and stems are the paths themselves.
+    A folder with a line break in its name is no class: neither it nor its videos can be listed.
     """
     parts = [path.split(os.sep) for path in paths]
     split_at_top = bool(parts) and all(len(p) > 1 and p[0].lower() in _SPLITS for p in parts)
     splits = [_SPLITS[p[0].lower()] if split_at_top else "train" for p in parts]
     below = [p[1:] if split_at_top else p for p in parts]
     labelled = bool(below) and all(len(p) > 1 for p in below)
-    classes = sorted({p[0] for p in below}) if labelled else []
+    names = {p[0] for p in below if "\n" not in p[0] and "\r" not in p[0]}
+    classes = sorted(names) if labelled else []
     ids = {name: label for label, name in enumerate(classes)}
     rows = [
-        Row(path, split, ids[p[0]] if labelled else None, (path,))
+        Row(path, split, ids.get(p[0]), (path,))
         for path, split, p in zip(paths, splits, below, strict=True)
     ]
     return Annotations(classes, rows, absent_notes(classes, rows, "video"))
