@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import re
@@ -22,6 +23,11 @@ from tats_fast.data.files import PrintableFormatter, printable
 from tats_fast.version import __version__
 
 LOGGER = logging.getLogger("tats_fast")
+# What a disk or its owner says, and no mistake of ours: it has no traceback.
+_NOT_OURS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EMFILE),
+)
 COMMANDS = (
     *(PRETRAIN, FINETUNE, PROBE, EVALUATE, EXTRACT, VISUALIZE),
     *(COMPARE, REFERENCE, PREPARE, MAKE_BENCHMARK, VERIFY, EXPORT, IMPORT, CONFIG, DOCTOR),
@@ -56,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has left, as in `tats-fast doctor | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+        return _fail(f"{error.filename or 'writing a file'}: {error.strerror}", 1)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tats_fast.commands.running import Command, Device
 from tats_fast.config import ConfigError
 from tats_fast.config.options import Options, chosen, option
-from tats_fast.data.files import writing
+from tats_fast.data.files import require_writable, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,6 +60,7 @@ def _visualize(arguments: argparse.Namespace) -> int:
     from tats_fast.report.visualize import write_report
 
     options = chosen(VisualizeOptions, arguments)
+    require_writable(Path(options.out), "out")
     device = str(pick_device(options.device))
     page = write_report(
         options.checkpoint, options.video, Path(options.out), seed=options.seed, device=device

@@ -6,11 +6,12 @@ import argparse
 import dataclasses
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tats_fast.commands.running import Command
 from tats_fast.config import FinetuneConfig, RunConfig, load_config, load_finetune_config
-from tats_fast.config.options import Options, option
+from tats_fast.config.options import Options, chosen, option
 
 if TYPE_CHECKING:
     from tats_fast.engine.loop import TrainingLoop
@@ -21,27 +22,32 @@ Config = TypeVar("Config", RunConfig, FinetuneConfig)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(Options):
-    """The option of commands that train."""
+    """The options of commands that train."""
 
     config: str | None = option(
         None, "recipe (such as quickstart) or YAML file; none = all defaults", metavar="NAME|FILE"
     )
+    dry_run: bool = option(
+        False, "check everything, train two steps and forget them; write nothing"
+    )
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
-    config = load_config(getattr(arguments, "config", None), arguments.overrides)
+    options = chosen(TrainingOptions, arguments)
+    config = load_config(options.config, arguments.overrides)
 
     from tats_fast.pretrain.trainer import Trainer
 
-    return run_training(Trainer, config, arguments.local_rank)
+    return run_training(Trainer, config, arguments.local_rank, options.dry_run)
 
 
 def _finetune(arguments: argparse.Namespace) -> int:
-    config = load_finetune_config(getattr(arguments, "config", None), arguments.overrides)
+    options = chosen(TrainingOptions, arguments)
+    config = load_finetune_config(options.config, arguments.overrides)
 
     from tats_fast.finetune.trainer import Finetuner
 
-    return run_training(Finetuner, config, arguments.local_rank)
+    return run_training(Finetuner, config, arguments.local_rank, options.dry_run)
 
 
 def resolve_engine(config: Config, by_deepspeed: bool) -> Config:
@@ -54,7 +60,10 @@ def resolve_engine(config: Config, by_deepspeed: bool) -> Config:
 
 
 def run_training(
-    loop: type[TrainingLoop], config: RunConfig | FinetuneConfig, local_rank: int | None
+    loop: type[TrainingLoop],
+    config: RunConfig | FinetuneConfig,
+    local_rank: int | None,
+    dry_run: bool = False,
 ) -> int:
     """Join the launcher's processes and run ``loop``.
 
@@ -64,15 +73,22 @@ def run_training(
     Returns:
         The command's exit code.
     """
+    from tats_fast.data.files import require_writable
     from tats_fast.engine.distributed import join_world, launched_processes
     from tats_fast.engine.signals import Stopped, watch_launcher
+    from tats_fast.engine.trial import try_out
 
     watch_launcher(by_deepspeed=local_rank is not None)
     config = resolve_engine(config, by_deepspeed=local_rank is not None)
     config.check_world_size(launched_processes())
+    require_writable(Path(config.output_dir) / config.name, "output_dir")
     world = join_world(config.device, local_rank, config.distributed.engine == "deepspeed")
     if not world.is_main:
         LOGGER.setLevel(logging.ERROR)
+    if dry_run:
+        said = try_out(loop(config, world, writes=False))
+        print("\n".join(said if world.is_main else []))
+        return 0
     try:
         loop(config, world).run()
     except Stopped as stop:

@@ -87,9 +87,14 @@ def read_saved(path: Path, cls: type[Config]) -> Config:
     """The configuration of kind ``cls`` that ``save_config`` wrote.
 
     Raises:
-        ConfigError: not readable, or of another kind; one line.
+        ConfigError: not readable, of another kind, or with a key that this release does not know;
+            one line with the file's name.
     """
-    return build_config(_read_yaml(path), cls)
+    tree = _read_yaml(path)
+    try:
+        return build_config(tree, cls)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def read_tree(

@@ -53,6 +53,24 @@ def writing(path: Path) -> Iterator[None]:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
 
 
+def require_writable(folder: Path, key: str) -> None:
+    """See, before any work, that ``folder`` can be made and written into; makes nothing.
+
+    Args:
+        key: what the message calls it.
+
+    Raises:
+        ConfigError: something else has its name, or permission is missing; one line.
+    """
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ConfigError(f"{key}={folder}: {there} is a file; give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{key}={folder}: no permission to write into {there}")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` at once: a reader sees the old file or the whole new one.
 

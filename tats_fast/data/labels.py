@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 
@@ -11,6 +12,10 @@ from torch import Tensor
 from tats_fast.config import ConfigError
 from tats_fast.data.files import shown
 from tats_fast.data.lists import Video
+
+LOGGER = logging.getLogger("tats_fast")
+# Of lists that mark what has no label with -1, or hold scores.
+_ODD = r"-[0-9]+|[+-]?[0-9]*\.[0-9]+"
 
 
 def label_numbers(
@@ -37,6 +42,15 @@ def label_numbers(
     if not all(isinstance(label, int) for label in classes):
         classes = {str(label) for label in classes}
         train, evaluated = ([Video(v.path, str(v.label)) for v in x] for x in (train, evaluated))
+    odd = sorted(str(label) for label in classes if re.fullmatch(_ODD, str(label)))
+    if odd:
+        LOGGER.warning(
+            "%s: %s is taken as the name of a class%s, not as a number; such videos may be better "
+            "left out",
+            keys[0],
+            odd[0],
+            f", like {len(odd) - 1} more" if odd[1:] else "",
+        )
     numbers = {label: number for number, label in enumerate(sorted(classes))}
     if len(numbers) < 2:
         raise ConfigError(f"{keys[0]}: every label is {next(iter(classes))}; expected two or more")

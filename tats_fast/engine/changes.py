@@ -26,10 +26,10 @@ def changed_settings(folder: Path, config: TrainingConfig) -> list[str]:
     """
     try:
         there = read_saved(folder / CONFIG_FILE, type(config))
-    except ConfigError:
+    except ConfigError as error:
         raise ConfigError(
-            f"train.resume={folder}: no checkpoint of tats-fast {config.command}; choose another "
-            "name=..."
+            f"train.resume={folder}: no checkpoint of tats-fast {config.command} ({error}); choose "
+            "another name=..."
         ) from None
     before, now = flat(there), flat(config)
     changed = [key for key in now if now[key] != before[key] and key not in _NOT_TRAINING]

@@ -1,4 +1,5 @@
-"""Locks that a killed build of a PyTorch extension left, for which the next one waits for ever."""
+"""Builds of PyTorch extensions: locks that killed ones left, for which the next waits for ever, and
+a word where one is about to begin."""
 
 from __future__ import annotations
 
@@ -18,17 +19,26 @@ def remove_stale_locks(root: Path | None = None) -> list[Path]:
     Args:
         root: folder of built extensions; None = PyTorch's.
     """
-    if root is None:
-        from torch.utils import cpp_extension
-
-        found = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
-        root = Path(found)
+    root = root or _default_root()
     locks = [path for pattern in ("*/lock", "*/*/lock") for path in root.glob(pattern)]
     stale = [path for path in locks if _age(path) > OLD and not _is_open(path)]
     for path in stale:
         path.unlink(missing_ok=True)
         LOGGER.warning("removed %s, which a build that was killed had left", path)
     return stale
+
+
+def announce_first_build(root: Path | None = None) -> None:
+    """Say so where DeepSpeed has built nothing yet: while it does, it says nothing for long."""
+    root = root or _default_root()
+    if not any(path for pattern in ("*/*.so", "*/*/*.so") for path in root.glob(pattern)):
+        LOGGER.info("DeepSpeed compiles an op at its first start on a machine: a minute or two")
+
+
+def _default_root() -> Path:
+    from torch.utils import cpp_extension
+
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
 
 
 def _age(path: Path) -> float:

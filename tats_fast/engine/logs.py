@@ -44,6 +44,8 @@ class RunLog:
         self._board = _tensorboard(folder / "tensorboard", resumed_step)
         self._progress = Progress(total_steps, max(0, resumed_step), own_thread=True)
         self._columns = columns
+        self.numbers = ""
+        """Those of the last line."""
 
     def metrics(self, row: dict[str, Any]) -> None:
         """Append to metrics.jsonl and TensorBoard, refresh the progress display."""
@@ -54,7 +56,8 @@ class RunLog:
             value = row.get(name)
             notes.append(f"{label} -" if value is None else f"{label} {value:{form}}")
         count = f"step {row['step']}/{self._progress.total}"
-        self._progress.show(row["step"], count, "  ".join(notes))
+        self.numbers = "  ".join(notes)
+        self._progress.show(row["step"], count, self.numbers)
 
     def evaluation(self, row: dict[str, Any], text: str) -> None:
         """Append to eval.jsonl and TensorBoard, and say it in words."""
@@ -89,6 +92,8 @@ class RunLog:
 
 class SilentLog:
     """The same calls, for processes other than the first."""
+
+    numbers = ""
 
     def metrics(self, row: dict[str, Any]) -> None: ...
 

@@ -42,6 +42,7 @@ from tats_fast.engine.videos import (
     make_run_loader,
     total_steps,
 )
+from tats_fast.engine.words import continuing, ended
 
 LOGGER = logging.getLogger("tats_fast")
 
@@ -76,15 +77,17 @@ class TrainingLoop(ABC):
 
     columns: tuple[tuple[str, str, str], ...]
     """Metrics on the progress line: name, label, format."""
+    next_commands: tuple[str, ...]
+    """What to do with a finished run, with ``{run}`` for its folder."""
 
-    def __init__(self, config: TrainingConfig, world: World) -> None:
+    def __init__(self, config: TrainingConfig, world: World, writes: bool = True) -> None:
         if config.listed_per_step and config.data.train is None:
             raise ConfigError(
                 "data.train=None: give a list file or a folder of videos, "
                 "for example data.train=demo/clips/train"
             )
         require_pyav()
-        self.config, self.world = config, world
+        self.config, self.world, self._writes = config, world, writes
         self.folder = Path(config.output_dir) / config.name
         try:
             self._prepare()
@@ -116,14 +119,15 @@ class TrainingLoop(ABC):
             self.position, self._changed = load_checkpoint(
                 self.resume_from, self.learner, config, listing(self.videos)
             )
-        world.from_main(lambda: run_lock.hold(self.folder))
-        if world.is_main:
+        if self._writes:
+            world.from_main(lambda: run_lock.hold(self.folder))
+        if world.is_main and self._writes:
             save_config(config, self.folder / "config.yaml")
         self.bad_files = BadFileRecord(
             self.folder / "bad_files.txt",
             len(self.videos),
             config.data.max_bad_fraction,
-            writes=world.is_main,
+            writes=world.is_main and self._writes,
         )
         self._saving = Saving(self.folder)
         self._skipped = SkippedSteps(self.folder, config.train.max_skipped, world.is_main)
@@ -235,6 +239,7 @@ class TrainingLoop(ABC):
             if not done:
                 with contextlib.closing(self.loader()) as loader:
                     self._loop(log, loader, request)
+                log.message(ended(self.folder, self.position.step, log.numbers, self.next_commands))
         return self.position
 
     @property
@@ -336,6 +341,9 @@ class TrainingLoop(ABC):
     def _notes(self, moved: str | None) -> list[str]:
         """What a run that resumes has to say at its start."""
         notes = [] if moved is None else [moved]
+        if self.resume_from is not None:
+            step, total = self.position.step, self.total_steps
+            notes.append(continuing(self.resume_from, step, total))
         if self._changed:
             notes.append(f"changed since {self.resume_from.name}: {'; '.join(self._changed)}")
         return notes

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from tats_fast.config import ConfigError
+from tats_fast.data.files import writing
 
 LOGGER = logging.getLogger("tats_fast")
 LOCK_FILE = ".lock"
@@ -22,9 +23,10 @@ def hold(folder: Path) -> None:
     end. A process may hold it several times over.
 
     Raises:
-        ConfigError: another process does; one line that names it.
+        ConfigError: another process does, or the folder cannot be made; one line.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     path = str((folder / LOCK_FILE).resolve())
     if path in _HELD:
         return

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tats_fast.config import ConfigError, TrainingConfig
 from tats_fast.engine.deepspeed_json import read_deepspeed_json
 from tats_fast.engine.distributed import World
-from tats_fast.engine.extension_locks import remove_stale_locks
+from tats_fast.engine.extension_locks import announce_first_build, remove_stale_locks
 from tats_fast.engine.host_memory import keep_freed_memory
 from tats_fast.engine.optim import load_optimizer, set_lr, skip_step_if
 from tats_fast.engine.zero_state import share_out, whole_state
@@ -116,6 +116,7 @@ class DeepSpeedRunner:
         self.optimizer = optimizer
         self._world = world
         remove_stale_locks()
+        announce_first_build()
         settings = self.settings(config, world, bf16)
         # DeepSpeed puts one flat partition per group in their place.
         self._groups = [list(group["params"]) for group in optimizer.param_groups]

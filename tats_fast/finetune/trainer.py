@@ -45,6 +45,7 @@ class Finetuner(TrainingLoop):
     config: FinetuneConfig
     learner: ClassifierLearner
     columns = (("loss", "loss", ".4f"), ("train_top1", "top-1 of mixed clips", ".3f"))
+    next_commands = ("tats-fast evaluate --checkpoint {run}",)
 
     def make_learner(self) -> ClassifierLearner:
         config, world = self.config, self.world

@@ -23,8 +23,7 @@ from tats_fast.config import (
     MaskingConfig,
     ModelConfig,
     RunConfig,
-    load_config,
-    load_finetune_config,
+    read_saved,
     save_config,
 )
 from tats_fast.config.reading import build_model_config
@@ -226,7 +225,7 @@ def own_weights(content: Mapping[str, Any], path: Path) -> Weights:
             head={name: t for name, t in tensors.items() if name not in state},
             classes=tuple(content["classes"]),
             source="TATS-Fast",
-            run=load_finetune_config(config_file) if config_file.is_file() else None,
+            run=read_saved(config_file, FinetuneConfig) if config_file.is_file() else None,
             step=_step(path),
         )
         return check_shapes(weights, path)
@@ -247,7 +246,7 @@ def own_weights(content: Mapping[str, Any], path: Path) -> Weights:
     elif not config_file.is_file():
         raise ConfigError(f"{path}: {CONFIG_FILE} is missing beside it")
     else:
-        run = load_config(config_file)
+        run = read_saved(config_file, RunConfig)
         weights = Weights(
             model=run.model, state=state, source="TATS-Fast", run=run, step=_step(path)
         )

@@ -29,11 +29,11 @@ BACKENDS = ("flash4", "flash2", "sdpa", "eager")
 
 
 class _Flash(NamedTuple):
-    """What a FlashAttention package needs: its ``extra`` of ours, GPUs by ``majors`` of their
+    """What a FlashAttention package needs: what ``pip install`` takes, GPUs by ``majors`` of their
     compute capability, heads of at most ``widest`` channels; ``names`` it must export."""
 
     package: str
-    extra: str
+    install: str
     module: str
     names: tuple[str, ...]
     majors: range
@@ -44,7 +44,7 @@ class _Flash(NamedTuple):
 _FLASH = {
     "flash4": _Flash(
         package="flash-attn-4",
-        extra="flash4",
+        install="'tats-fast[flash4]'",
         module="flash_attn.cute",
         names=("flash_attn_func", "flash_attn_varlen_func"),
         majors=range(9, 11),
@@ -53,7 +53,7 @@ _FLASH = {
     ),
     "flash2": _Flash(
         package="flash-attn",
-        extra="gpu",
+        install="--no-build-isolation 'tats-fast[flash2]'",
         module="flash_attn",
         names=(
             *("flash_attn_func", "flash_attn_varlen_func"),
@@ -181,8 +181,7 @@ def unavailable(backend: str, device_type: str) -> str | None:
     try:
         version = metadata.version(flash.package)
     except metadata.PackageNotFoundError:
-        remedy = f"pip install 'tats-fast[{flash.extra}]'"
-        return f"{flash.package} is not installed; {remedy} or {otherwise}"
+        return f"{flash.package} is not installed; pip install {flash.install} or {otherwise}"
     major, minor = torch.cuda.get_device_capability()
     if major not in flash.majors:
         return f"{flash.package} needs {flash.gpus}, this GPU is sm_{major}{minor}; {otherwise}"

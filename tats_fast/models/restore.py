@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tats_fast.config import ConfigError, RunConfig, load_config
+from tats_fast.config import ConfigError, RunConfig, read_saved
 from tats_fast.config.schema import LEARNED_STRATEGIES
 from tats_fast.models.mae import MaskedAutoencoder
 from tats_fast.models.sampler import TokenSampler
@@ -73,7 +73,7 @@ def load_models(
             f"{folder}: holds a fine-tuned classifier, and this needs an autoencoder; name a "
             "pretraining run or checkpoint"
         )
-    config = load_config(folder / CONFIG_FILE)
+    config = read_saved(folder / CONFIG_FILE, RunConfig)
     mae, sampler = build_models(config, device.type)
     try:
         mae.load_state_dict(current_names(state["mae"]))

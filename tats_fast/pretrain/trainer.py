@@ -42,6 +42,10 @@ class Trainer(TrainingLoop):
         ("entropy_frac", "entropy", ".3f"),
         ("motion_lift", "lift", ".3f"),
     )
+    next_commands = (
+        "tats-fast probe --checkpoint {run} --train TRAIN.txt --eval VAL.txt",
+        "tats-fast visualize --checkpoint {run} --video FILE --out page",
+    )
 
     def make_learner(self) -> Learner:
         config = self.config

@@ -15,7 +15,7 @@ import torch
 from tats_fast.config import ConfigError
 from tats_fast.config.options import chosen
 from tats_fast.config.schema import PROBES
-from tats_fast.data.files import shown, write_json
+from tats_fast.data.files import require_writable, shown, write_json
 from tats_fast.data.labels import label_numbers
 from tats_fast.data.lists import Video, read_videos
 from tats_fast.data.video import BadFiles
@@ -75,6 +75,7 @@ def run_probe(
     evaluated = read_videos(options.eval, options.root, key="eval")
     label_numbers(train, evaluated)  # before the checkpoint takes its time
     out = Path(options.out)
+    require_writable(out, "out")
     weights = read_weights(options.checkpoint, {"attention": "auto", **(overrides or {})})
     settings = chosen(FeatureSettings, options, weights)
     encoder = build_encoder(weights, device)

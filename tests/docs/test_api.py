@@ -91,7 +91,7 @@ def test_bad_requests_are_one_sentence(mae, tmp_path):
         (lambda: tats_fast.load_classifier(tmp_path / "nothing"), "load_classifier="),
         (lambda: tats_fast.load_encoder(run, image_size=33), "for example 32"),
         (lambda: tats_fast.create_model("vit_bas"), "did you mean vit_base"),
-        (lambda: tats_fast.create_model("vit_tiny", widht=3), "did you mean width"),
+        (lambda: tats_fast.create_model("vit_tiny", widht=3), "did you mean model.width"),
     ):
         with pytest.raises(ConfigError) as error:
             call()

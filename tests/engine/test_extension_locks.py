@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tats_fast.engine.extension_locks import OLD, remove_stale_locks
+from tats_fast.engine.extension_locks import OLD, announce_first_build, remove_stale_locks
 
 BUILD = """
 import sys, time
@@ -37,3 +37,16 @@ def test_the_lock_of_a_killed_build(tmp_path, folder):
     assert remove_stale_locks(tmp_path) == []  # young: it may be another host's
     os.utime(lock, (then, then))
     assert remove_stale_locks(tmp_path) == [lock] and not lock.exists()
+
+
+def test_a_first_build_is_announced(tmp_path, caplog):
+    caplog.set_level("INFO", logger="tats_fast")
+    announce_first_build(tmp_path)
+    (record,) = caplog.records
+    assert "compiles an op at its first start" in record.getMessage()
+    caplog.clear()
+    op = tmp_path / "py3_cpu" / "deepspeed_shm_comm"
+    op.mkdir(parents=True)
+    (op / "deepspeed_shm_comm.so").write_bytes(b"")
+    announce_first_build(tmp_path)
+    assert not caplog.records

@@ -15,8 +15,7 @@ from classifiers_exchanged import (
     make_classifier,
     write_fine_tuned,
 )
-from models_exchanged import SIZES, model_tree, random_clip
-from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
+from models_exchanged import SIZES, model_tree, pil_processor, random_clip
 
 import tats_fast
 from tats_fast.cli import main
@@ -116,7 +115,7 @@ def both_ways(demo_clips, tmp_path):
             frame.to_ndarray(format="rgb24", interpolation=EXACT)
             for frame in frames[start : start + 29 : 4]
         ]
-        processor = VideoMAEImageProcessorPil.from_pretrained(out)
+        processor = pil_processor(out)
         theirs = processor(pictures, return_tensors="pt").pixel_values.transpose(1, 2)
         return (
             tats_fast.load_classifier(run),

@@ -14,6 +14,7 @@ from models_exchanged import (
     frames_first,
     model_fields,
     model_tree,
+    pil_processor,
     random_clip,
     randomize,
     read_run,
@@ -27,7 +28,6 @@ from transformers import (
     VideoMAEForVideoClassification,
     VideoMAEModel,
 )
-from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
 import tats_fast
 from tats_fast.config import ConfigError
@@ -231,7 +231,7 @@ def test_config_says_what_defaults_do_not(make_export):
 def test_image_processor_prepares_what_the_encoder_takes(make_export):
     _, folder = make_export("plain")
     frames = [torch.randint(0, 256, (40, 56, 3), dtype=torch.uint8).numpy() for _ in range(4)]
-    processor = VideoMAEImageProcessorPil.from_pretrained(folder)
+    processor = pil_processor(folder)
     pixels = processor(frames, return_tensors="pt").pixel_values
     assert pixels.shape == (1, 4, 3, 32, 32)
     assert processor.size["shortest_edge"] == 32

@@ -289,7 +289,8 @@ def test_choice_on_the_cpu_asks_nobody(monkeypatch):
 def test_reasons(machine, calls):
     machine((8, 6))
     assert unavailable("flash2", "cuda") == (
-        "flash-attn is not installed; pip install 'tats-fast[gpu]' or use model.attention=sdpa"
+        "flash-attn is not installed; pip install --no-build-isolation 'tats-fast[flash2]' "
+        "or use model.attention=sdpa"
     )
     assert "pip install 'tats-fast[flash4]'" in unavailable("flash4", "cuda")
     machine((8, 6), (FOUR,))

@@ -4,6 +4,7 @@ Each environment has the oldest dependencies that the ranges of pyproject.toml a
 
     python tests/support/matrix.py        # eight environments, a few minutes each
     python tests/support/matrix.py --pythons 3.12 --dependencies newest
+    python tests/support/matrix.py --here  # this Python and its torch with oldest others, as in CI
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from environments import PYTHONS, Failed, build_wheel, interpreter, make_environment, run
@@ -49,17 +51,21 @@ class Leg:
 
 def main() -> int:
     options = _options()
+    if options.here:
+        options.pythons = [f"{sys.version_info.major}.{sys.version_info.minor}"]
+        options.dependencies, options.torch = ["oldest"], f"torch=={metadata.version('torch')}"
     with tempfile.TemporaryDirectory() as folder:
         wheel = build_wheel(Path(folder))
         legs = []
-        for version in options.pythons:
-            base = interpreter(version)
+        for python in options.pythons:
+            base = sys.executable if options.here else interpreter(python)
             if base is None:
-                print(f"Python {version} is not here", flush=True)
+                print(f"Python {python} is not here", flush=True)
                 continue
             for dependencies in options.dependencies:
-                print(f"Python {version}, {dependencies} dependencies ...", flush=True)
-                legs.append(_leg(version, base, dependencies, wheel, options.torch))
+                print(f"Python {python}, {dependencies} dependencies ...", flush=True)
+                legs.append(_leg(python, base, dependencies, wheel, options.torch))
+                print("\n".join(table(legs[-1:])), flush=True)
     print("\n".join(table(legs)))
     return 0 if legs and all(leg.passed for leg in legs) else 1
 
@@ -70,6 +76,7 @@ def _options() -> argparse.Namespace:
     kinds = ("oldest", "newest")
     parser.add_argument("--dependencies", nargs="+", default=kinds, choices=kinds)
     parser.add_argument("--torch", help="a requirement in place of the oldest or newest torch")
+    parser.add_argument("--here", action="store_true", help="the environment that costs least")
     return parser.parse_args()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -176,3 +177,14 @@ def original_classifier_state(model) -> dict[str, torch.Tensor]:
 
 def model_fields(mae: MaskedAutoencoder) -> dict:
     return dataclasses.asdict(mae.config)
+
+
+def pil_processor(folder: Path):
+    """Transformers' image processor that resizes with PIL; early releases have no other."""
+    try:
+        from transformers.models.videomae import image_processing_pil_videomae as module
+    except ImportError:
+        from transformers import VideoMAEImageProcessor
+
+        return VideoMAEImageProcessor.from_pretrained(folder)
+    return module.VideoMAEImageProcessorPil.from_pretrained(folder)
