@@ -126,7 +126,8 @@ class Measurement:
         return None
 
     def _backward(self, outputs: tuple[Tensor, ...], keep: bool) -> None:
-        torch.autograd.grad(_differentiable(outputs), self._leaves, self._seeds, keep)
+        if self._leaves:  # an op may have no gradient
+            torch.autograd.grad(_differentiable(outputs), self._leaves, self._seeds, keep)
 
     def _both(self, runner: Runner) -> None:
         self._backward(runner(), keep=False)

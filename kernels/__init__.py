@@ -25,11 +25,13 @@ trajectory_temporal = dispatched(reference.trajectory_temporal)
 token_gather = dispatched(reference.token_gather)
 decoder_assemble = dispatched(reference.decoder_assemble)
 masked_mse = dispatched(reference.masked_mse)
+change_error = dispatched(reference.change_error)
 policy_logprob = dispatched(reference.policy_logprob)
 policy_sample = dispatched(reference.policy_sample)
 
 __all__ = [
     "batch_rows",
+    "change_error",
     "decoder_assemble",
     "masked_mse",
     "normalized_patches",

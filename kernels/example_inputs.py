@@ -17,7 +17,7 @@ from torch import Tensor
 from .reference import batch_rows
 
 FLOOR = 0.05
-RATIO_OPS = ("token_gather", "decoder_assemble", "masked_mse")
+RATIO_OPS = ("token_gather", "decoder_assemble", "masked_mse", "change_error")
 """Ops of visible or masked tokens, which ``visible`` and ``packed`` make a difference to."""
 SHARED = ("weight_k", "weight_v", "bias_v", "mask_token", "positions")
 """Arguments without a dimension for clips."""
@@ -130,6 +130,15 @@ def masked_mse(shape: Shape) -> dict[str, Any]:
     index = _chosen(shape, visible=False)
     prediction = normal(*index.shape, shape.patch_dim, dtype=shape.dtype)
     return {"prediction": prediction, "patches": patches, "index": index}
+
+
+@_maker
+def change_error(shape: Shape) -> dict[str, Any]:
+    """Tokens of two frames, or as many as their pixels allow; no gradient for the prediction."""
+    prediction, patches, index = masked_mse(shape).values()
+    arguments = {"prediction": prediction.detach(), "patches": patches, "index": index}
+    frames = next(t for t in (2, 3, 1) if shape.patch_dim % (3 * t) == 0)
+    return {**arguments, "tubelet_size": frames}
 
 
 @_maker

@@ -172,6 +172,36 @@ def masked_mse(prediction: Tensor, patches: Tensor, index: Tensor) -> Tensor:
     return (prediction.to(wide) - target).square().mean(dim=-1)
 
 
+@register("change_error", "reference")
+def change_error(prediction: Tensor, patches: Tensor, index: Tensor, tubelet_size: int) -> Tensor:
+    """How far the predicted change between the frames of a token is from the true one
+    (docs/method.md, "Reward"); no gradient.
+
+    Root of the mean square of (x^_{t+1} - x^_t) - (x_{t+1} - x_t) over the token's pixels, where
+    x^ is the prediction put back into the pixels' scale. What stands still changes by nothing and
+    that is soon predicted, whatever its texture; a movement that the model can follow fades from
+    it as well, which a frame difference does not.
+
+    Args:
+        prediction: normalised patches (B, M, D) or packed (T, D), see ``masked_mse``.
+        patches: (B, N, D), uint8 or float in [0, 1]; index: (B, M) or packed (T,).
+
+    Returns:
+        of index's shape, fp32 or wider, white = 1; zeros for a tubelet of one frame.
+    """
+    wide = torch.promote_types(prediction.dtype, torch.float32)
+    if tubelet_size == 1:
+        return torch.zeros(index.shape, dtype=wide, device=index.device)
+    rows = batch_rows(index, patches.shape[1]).flatten()
+    pixels = patches.flatten(0, 1)[rows].to(wide).unflatten(-1, (-1, 3))
+    if patches.dtype == torch.uint8:
+        pixels = pixels / 255
+    deviation = pixels.std(dim=-2, keepdim=True)
+    guess = prediction.detach().to(wide).reshape(pixels.shape) * deviation
+    wrong = (guess - pixels).unflatten(-2, (tubelet_size, -1)).diff(dim=-3)
+    return wrong.square().mean(dim=(-3, -2, -1)).sqrt().view(index.shape)
+
+
 @register("policy_logprob", "reference")
 def policy_logprob(logits: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropy of the floored softmax policy.

@@ -144,6 +144,11 @@ def masked_mse(shape: Shape) -> Costs:
     return _one(Cost(read + error), Cost(read + error + prediction))
 
 
+def change_error(shape: Shape) -> Costs:
+    """What ``masked_mse`` reads and writes forward; there is no backward."""
+    return _one(masked_mse(shape).forward[0], Cost(0))
+
+
 def policy_logprob(shape: Shape) -> Costs:
     """Logits -> fp32 log-probabilities and entropy; nothing kept but the logits."""
     rows, _, e, _ = _sizes(shape)

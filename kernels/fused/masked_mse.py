@@ -1,4 +1,5 @@
-"""Reconstruction error against patch-normalised pixels: gather, normalise and compare in registers.
+"""Reconstruction error against patch-normalised pixels, and error of the predicted change: gather,
+normalise and compare in registers.
 
 Maths, per masked token and channel over n = D/3 pixels x: d = x - x_0 (its first pixel),
 z = d - mean(d), r = 1 / (sqrt(sum z^2 / (n - 1)) + eps), error = mean over D of (pred - r z)^2;
@@ -7,6 +8,9 @@ saved: d_pred = 2/D * g * (pred - r (x - m)).
 Subtracting x_0 first keeps the deviation of a patch of one colour at an exact zero, whatever the
 sum's order and the division's rounding; over eps their noise would be a target.
 No target is in memory, nor are unmasked patches read.
+
+Change, over the n - f pixels p that another frame's follow, f = n / tubelet_size further on, s the
+deviation: error = sqrt(mean of (s (pred_{p+f} - pred_p) - (x_{p+f} - x_p))^2). It has no gradient.
 
 Names: i_ index, o_ offsets, p_ pointers, b_ block of values, m_ mask, BLOCK_ length of a block; of
 b clip, m masked token of a clip, t of all, p pixel of a patch, d number of a patch, c channel.
@@ -23,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import composed
+from .. import composed, reference
 from ..dispatch import register
 from .launch import DTYPES, Config, Tunable, launch, power_of_2, supported, with_unit_stride
 
@@ -65,6 +69,17 @@ def _over_pixels(b_tile, BLOCK_P: tl.constexpr):
 
 
 @triton.jit
+def _standardised(b_pixel, b_first, m_p, PIXELS: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Pixels less the mean, [BLOCK_P, 4] and 0 where no pixel is; mean less the first pixel and
+    deviation of each channel, [1, 4]."""
+    b_delta = tl.where(m_p, b_pixel - b_first, 0.0)
+    b_mean = _over_pixels(b_delta, BLOCK_P)[None, :] / PIXELS
+    b_delta = tl.where(m_p, b_delta - b_mean, 0.0)
+    b_variance = _over_pixels(b_delta * b_delta, BLOCK_P)[None, :] / (PIXELS - 1)
+    return b_delta, b_mean, tl.sqrt(b_variance)
+
+
+@triton.jit
 def _masked_mse_fwd_kernel(
     prediction, patches, index, error, statistics,
     tokens, stride_pb, stride_pm, stride_x, stride_ib, stride_im,
@@ -79,12 +94,9 @@ def _masked_mse_fwd_kernel(
     p_patch = patches + _token(index, i_b, i_m, stride_ib, stride_im, tokens) * stride_x
     b_pixel = tl.load(p_patch + o_d, mask=m_p, other=0).to(tl.float32)
     b_first = tl.load(p_patch + o_c).to(tl.float32)  # [1, 4]
-    b_delta = tl.where(m_p, b_pixel - b_first, 0.0)
-    b_mean = _over_pixels(b_delta, BLOCK_P)[None, :] / PIXELS
-    b_delta = tl.where(m_p, b_delta - b_mean, 0.0)
-    b_variance = _over_pixels(b_delta * b_delta, BLOCK_P)[None, :] / (PIXELS - 1)
+    b_delta, b_mean, b_deviation = _standardised(b_pixel, b_first, m_p, PIXELS, BLOCK_P)
     eps: tl.constexpr = 255e-6 if patches.dtype.element_ty == tl.uint8 else 1e-6
-    b_scale = 1 / (tl.sqrt(b_variance) + eps)
+    b_scale = 1 / (b_deviation + eps)
     b_difference = b_prediction.to(tl.float32) - b_delta * b_scale  # 0 where no pixel is
     b_squares = _over_pixels(b_difference * b_difference, BLOCK_P)  # [4]
     total = tl.sum(tl.where(tl.arange(0, 4) < 3, b_squares, 0.0), 0)
@@ -115,11 +127,38 @@ def _masked_mse_bwd_kernel(
     tl.store(grad_prediction + i_t * (3 * PIXELS) + o_d, b_grad.to(b_prediction.dtype), mask=m_p)
 
 
-def _launch_per_token(kernel: Any, index: Tensor, dim: int, *args: Any) -> None:
+@triton.jit
+def _change_error_kernel(
+    prediction, patches, index, error,
+    tokens, stride_pb, stride_pm, stride_x, stride_ib, stride_im,
+    PIXELS: tl.constexpr, BLOCK_P: tl.constexpr, FRAME: tl.constexpr,
+):  # fmt: skip
+    """Program (m, b): error[b, m]; a frame has FRAME pixels. The next frame's are in the cache."""
+    i_m, i_b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    o_c, o_d, m_p = _pixel_tile(PIXELS, BLOCK_P)
+    _, _, m_next = _pixel_tile(PIXELS - FRAME, BLOCK_P)
+    p_patch = patches + _token(index, i_b, i_m, stride_ib, stride_im, tokens) * stride_x
+    b_pixel = tl.load(p_patch + o_d, mask=m_p, other=0).to(tl.float32)  # [BLOCK_P, 4]
+    b_first = tl.load(p_patch + o_c).to(tl.float32)  # [1, 4]
+    _, _, b_deviation = _standardised(b_pixel, b_first, m_p, PIXELS, BLOCK_P)
+    p_prediction = prediction + i_b * stride_pb + i_m * stride_pm
+    b_now = tl.load(p_prediction + o_d, mask=m_next, other=0).to(tl.float32)
+    b_next = tl.load(p_prediction + o_d + 3 * FRAME, mask=m_next, other=0).to(tl.float32)
+    b_pixel_next = tl.load(p_patch + o_d + 3 * FRAME, mask=m_next, other=0).to(tl.float32)
+    b_wrong = tl.where(m_next, (b_next - b_now) * b_deviation - (b_pixel_next - b_pixel), 0.0)
+    b_squares = _over_pixels(b_wrong * b_wrong, BLOCK_P)  # [4]
+    total = tl.sum(tl.where(tl.arange(0, 4) < 3, b_squares, 0.0), 0)
+    white: tl.constexpr = 255 if patches.dtype.element_ty == tl.uint8 else 1
+    i_t = i_b * tl.num_programs(0) + i_m
+    tl.store(error + i_t, tl.sqrt(total / (3 * (PIXELS - FRAME))) / white)
+
+
+def _launch_per_token(kernel: Any, index: Tensor, dim: int, *args: Any, **constants: int) -> None:
     block = power_of_2(dim // 3)
     config = TOKEN.config(index.device)
     config = replace(config, num_warps=min(16, config.num_warps * max(1, block // TYPICAL_PIXELS)))
-    launch(kernel, index.shape[::-1], config, *args, PIXELS=dim // 3, BLOCK_P=block)
+    sizes = {"PIXELS": dim // 3, "BLOCK_P": block, **constants}
+    launch(kernel, index.shape[::-1], config, *args, **sizes)
 
 
 def _outputs(prediction: Tensor, patches: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,3 +224,41 @@ def masked_mse(prediction: Tensor, patches: Tensor, index: Tensor) -> Tensor:
     if index.ndim == 2:
         return masked_mse_fwd(prediction, patches, index)[0]
     return masked_mse_fwd(prediction[None], patches, index[None])[0][0]
+
+
+@torch.library.custom_op("tats_fast::change_error", mutates_args=())
+def change_error_fwd(
+    prediction: Tensor, patches: Tensor, index: Tensor, tubelet_size: int
+) -> Tensor:
+    """prediction, patches and index as ``masked_mse_fwd`` takes them -> error (B, M), fp32."""
+    dim = patches.shape[-1]
+    assert dim % (3 * tubelet_size) == 0 and prediction.shape == (*index.shape, dim)
+    prediction = with_unit_stride(prediction)
+    rows = with_unit_stride(patches.reshape(-1, dim))
+    error = prediction.new_empty(index.shape, dtype=torch.float32)
+    _launch_per_token(
+        _change_error_kernel, index, dim,
+        prediction, rows, index, error,
+        patches.shape[1], *prediction.stride()[:2], rows.stride(0), *index.stride(),
+        FRAME=dim // 3 // tubelet_size,
+    )  # fmt: skip
+    return error
+
+
+change_error_fwd.register_fake(
+    lambda prediction, patches, index, tubelet_size: prediction.new_empty(
+        index.shape, dtype=torch.float32
+    )
+)
+
+
+@register("change_error", "triton")
+def change_error(prediction: Tensor, patches: Tensor, index: Tensor, tubelet_size: int) -> Tensor:
+    """``reference.change_error``."""
+    takes = supported(prediction) and patches.dtype in (torch.uint8, *DTYPES)
+    if not takes or tubelet_size == 1:
+        return reference.change_error(prediction, patches, index, tubelet_size)
+    prediction = prediction.detach()
+    if index.ndim == 2:
+        return change_error_fwd(prediction, patches, index, tubelet_size)
+    return change_error_fwd(prediction[None], patches, index[None], tubelet_size)[0]

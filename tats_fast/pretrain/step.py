@@ -26,7 +26,6 @@ from tats_fast.models import MaskedAutoencoder, Policy, TokenSampler, TokenSplit
 from tats_fast.rl import (
     Experience,
     RewardStatistics,
-    change_error,
     make_experience,
     sampler_loss,
     token_rewards,
@@ -104,7 +103,7 @@ class Rollout(nn.Module):
         change = None
         if policy is not None and self.config.ppo.reward == "change_error":
             tubelet = self.config.model.tubelet_size
-            change = change_error(prediction, patches, split.masked, tubelet)
+            change = kernels.change_error(prediction, patches, split.masked, tubelet)
         return MicroBatch(tokens, policy, split, error, change)
 
 

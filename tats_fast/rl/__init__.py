@@ -7,7 +7,6 @@ from tats_fast.rl.ppo import Experience, SamplerLoss, sampler_loss
 from tats_fast.rl.reward import (
     RewardScale,
     RewardStatistics,
-    change_error,
     make_experience,
     token_rewards,
 )
@@ -17,7 +16,6 @@ __all__ = [
     "RewardScale",
     "RewardStatistics",
     "SamplerLoss",
-    "change_error",
     "make_experience",
     "sampler_loss",
     "token_rewards",

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tats_fast import kernels
 from tats_fast.config import PPOConfig
 from tats_fast.models import Policy, TokenSplit
 from tats_fast.rl.ppo import Experience
@@ -83,38 +82,11 @@ def token_rewards(kind: str, error: Tensor, motion: Tensor) -> Tensor:
 
     Args:
         kind: ``error``, or ``error_motion`` = error * sqrt(frame difference inside the tubelet);
-            for ``change_error`` the error is already that of the change.
-        error: (B, N), detached, 0 where not scored: reconstruction error e_i, or ``change_error``.
+            for ``change_error`` the error is already ``kernels.change_error``.
+        error: (B, N), detached, 0 where not scored: error e_i, or that of the change.
         motion: mean squared frame difference (B, N); read for ``error_motion`` alone.
     """
     return error * motion.sqrt() if kind == "error_motion" else error
-
-
-def change_error(prediction: Tensor, patches: Tensor, index: Tensor, tubelet_size: int) -> Tensor:
-    """How far the predicted change between the frames of a token is from the true one.
-
-    Root of the mean square of (x^_{t+1} - x^_t) - (x_{t+1} - x_t) over the token's pixels, where
-    x^ is the prediction put back into the pixels' scale. What stands still changes by nothing and
-    that is soon predicted, whatever its texture; a movement that the model can follow fades from
-    it as well, which a frame difference does not.
-
-    Args:
-        prediction: normalised patches (B, M, D) or packed (T, D), see ``kernels.masked_mse``.
-        patches: (B, N, D), uint8 or float in [0, 1]; index: (B, M) or packed (T,).
-
-    Returns:
-        of index's shape, fp32, white = 1; zeros for a tubelet of one frame.
-    """
-    if tubelet_size == 1:
-        return torch.zeros(index.shape, device=index.device)
-    rows = kernels.batch_rows(index, patches.shape[1]).flatten()
-    pixels = patches.flatten(0, 1)[rows].float().unflatten(-1, (-1, 3))
-    if patches.dtype == torch.uint8:
-        pixels = pixels / 255
-    deviation = pixels.std(dim=-2, keepdim=True)
-    guess = prediction.detach().float().reshape(pixels.shape) * deviation
-    wrong = (guess - pixels).unflatten(-2, (tubelet_size, -1)).diff(dim=-3)
-    return wrong.square().mean(dim=(-3, -2, -1)).sqrt().view(index.shape)
 
 
 def make_experience(

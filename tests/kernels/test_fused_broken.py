@@ -42,6 +42,10 @@ BREAKS = {
         "/ (PIXELS - 1)": "/ PIXELS",
         "total / (3 * PIXELS)": "total / (4 * PIXELS)",
     },
+    "masked_mse:change_error": {
+        "3 * (PIXELS - FRAME)": "3 * PIXELS",
+        "(b_next - b_now) * b_deviation": "(b_next - b_now)",
+    },
     "policy": {
         "keep * b_softmax + base": "keep * b_softmax",
         "entropy + i_b, -tl.sum": "entropy + i_b, tl.sum",

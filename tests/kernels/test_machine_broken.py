@@ -34,6 +34,9 @@ BREAKS = {
     "token_gather": {"m_c = o_c < width": "m_c = o_c >= 0"},
     "decoder_assemble": {"positions + ": "positions + 1 + "},
     "masked_mse": {"p_patch + o_d, mask=m_p, other=0)": "p_patch + o_d)"},
+    "masked_mse:change_error": {
+        "mask=m_next, other=0).to(tl.float32)": "mask=m_p, other=0).to(tl.float32)"
+    },
     "policy": {'tl.load(logits + o_n, mask=m_n, other=-float("inf"))': "tl.load(logits + o_n)"},
 }
 CASES = [(name, *change) for name, changes in BREAKS.items() for change in changes.items()]

@@ -16,7 +16,9 @@ PARTS = ("trajectory_attention_bwd", "grad_tokens", "grad_weights")
 
 
 def op_of(file: str) -> str:
-    """The op that a file of ``kernels/fused`` is for."""
+    """The op that a file of ``kernels/fused`` is for, or the one behind its name and a colon."""
+    if ":" in file:
+        return file.partition(":")[2]
     return "policy_logprob" if file == "policy" else file.removesuffix("_backward")
 
 
@@ -24,6 +26,7 @@ def op_of(file: str) -> str:
 def broken(file: str, old: str, new: str, folder: Path) -> Iterator[None]:
     """Inside, level ``triton`` runs ``kernels/fused/<file>.py`` with ``old`` replaced by ``new``,
     written to the test's own ``folder``."""
+    file = file.partition(":")[0]
     source = (FUSED / f"{file}.py").read_text()
     assert old in source, "the kernel has changed: choose another break"
     path = folder / f"{file}.py"

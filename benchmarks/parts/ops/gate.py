@@ -76,7 +76,7 @@ class Gate:
         for seed, cotangent in zip(seeds, self._cotangents, strict=True):
             seed[-self._clips :] = cotangent.to(seed.dtype)
         leaves = problem.leaves()
-        gradients = torch.autograd.grad(floating, list(leaves.values()), seeds)
+        gradients = torch.autograd.grad(floating, list(leaves.values()), seeds) if leaves else ()
         results = {}
         for index, out in enumerate(outputs):
             last = out.detach()[-self._clips :]

@@ -1,4 +1,4 @@
-"""The reward ``change_error``: what the model does not foresee of how a token changes."""
+"""The op ``change_error``: what the model does not foresee of how a token changes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tats_fast import kernels
-from tats_fast.rl import change_error
+from tats_fast.kernels import change_error
 
 TUBELET, PATCH = 2, 4
 D = TUBELET * PATCH * PATCH * 3
