@@ -126,7 +126,7 @@ class ClipCutter:
         places = segment_places(self.seed, *task.key, task.attempt, num_frames)
         try:
             if self.formats is not None and not task.host:
-                plan = plan_clip(path, choose, self.formats)
+                plan = plan_clip(path, choose, self.formats, timeout)
                 if plan is not None:
                     boxes = [crop(plan.width, plan.height) for crop in crops]
                     return Encoded(path, plan, boxes, flips)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tats_fast.data.clip import window_start
 from tats_fast.data.pyav import codec_name, packets_of
 from tats_fast.data.segment import Packet, Segment, cut_segment
-from tats_fast.data.video import DecodeError, Timing, fit_window, open_video
+from tats_fast.data.video import Deadline, DecodeError, Timing, fit_window, open_video
 
 if TYPE_CHECKING:
     import av
@@ -51,25 +51,34 @@ Choice = Callable[[Timing, list[float]], list[int]]
 """From a file's claims and its frames' times (s, ascending, not empty) to frame numbers."""
 
 
-def plan_clip(path: str, choose: Choice, formats: Formats) -> FramePlan | None:
+def plan_clip(
+    path: str, choose: Choice, formats: Formats, timeout: float | None = None
+) -> FramePlan | None:
     """The frames that ``choose`` takes, or None where packets do not show which they are.
 
     Reads the file to the clip's end twice without decoding it, except for one frame of a file met
     for the first time and the clip's keyframes. A file that cannot be read has no plan:
     ``decode_crops`` says why, or succeeds.
+
+    timeout: seconds after which the file is given up between two packets; none = never.
+
+    Raises:
+        DecodeError: it took longer.
     """
+    deadline = Deadline(path, timeout)
     try:
         if not _plain(path, formats):
             return None
         with open_video(path) as (_, stream):
-            timing, packets = Timing.of(path, stream), _packets(stream)
+            timing, packets = Timing.of(path, stream), _packets(stream, deadline)
             width, height = stream.codec_context.width, stream.codec_context.height
             seconds = float(stream.time_base)
         if packets is None:
             return None
         frames = choose(timing, sorted(packet.pts * seconds for packet in packets))
-        segment = cut_segment(path, packets, frames, (width, height))
+        segment = cut_segment(path, packets, frames, (width, height), deadline)
     except DecodeError:
+        deadline.check()
         return None
     return None if segment is None else FramePlan(frames, width, height, segment)
 
@@ -118,10 +127,11 @@ def _plain(path: str, formats: Formats) -> bool:
         )
 
 
-def _packets(stream: av.VideoStream) -> list[Packet] | None:
+def _packets(stream: av.VideoStream, deadline: Deadline) -> list[Packet] | None:
     """The pictures of a file in its order, or None where packets do not show each one's time."""
     packets = []
     for packet in packets_of(stream.container, stream):
+        deadline.check()
         if packet.size == 0:
             continue
         if packet.pts is None or packet.is_corrupt or packet.is_discard:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tats_fast.data.picture_size import picture_sizes
 from tats_fast.data.pyav import codec_name, packets_of
-from tats_fast.data.video import open_video, stands_alone
+from tats_fast.data.video import Deadline, open_video, stands_alone
 
 if TYPE_CHECKING:
     import av
@@ -41,7 +41,11 @@ class Segment:
 
 
 def cut_segment(
-    path: str, packets: Sequence[Packet], frames: Sequence[int], size: tuple[int, int]
+    path: str,
+    packets: Sequence[Packet],
+    frames: Sequence[int],
+    size: tuple[int, int],
+    deadline: Deadline,
 ) -> Segment | None:
     """The segment with certain frames of a video, or None where its pictures may have another size,
     do not begin with a keyframe, or are too many bytes.
@@ -52,7 +56,7 @@ def cut_segment(
         size: width and height in pixels that all pictures must have.
 
     Raises:
-        DecodeError: the file cannot be read.
+        DecodeError: the file cannot be read, or it takes too long.
     """
     shown = sorted(range(len(packets)), key=lambda number: packets[number].pts)
     first, last = min(frames), max(frames)
@@ -69,14 +73,16 @@ def cut_segment(
     # comes after it refers to pictures before it.
     stop = max(shown[: last + 1]) + 1
     taken = [n for n in range(start, stop) if packets[n].pts >= packets[start].pts]
-    data = _remuxed(path, stop, frozenset(taken), size)
+    data = _remuxed(path, stop, frozenset(taken), size, deadline)
     if data is None:
         return None
     place = {number: place for place, number in enumerate(n for n in shown if n in set(taken))}
     return Segment(data, [place[number] for number in wanted])
 
 
-def _remuxed(path: str, stop: int, taken: frozenset[int], size: tuple[int, int]) -> bytes | None:
+def _remuxed(
+    path: str, stop: int, taken: frozenset[int], size: tuple[int, int], deadline: Deadline
+) -> bytes | None:
     """The packets numbered ``taken``, all below ``stop``, as a Matroska file; None if too large, or
     not as ``_Pictures`` wants them."""
     import av
@@ -89,6 +95,7 @@ def _remuxed(path: str, stop: int, taken: frozenset[int], size: tuple[int, int])
         )
         packets = (packet for packet in packets_of(container, source) if packet.size)
         for number, packet in enumerate(islice(packets, stop)):
+            deadline.check()
             if number not in taken:
                 continue
             left -= packet.size

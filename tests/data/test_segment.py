@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from tats_fast.data.loader import make_loader
 from tats_fast.data.order import StreamBatches
 from tats_fast.data.picture_size import UNKNOWN, mjpeg_sizes, vp9_sizes
 from tats_fast.data.plan import choose_frames, plan_clip
-from tats_fast.data.video import open_video
+from tats_fast.data.pyav import packets_of
+from tats_fast.data.video import DecodeError, open_video
 
 pytestmark = pytest.mark.skipif(dali_problem() is not None, reason=str(dali_problem()))
 VP9 = {"deadline": "realtime", "cpu-used": "8", "g": "12"}
@@ -148,6 +150,22 @@ def test_an_open_group_of_pictures(tmp_path):
         with open_video("segment", made.segment.data) as (container, stream):
             clip = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
         assert numbers(np.stack([clip[n] for n in made.segment.frames])) == made.frames
+
+
+@pytest.mark.parametrize("late", ["tats_fast.data.plan", "tats_fast.data.segment"])
+def test_planning_has_the_time_of_a_clip(tmp_path, monkeypatch, late):
+    path = write_video(tmp_path / "a.webm", 40, "libvpx-vp9", options=VP9)
+    choose = partial(choose_frames, num_frames=FRAMES, stride=2, window=0.5)
+    assert plan_clip(str(path), choose, CPU_FORMATS, timeout=60) is not None
+
+    def slow(*arguments):
+        for packet in packets_of(*arguments):
+            time.sleep(0.1)
+            yield packet
+
+    monkeypatch.setattr(f"{late}.packets_of", slow)
+    with pytest.raises(DecodeError, match=r"took longer than 0\.5 s"):
+        plan_clip(str(path), choose, CPU_FORMATS, timeout=0.5)
 
 
 def test_a_segment_too_large_for_memory_is_no_plan(tmp_path, monkeypatch):
