@@ -13,6 +13,7 @@ from typing import Any
 from tats_fast.commands.datasets import MAKE_BENCHMARK, PREPARE, VERIFY
 from tats_fast.commands.exchange import EXPORT, IMPORT
 from tats_fast.commands.inspection import COMPARE, DOCTOR, REFERENCE, VISUALIZE
+from tats_fast.commands.planning import PLAN
 from tats_fast.commands.recognition import EVALUATE, EXTRACT, PROBE
 from tats_fast.commands.training import FINETUNE, PRETRAIN
 from tats_fast.config import ConfigError, Failure
@@ -21,7 +22,7 @@ from tats_fast.version import __version__
 
 LOGGER = logging.getLogger("tats_fast")
 COMMANDS = (
-    *(PRETRAIN, FINETUNE, PROBE, EVALUATE, EXTRACT, VISUALIZE),
+    *(PLAN, PRETRAIN, FINETUNE, PROBE, EVALUATE, EXTRACT, VISUALIZE),
     *(COMPARE, REFERENCE, PREPARE, MAKE_BENCHMARK, VERIFY, EXPORT, IMPORT, DOCTOR),
 )
 
