@@ -24,9 +24,10 @@ RECORDS = ROOT / "benchmarks" / "records"
 SIZES = {"width": 64, "depth": 4, "heads": 4, "decoder_width": 32, "decoder_depth": 2}
 
 
-def planned(config, processes=1, stage=0, bf16=False, compiled=False, fused=False):
+def planned(config, processes=1, stage=0, bucket=0, bf16=False, compiled=False, fused=False):
     kinds = {"bf16": bf16, "compiled": compiled, "fused": fused}
-    return step_memory(config, count_parameters(config), Sharing(processes, stage), **kinds)
+    sharing = Sharing(processes, stage, bucket)
+    return step_memory(config, count_parameters(config), sharing, **kinds)
 
 
 def state_bytes(learner):
@@ -99,19 +100,28 @@ def test_a_gpu_took_what_was_planned(record, epochs, batch, path, mebibytes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2])
-def test_zero_shares_out_what_was_planned(tiny_config, tmp_path, stage):
-    """Between two steps, when neither gradients nor activations are there."""
+@pytest.mark.parametrize("stage", [0, 1, 2], ids=["DDP", "ZeRO-1", "ZeRO-2"])
+def test_two_processes_take_what_was_planned(tiny_config, tmp_path, stage):
     config = tiny_config(
-        device="cpu", data={"train": "none"}, train={"batch_size": 4}, model={**SIZES, "width": 128}
+        device="cpu",
+        data={"train": "none"},
+        train={"batch_size": 32, "steps": 10},
+        sampler={"warmup_frac": 0.0},
+        model={**SIZES, "width": 128},
     )
     save_config(config, tmp_path / "run.yaml")
+    bucket = 100_000
+    settings = {"zero_optimization": {"reduce_bucket_size": bucket}}
+    (tmp_path / "small.json").write_text(json.dumps(settings))
+    overrides = [f"distributed.zero_stage={stage}"]
+    overrides += ["distributed.deepspeed_config=small.json"] if stage else []
+    launcher = "deepspeed" if stage else "torchrun"
     script = str(ROOT / "tests/support/state_bytes.py")
-    override = f"distributed.zero_stage={stage}"
-    process = start(tmp_path / "run.yaml", override, launcher="deepspeed", script=script)
-    (found,) = re.findall(r'\{"alive": (\d+)\}', finish(process))
-    memory = planned(config, 2, stage)
-    assert memory.weights + memory.optimizer == pytest.approx(int(found), rel=0.03)
+    process = start(tmp_path / "run.yaml", *overrides, launcher=launcher, script=script)
+    found = json.loads(re.search(r'\{"alive": .*\}', finish(process))[0])
+    memory = planned(config, 2, stage, bucket)
+    assert memory.weights + memory.optimizer == pytest.approx(found["alive"], rel=0.03)
+    assert memory.peak == pytest.approx(found["peak"], rel=WITHIN)
 
 
 def test_what_zero_shares_out(tiny_config):

@@ -1,4 +1,5 @@
-"""Bytes of all tensors alive in a training process between two steps, printed as JSON.
+"""Bytes that a training process has taken at its peak, and those of all tensors that Python knows
+between two steps, printed as JSON.
 
 deepspeed --num_accelerators 2 tests/support/state_bytes.py --config run.yaml [key=value ...]
 """
@@ -10,6 +11,7 @@ import gc
 import json
 
 import torch
+from live_memory import peak_growth
 
 from tats_fast.commands.training import resolve_engine
 from tats_fast.config import load_config
@@ -36,17 +38,21 @@ def main() -> None:
     config = load_config(options.config, options.overrides)
     config = resolve_engine(config, by_deepspeed=options.local_rank is not None)
     world = join_world("cpu", options.local_rank, config.distributed.engine == "deepspeed")
+    kept = []
+
+    def train() -> None:
+        kept.append(make_learner(config, world))
+        model, size = config.model, config.train.batch_size // world.size
+        for step in range(3):
+            shape = (size, model.num_frames, model.image_size, model.image_size, 3)
+            clips = torch.zeros(shape, dtype=torch.uint8)
+            pretrain_step(kept[0], [clips], plan_step(config, step, 10))
+
     before = alive()
-    learner = make_learner(config, world)
-    model, train = config.model, config.train
-    shape = (model.num_frames, model.image_size, model.image_size, 3)
-    for step in range(2):
-        clips = torch.zeros((train.batch_size // world.size, *shape), dtype=torch.uint8)
-        pretrain_step(learner, [clips], plan_step(config, step, 10))
-        del clips
-    found = alive() - before
+    peak = peak_growth(train)
+    found = {"alive": alive() - before, "peak": peak}
     if world.is_main:
-        print(json.dumps({"alive": found}), flush=True)
+        print(json.dumps(found), flush=True)
     end_process(0)
 
 
