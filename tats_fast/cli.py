@@ -14,6 +14,7 @@ from typing import Any
 from tats_fast.commands.datasets import MAKE_BENCHMARK, PREPARE, VERIFY
 from tats_fast.commands.exchange import EXPORT, IMPORT
 from tats_fast.commands.inspection import COMPARE, DOCTOR, REFERENCE, VISUALIZE
+from tats_fast.commands.planning import PLAN
 from tats_fast.commands.recognition import EVALUATE, EXTRACT, PROBE
 from tats_fast.commands.settings import CONFIG
 from tats_fast.commands.training import FINETUNE, PRETRAIN
@@ -29,7 +30,7 @@ _NOT_OURS = (
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EMFILE),
 )
 COMMANDS = (
-    *(PRETRAIN, FINETUNE, PROBE, EVALUATE, EXTRACT, VISUALIZE),
+    *(PLAN, PRETRAIN, FINETUNE, PROBE, EVALUATE, EXTRACT, VISUALIZE),
     *(COMPARE, REFERENCE, PREPARE, MAKE_BENCHMARK, VERIFY, EXPORT, IMPORT, CONFIG, DOCTOR),
 )
 

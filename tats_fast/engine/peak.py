@@ -1,4 +1,5 @@
-"""How many FLOP per second a chip can do at most, by its data sheet: what MFU is relative to."""
+"""How many FLOP per second a chip can do at most, by its data sheet, which MFU is relative to; and
+how much memory it has."""
 
 from __future__ import annotations
 
@@ -11,6 +12,9 @@ PEAK_TFLOPS = {
 }
 """Dense matrix rates in TFLOP/s from NVIDIA's data sheets (SXM parts, without sparsity); "fp32" is
 without TF32."""
+
+MEMORY_GIB = {"H200": 139.0, "H100": 79.2, "A100": 79.2}
+"""What PyTorch sees of 141 and 80 GB; the H100's was read from one, the others are rounded down."""
 
 
 def chip_name(device: torch.device) -> str | None:

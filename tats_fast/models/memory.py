@@ -8,6 +8,7 @@ width, r MLP ratio, F token-frames, D numbers per patch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tats_fast.config import ModelConfig
@@ -28,39 +29,44 @@ def numbers(bf16: bool, compiled: bool) -> Numbers:
     return Numbers(2) if compiled else Numbers(2, wider=2)
 
 
-def block(tokens: int, width: int, mlp_ratio: float, kept: Numbers) -> int:
-    """Bytes of a transformer block: its input, two norms' outputs, q, k and v, what attention
+class Stack(NamedTuple):
+    """Transformer blocks of one kind: how many, and the bytes of one and of its input."""
+
+    depth: int
+    block: int
+    entry: int
+
+
+def stack(depth: int, tokens: int, width: int, mlp_ratio: float, kept: Numbers) -> Stack:
+    """Blocks over n tokens. Each keeps its input, two norms' outputs, q, k and v, what attention
     gives, the sum after it, and both sides of the activation: (8 + 2 r) n C numbers."""
-    return round(tokens * width * ((8 + 2 * mlp_ratio) * kept.size + 2 * kept.wider))
+    per_token = (8 + 2 * mlp_ratio) * kept.size + 2 * kept.wider
+    return Stack(depth, round(tokens * width * per_token), tokens * width * kept.size)
 
 
-def blocks(
-    depth: int, tokens: int, width: int, mlp_ratio: float, kept: Numbers, recompute: bool
-) -> int:
-    """Bytes of ``depth`` blocks; with ``recompute`` only their inputs."""
-    if recompute:
-        return depth * tokens * width * kept.size
-    return depth * block(tokens, width, mlp_ratio, kept)
+def blocks(stacks: Sequence[Stack], recompute: bool) -> int:
+    """Bytes of all blocks; with ``recompute`` those of their inputs, and of one block at a time."""
+    if not recompute:
+        return sum(part.depth * part.block for part in stacks)
+    return sum(part.depth * part.entry for part in stacks) + max(part.block for part in stacks)
 
 
-def mae(model: ModelConfig, visible: int, length: int, kept: Numbers, recompute: bool) -> int:
-    """Bytes of the autoencoder with N_v ``visible`` tokens in the encoder and ``length`` in the
-    decoder: blocks, patches in the compute dtype, tokens, both final norms, prediction.
+def mae_stacks(model: ModelConfig, visible: int, length: int, kept: Numbers) -> list[Stack]:
+    """Encoder over N_v ``visible`` tokens and decoder over ``length``."""
+    ratio = model.mlp_ratio
+    return [
+        stack(model.depth, visible, model.width, ratio, kept),
+        stack(model.decoder_depth, length, model.decoder_width, ratio, kept),
+    ]
 
-    With ``recompute``, one block at a time is there in full.
-    """
-    tokens, ratio = model.num_tokens, model.mlp_ratio
-    shapes = (
-        (model.depth, visible, model.width),
-        (model.decoder_depth, length, model.decoder_width),
-    )
-    total = sum(blocks(*shape, ratio, kept, recompute) for shape in shapes)
-    if recompute:
-        total += max(block(count, width, ratio, kept) for _, count, width in shapes)
+
+def mae_ends(model: ModelConfig, visible: int, length: int, kept: Numbers) -> int:
+    """Bytes that the autoencoder keeps besides its blocks: patches in the compute dtype, tokens,
+    both final norms, and the prediction."""
     masked = length - visible
-    ends = visible * model.width + masked * model.decoder_width
-    rest = tokens * (model.patch_dim + model.width) + masked * model.patch_dim + 2 * ends
-    return total + rest * kept.size + ends * kept.wider
+    norms = visible * model.width + masked * model.decoder_width
+    tokens = model.num_tokens * (model.patch_dim + model.width)
+    return (tokens + masked * model.patch_dim + 2 * norms) * kept.size + norms * kept.wider
 
 
 def pixels(model: ModelConfig) -> int:
@@ -68,16 +74,16 @@ def pixels(model: ModelConfig) -> int:
     return 2 * model.num_tokens * model.patch_dim
 
 
-def sampler(model: ModelConfig, kind: str, kept: Numbers, fused: bool, recompute: bool) -> int:
-    """Bytes of the sampler: its block, final norm and what actor and critic see.
+def sampler_stack(model: ModelConfig, kind: str, kept: Numbers, fused: bool) -> Stack:
+    """The sampler's block. Trajectory attention keeps F trajectory tokens per token besides, its
+    own and the second query; the composition keeps F more."""
+    plain = stack(1, model.num_tokens, model.width, model.mlp_ratio, kept)
+    if kind == "joint":
+        return plain
+    more = 2 + model.token_frames * (1 if fused else 2)
+    return plain._replace(block=plain.block + more * plain.entry)
 
-    Trajectory attention keeps F trajectory tokens per token, own and second queries and its output
-    besides, (12 + F + 2 r) N C numbers with the ends; the composition keeps F more.
-    """
-    tokens, width, frames = model.num_tokens, model.width, model.token_frames
-    one = tokens * width
-    ends = one * (2 * kept.size + kept.wider)
-    whole = block(tokens, width, model.mlp_ratio, kept)
-    if kind == "trajectory":
-        whole += one * (2 + frames * (1 if fused else 2)) * kept.size
-    return ends + whole + (one * kept.size if recompute else 0)
+
+def sampler_ends(model: ModelConfig, kept: Numbers) -> int:
+    """Bytes of the sampler's final norm, and of what actor and critic see."""
+    return model.num_tokens * model.width * (2 * kept.size + kept.wider)

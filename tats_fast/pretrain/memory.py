@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -15,7 +16,7 @@ from tats_fast.models.restore import build_models
 FP32 = 4
 MOMENTS = 2
 REDUCE_BUCKET = 500_000_000
-"""Numbers in the buffer in which DeepSpeed gathers gradients by default (``reduce_bucket_size``)."""
+"""Numbers in the buffer in which DeepSpeed gathers gradients, by default."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,21 @@ class StepMemory:
         return rest + max(forward, self.gradients)
 
 
-def parameter_counts(config: RunConfig) -> tuple[int, int, int]:
-    """Parameters of the autoencoder, of the sampler, and numbers in fixed tables."""
+class Counts(NamedTuple):
+    """Parameters of autoencoder and sampler, and numbers in fixed tables."""
+
+    mae: int
+    sampler: int
+    tables: int
+
+
+def count_parameters(config: RunConfig) -> Counts:
+    """Those of the models of a run, which are built without memory."""
     with torch.device("meta"):
         models = build_models(config, "cpu")
     sizes = [sum(p.numel() for p in m.parameters()) if m is not None else 0 for m in models]
     tables = sum(table.numel() for m in models if m is not None for table in m.buffers())
-    return sizes[0], sizes[1], tables
+    return Counts(*sizes, tables)
 
 
 def activations(config: RunConfig, bf16: bool, compiled: bool, fused: bool) -> int:
@@ -69,21 +78,24 @@ def activations(config: RunConfig, bf16: bool, compiled: bool, fused: bool) -> i
     Args:
         fused: whether the Triton kernels run.
     """
-    model, strategy, recompute = config.model, config.masking.strategy, config.train.recompute
+    model, strategy = config.model, config.masking.strategy
     visible = visible_tokens(strategy, model, config.masking.ratio)
     length = decoder_length(config.masking, visible, model.num_tokens)
     kept = memory.numbers(bf16, compiled)
-    total = memory.pixels(model) + memory.mae(model, visible, length, kept, recompute)
+    stacks = memory.mae_stacks(model, visible, length, kept)
+    total = memory.pixels(model) + memory.mae_ends(model, visible, length, kept)
     if not fused:  # the composed loss keeps its difference in fp32
         total += (length - visible) * model.patch_dim * (FP32 - kept.size)
     if strategy in LEARNED_STRATEGIES:
-        total += memory.sampler(model, config.sampler.attention, kept, fused, recompute)
-    return total
+        stacks.append(memory.sampler_stack(model, config.sampler.attention, kept, fused))
+        total += memory.sampler_ends(model, kept)
+    return total + memory.blocks(stacks, config.train.recompute)
 
 
 def step_memory(
     config: RunConfig,
-    sharing: Sharing = Sharing(),
+    counts: Counts,
+    sharing: Sharing,
     *,
     bf16: bool,
     compiled: bool,
@@ -94,7 +106,7 @@ def step_memory(
     ZeRO splits the moments and its master copy of the weights among the processes, and from
     stage 2 the gradients; the sampler stays whole.
     """
-    main, sampler, tables = parameter_counts(config)
+    main, sampler, tables = counts
     processes, stage = sharing.processes, sharing.zero_stage
     share = processes if stage >= 1 else 1
     clips = config.train.batch_size // (processes * config.train.accumulation)

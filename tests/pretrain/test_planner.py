@@ -1,0 +1,71 @@
+"""tats_fast/pretrain/planner.py and the command: what a run will take."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from tats_fast.cli import main
+from tats_fast.config import load_config
+from tats_fast.engine.peak import MEMORY_GIB, PEAK_TFLOPS
+from tats_fast.models.restore import build_models
+from tats_fast.pretrain.planner import make_plan
+from tats_fast.pretrain.planner_options import CHIPS, PlanOptions
+
+
+def plan(*overrides, **options):
+    return make_plan(load_config(overrides=list(overrides)), PlanOptions(**options))
+
+
+def test_every_chip_has_its_numbers():
+    assert set(CHIPS) == set(MEMORY_GIB) == set(PEAK_TFLOPS)
+
+
+def test_parameters_are_those_of_the_models():
+    config = load_config(overrides=["model.preset=vit_tiny"])
+    mae, sampler = build_models(config, "cpu")
+    counts = make_plan(config, PlanOptions(gpus=1)).counts
+    assert counts.mae == sum(p.numel() for p in mae.parameters())
+    assert counts.sampler == sum(p.numel() for p in sampler.parameters())
+
+
+@pytest.mark.parametrize("overrides", [(), ("train.recompute=true",), ("train.accumulation=2",)])
+def test_the_largest_batch_fits_and_one_clip_more_does_not(overrides):
+    base = plan(*overrides, gpus=2, zero=1)
+    exact, more = (plan(*overrides, gpus=2, zero=1, batch=base.largest + extra) for extra in (0, 1))
+    assert exact.fits and not more.fits
+    assert base.largest_recomputing >= base.largest > 0
+
+
+def test_a_model_that_is_too_large_for_any_batch():
+    huge = plan("model.width=8192", "model.heads=64", "model.depth=48", gpus=1, batch=1)
+    assert not huge.fits and huge.largest == huge.largest_recomputing == 0
+
+
+def test_hours_are_flop_over_rate():
+    """ViT-B, K = 1, ratio .95: 276 GFLOP per clip (docs/method.md)."""
+    overrides = ("masking.ratio=0.95", "ppo.epochs=1", "sampler.warmup_frac=0", "train.epochs=800")
+    one = plan(*overrides, gpus=1, batch=128, dataset="ssv2", mfu=0.4)
+    seconds = 800 * 168_913 * 276.13e9 / (989e12 * 0.4)
+    assert one.hours == pytest.approx(seconds / 3600, rel=1e-3)
+    eight = make_plan(one.config, replace(one.options, gpus=8))
+    assert eight.hours == pytest.approx(one.hours / 8, rel=1e-3)
+    slower = plan(*overrides, "train.recompute=true", gpus=1, batch=128, dataset="ssv2", mfu=0.4)
+    assert slower.hours == pytest.approx(one.hours * 4 / 3)
+
+
+def test_the_command(capsys):
+    line = "plan --model vit_huge --gpus 8 --batch 64 --zero 2 --dataset kinetics400"
+    assert main(line.split()) == 0
+    text = capsys.readouterr().out
+    assert "8 x H100 (ZeRO-2), train.batch_size=512" in text
+    sizes = dict(re.findall(r"^  (\w+).*?(\d+\.\d\d)(?:\s|$)", text, re.MULTILINE))
+    # 16 bytes a parameter and 693 M of them, of which ZeRO-2 leaves a process an eighth of most.
+    assert float(sizes["optimizer"]) == pytest.approx(8 * (693 / 8 + 28) * 1e6 / 2**30, rel=0.02)
+    assert "240,000 videos" in text and "hours at 28% MFU" in text
+    assert main(["plan", "--videos", "1000", "train.epochs=10"]) == 0
+    assert "in 20 steps over 1,000 videos" in capsys.readouterr().out
+    assert main(["plan", "--batch", "0"]) == 2
+    assert "--batch=0: must be at least 1" in capsys.readouterr().err
