@@ -188,4 +188,4 @@ def end_process(code: int) -> None:
 
 def draw_seed(seed: int, step: int, rank: int) -> int:
     """Seed of the masks of one step on one process; the same whenever the step is run again."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]) >> 1
