@@ -33,7 +33,7 @@ ALLOWED = {
     | {"run_folder"},
     "finetune": MODELS | {"data", "interchange", "recognition", "engine", "run_folder"},
 }
-OPTIONAL = {"deepspeed", "flash_attn", "nvidia", "triton", "transformers"}
+OPTIONAL = {"deepspeed", "flash_attn", "nvidia", "onnx", "onnxscript", "triton", "transformers"}
 HEAVY = {"av", "matplotlib", "PIL", "rich", "tensorboard"}
 
 

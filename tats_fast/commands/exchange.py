@@ -17,8 +17,8 @@ LOGGER = logging.getLogger("tats_fast")
 class ExportOptions(FromCheckpoint):
     """``tats-fast export``."""
 
-    to: str = option(help="format", choices=("huggingface",))
-    out: str = option(help="folder to write", metavar="DIR")
+    to: str = option(help="format", choices=("huggingface", "onnx"))
+    out: str = option(help="folder to write, or file ending in .onnx", metavar="PATH")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +35,15 @@ class ImportOptions(Options):
 
 def _export(arguments: argparse.Namespace) -> int:
     from tats_fast.interchange import export_hugging_face, read_weights
+    from tats_fast.interchange.onnx import export_onnx
 
     options = chosen(ExportOptions, arguments)
-    weights = read_weights(options.checkpoint, model_overrides(arguments.overrides))
-    print(f"wrote {export_hugging_face(weights, Path(options.out))}")
+    export = {"huggingface": export_hugging_face, "onnx": export_onnx}[options.to]
+    overrides = model_overrides(arguments.overrides)
+    if options.to == "onnx":
+        overrides = {"attention": "sdpa", **overrides}  # a part of ONNX, as no other one is
+    weights = read_weights(options.checkpoint, overrides)
+    print(f"wrote {export(weights, Path(options.out))}")
     return 0
 
 

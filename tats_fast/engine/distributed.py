@@ -189,4 +189,4 @@ def end_process(code: int) -> None:
 def draw_seed(seed: int, step: int, rank: int = 0) -> int:
     """Seed of the draws of one step, of one process where they differ; the same whenever the step
     is run again."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]) >> 1

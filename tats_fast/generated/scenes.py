@@ -209,8 +209,8 @@ def moving_share(moving: Tensor, tubelet: int, patch: int) -> Tensor:
 
 def _generator(device: torch.device | str, *words: int) -> torch.Generator:
     """A generator whose seed is made of several numbers."""
-    seed = np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1
-    return torch.Generator(device).manual_seed(int(seed))
+    seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
+    return torch.Generator(device).manual_seed(seed)
 
 
 def _mapped(item: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -24,7 +24,7 @@ class Stream:
 
     def __init__(self, config: RunConfig, rank: int, device: torch.device) -> None:
         words = np.random.SeedSequence([config.seed, rank, _TRAINING])
-        seeds = [int(word >> 1) for word in words.generate_state(2, np.uint64)]
+        seeds = [int(word) >> 1 for word in words.generate_state(2, np.uint64)]
         shape = config.model.num_frames, config.model.image_size
         self.device, self.pans = device, config.generated.pans
         self._scenes = Scenes(config.generated, *shape, seeds[0], device)

@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
-from data_files import numbered_frame, numbers, write_audio, write_video
+from data_files import CAN_TURN, numbered_frame, numbers, write_audio, write_video
 
 from tats_fast.data.clip import ClipDraw, multi_scale_crop, window_start
 from tats_fast.data.pixels import FrameScaler
@@ -107,6 +108,10 @@ def test_pixel_formats(tmp_path, codec, pix_fmt):
 ROTATIONS = {90: 3, 180: 2, 270: 1}
 
 
+turns_files = pytest.mark.skipif(not CAN_TURN, reason="PyAV writes rotations from release 17 on")
+
+
+@turns_files
 @pytest.mark.parametrize("angle", ROTATIONS)
 def test_rotation_metadata(tmp_path, angle):
     turns = ROTATIONS[angle]
@@ -121,6 +126,7 @@ def test_rotation_metadata(tmp_path, angle):
     assert numbers(decode_window(str(path), 4, 3, 48, 0.999)) == [10, 13, 16, 19]
 
 
+@turns_files
 def test_mirror_metadata(tmp_path):
     path = write_video(
         tmp_path / "a.mp4",
@@ -362,10 +368,15 @@ def test_frames_do_not_wait_for_the_cycle_collector(tmp_path):
     write_video(path, 60)
     gc.collect()
     gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
     try:
         decode_window(str(path), 16, 2, 32)
-        assert gc.collect() < 16  # the frames were 31, and each held a few objects
+        gc.collect()
+        waited = [item for item in gc.garbage if isinstance(item, av.VideoFrame)]
+        assert len(waited) < 4  # of 31; what describes their formats may wait
     finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
         gc.enable()
 
 

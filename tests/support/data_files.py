@@ -9,6 +9,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+CAN_TURN = int(av.__version__.partition(".")[0]) >= 17
+"""Whether this PyAV writes rotations; all of them read them."""
+
 
 def numbered_frame(number: int, width: int, height: int) -> np.ndarray:
     """(height, width, 3) uint8: the 8 bits of ``number`` as 2 x 4 black or white blocks that fill

@@ -25,6 +25,7 @@ SHOWN = ("torch", "av", "numpy", "transformers")
 # Transformers' models, pictures. Not the arithmetic, which is torch's.
 TIER = (
     *("tests/config", "tests/data", "tests/commands", "tests/report/test_visualize.py"),
+    "tests/pretrain/test_generated.py",
     *("tests/models/test_mae.py", "tests/interchange/test_interchange.py"),
 )
 _ENOUGH = (
