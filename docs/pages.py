@@ -15,12 +15,16 @@ from typing import Any
 import yaml
 
 from tats_fast.cli import make_parser
-from tats_fast.config import FinetuneConfig, RunConfig
+from tats_fast.config import FinetuneConfig, RunConfig, load_config
 from tats_fast.config.describe import meanings
 from tats_fast.config.reading import build_config, flat
 from tats_fast.config.recipes import recipes
+from tats_fast.pretrain.planner import make_plan
+from tats_fast.pretrain.planner_options import PlanOptions
 
 ROOT = Path(__file__).resolve().parent.parent
+VIDEOS = {"kinetics400": 240_000, "ssv2": 168_913, "ucf101": 9_537, "hmdb51": 3_570}
+"""Training videos; of Kinetics-400 about those that can still be had, of the last two split 1."""
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -140,8 +144,28 @@ def recipe_page() -> str:
     return (
         "# Recipes\n\nBy name with `--config`, in a clone and in an installed package; every "
         "number has its source in the file, and the command to start it.\n\n"
-        f"{table(head, rows)}\n\nWhat a step costs on a GPU is in [Benchmarks](benchmarks.md).\n"
+        f"{table(head, rows)}\n\n## Hours and memory\n\n`tats-fast plan` for each recipe of "
+        "pretraining on H100s, 64 clips per GPU and micro-batch, DDP. Hours assume 28% of the "
+        "data sheet's rate, measured with ViT-B on one of them; loading and the exchange of "
+        f"gradients are not in them ([planning.md](planning.md)).\n\n{costs()}\n"
     )
+
+
+def costs() -> str:
+    """Hours and memory of the recipes of pretraining."""
+    rows = []
+    for name, path in recipes().items():
+        videos = next((count for data, count in VIDEOS.items() if data in name), None)
+        if not name.startswith("pretrain/") or videos is None:
+            continue
+        config = load_config(path)
+        plans = [
+            make_plan(config, PlanOptions(model=config.model.preset, gpus=gpus, videos=videos))
+            for gpus in (1, 8, 64)
+        ]
+        hours = [f"{h:.0f}" if (h := plan.hours) >= 10 else f"{h:.1f}" for plan in plans]
+        rows.append([f"`{name}`", f"{videos:,}", *hours, f"{plans[1].memory.peak / 2**30:.0f} GiB"])
+    return table(["recipe", "videos", "hours, 1 GPU", "8 GPUs", "64 GPUs", "memory of each"], rows)
 
 
 def summary(path: Path) -> str:
