@@ -106,3 +106,16 @@ def test_processes_augment_differently_and_resume_exactly(folder):
     launch("torchrun", folder, "halves", *settings)
     for key, value in model(folder, "straight").items():
         assert torch.equal(value, model(folder, "halves")[key]), key
+
+
+def test_one_process_goes_on_from_two_under_zero(folder):
+    """Layer decay has two parameter groups for every layer, each of which ZeRO splits."""
+    settings = (*EXACT, "train.checkpoint_every=2")
+    launch("python", folder, "never_changed", *settings)
+    launch("deepspeed", folder, "changed", *settings, "distributed.zero_stage=2")
+    (folder / "changed" / "checkpoints" / "step_000004").rename(folder / "with_zero")
+    output = launch("python", folder, "changed", *settings)
+    assert "processes: 2 -> 1" in output and "distributed.engine: deepspeed -> " in output
+    expected = model(folder, "never_changed")
+    for key, value in model(folder, "changed").items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-2, atol=2e-4, msg=key)

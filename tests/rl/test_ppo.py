@@ -11,7 +11,14 @@ import torch
 from tats_fast import kernels
 from tats_fast.config import PPOConfig
 from tats_fast.models import Policy, TokenSplit
-from tats_fast.rl import Experience, RewardScale, make_experience, sampler_loss, token_rewards
+from tats_fast.rl import (
+    Experience,
+    RewardScale,
+    RewardStatistics,
+    make_experience,
+    sampler_loss,
+    token_rewards,
+)
 from tats_fast.rl.metrics import frame_spread, lift, policy_metrics
 from tats_fast.rl.plackett_luce import ordered_draw_logprob
 from tats_fast.rl.ppo import action_log_ratio, adamae_loss, clipped_surrogate, explained_variance
@@ -169,6 +176,29 @@ def test_reward_scale_is_unbiased_from_the_first_batch_and_ignores_nan():
     assert scale.std.item() == pytest.approx(3)
     same = scale.update(torch.tensor(math.nan), torch.tensor(1.0), 0.99)
     assert [t.item() for t in same] == [t.item() for t in scale]
+
+
+def test_statistics_of_parts_are_those_of_the_whole():
+    whole = 1e3 + torch.randn(4, 10, dtype=torch.float64)
+    parts = [RewardStatistics(part.mean(), part.var(correction=0)) for part in whole]
+    found = RewardStatistics.of_all(parts, lambda x: x)
+    assert found.mean.item() == pytest.approx(whole.mean().item(), rel=1e-12)
+    assert found.var.item() == pytest.approx(whole.var(correction=0).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("credit", ["token", "token_uniform", "set"])
+def test_before_any_reward_is_known_nothing_is_learned_from_one(credit):
+    """To the last bit: AdamW would make full steps of what rounding leaves."""
+    config = PPOConfig(credit=credit, entropy_coef=0.0)
+    logits = torch.randn(2, 9, requires_grad=True)
+    value = torch.rand(2, requires_grad=True)
+    policy = Policy(logits.log_softmax(1), torch.zeros(2), value)
+    split = first_three(2, 9)
+    experience, _ = make_experience(
+        config, policy, split, split.scatter(torch.rand(2, 6)), RewardScale.initial()
+    )
+    sampler_loss(config, policy, experience).total.backward()
+    assert not logits.grad.any() and not value.grad.any()
 
 
 @pytest.mark.parametrize("credit", ["token", "set"])
