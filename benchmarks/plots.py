@@ -106,8 +106,9 @@ def _name_rows(axes: Any, places: Collection[float], names: Collection[str], mar
 
 
 def _draw_ops(figure: Any, record: dict[str, Any]) -> None:
-    """Speed-up over the reference, forward + backward, of each op in its first case, with the
-    roofline's as a mark: how far the best possible implementation would be."""
+    """Speed-up over the reference, forward + backward, of each op in its first case, with a mark
+    where the counted work at the rates that a copy and a product reached there would be. It is no
+    bound: another product than the measured one may be faster."""
     figure.set_size_inches(10.5, 4.6)
     axes, config = figure.subplots(), record["config"]
     rows = {op: next(iter(cases.items())) for op, cases in record["ops"].items() if cases}
@@ -126,7 +127,7 @@ def _draw_ops(figure: Any, record: dict[str, Any]) -> None:
         axes.bar_label(bars, [f"{gain:.1f}" for gain in gains], **NOTE)
     floors = [record["floors"][op][case] for op, (case, _) in rows.items()]
     best = reference / [floor["fwd_ms"] + floor["bwd_ms"] for floor in floors]
-    look = {"color": INK, "linewidth": 1.6, "label": "roofline"}
+    look = {"color": INK, "linewidth": 1.6, "label": "measured rates"}
     axes.hlines(best, places - 0.42, places + 0.42, **look)
     axes.axhline(1, color=SOFT, linewidth=1)
     axes.set_yscale("log")
@@ -148,23 +149,30 @@ def _draw_ops(figure: Any, record: dict[str, Any]) -> None:
 
 
 def _draw_throughput(figure: Any, record: dict[str, Any]) -> None:
-    """Where each path's step goes; with several batch sizes, clips/s over batch size beside it."""
+    """How long each path's step takes, and its stages' shares of it; with several batch sizes,
+    clips/s over batch size beside it.
+
+    The stages are of other steps, which wait after each: their sum is no measure of the step.
+    """
     config, batches = record["config"], record.get("batches", {})
     sweep = len(batches) > 1
     figure.set_size_inches(11 if sweep else 9.5, 3.9)
     *left_panel, bars = figure.subplots(1, 1 + sweep, squeeze=False)[0]
     paths = {name: p for name, p in record["paths"].items() if "step_ms" in p}
     left = np.zeros(len(paths))
+    step = np.array([path["step_ms"]["p50"] for path in paths.values()])
+    summed = np.array([sum(ms or 0.0 for ms in p["stages_ms"].values()) for p in paths.values()])
     stages = next(iter(paths.values()))["stages_ms"]
     for stage, colour in zip(stages, STAGE_COLOURS, strict=True):
         took = np.array([path["stages_ms"][stage] or 0.0 for path in paths.values()])
+        took = took * step / summed
         look = {"color": colour, "label": stage.replace("_", " ") if took.any() else None}
         drawn = bars.barh(range(len(paths)), took, 0.62, left, **look)
         left = left + took
     rates = [path["clips_per_s"] for path in paths.values()]
     bars.bar_label(drawn, [f"{rate:,.{1 if rate >= 10 else 3}f} clips/s" for rate in rates], **NOTE)
     _name_rows(bars, range(len(paths)), paths, 0.3 if sweep else 0.14)
-    bars.set_xlabel(f"ms per step, batch {config['batch']}")
+    bars.set_xlabel(f"ms per step (p50), batch {config['batch']}; stages by their shares")
     bars.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axes in left_panel:
         _draw_sweep(axes, batches)
