@@ -32,9 +32,9 @@ def try_out(loop: TrainingLoop) -> list[str]:
         Failure: the device's memory does not hold a step; one line.
     """
     left = loop.total_steps - loop.position.step
-    if left == 0:
-        return [*loop.describe(), f"already trained to step {loop.total_steps}"]
     try:
+        if left == 0:
+            return [*loop.describe(), f"already trained to step {loop.total_steps}"]
         seconds, bad = _steps(loop, min(_STEPS, left))
     except torch.OutOfMemoryError as error:
         total = torch.cuda.get_device_properties(loop.world.device).total_memory / 2**30
@@ -49,8 +49,8 @@ def try_out(loop: TrainingLoop) -> list[str]:
     free = shutil.disk_usage(_existing(loop.folder)).free
     return [
         *loop.describe(),
-        f"a step takes {seconds:.2f} s here, {left} of them {duration(seconds * left)} without "
-        f"evaluations; peak memory {peak_memory_mb(loop.world.device):.0f} MiB",
+        f"a step takes {seconds:.2f} s here: {left} steps take about {duration(seconds * left)}, "
+        f"evaluations apart; peak memory {peak_memory_mb(loop.world.device):.0f} MiB",
         f"checkpoints of about {whole / 1e6:.0f} MB, at most {kept} at a time; "
         f"{free / 1e9:.0f} GB of disk are free",
         *(f"cannot be decoded: {path} ({reason})" for path, reason in bad),

@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import plots
 import pytest
 import throughput
 import torch
@@ -24,6 +25,7 @@ from tats_fast.kernels import dispatch
 from tats_fast.models.patchify import motion_energy, patchify, roughness
 
 BENCHMARKS = ROOT / "benchmarks"
+RECORD = BENCHMARKS / "records" / "2026-11-22_cpu_epyc_2core"
 TINY = (
     *("--device", "cpu", "--batch", "2", "--steps", "2", "--image-size", "32", "--frames", "8"),
     *("--precision", "fp32"),  # whose gate is tight
@@ -272,3 +274,20 @@ runpy.run_path({str(BENCHMARKS / "throughput.py")!r}, run_name="__main__")
     )
     assert done.returncode == 0, done.stderr
     assert "generated moving textures" in done.stdout
+
+
+def test_a_bar_is_as_long_as_its_step(monkeypatch, tmp_path):
+    """Also where the stages, which come from other steps, add up to something else."""
+    record = json.loads((RECORD / "throughput.json").read_text())
+    from matplotlib.axes import Axes
+
+    ends, barh = {}, Axes.barh
+
+    def noted(axes, places, widths, height, left, **look):
+        ends.update(enumerate(left + widths))
+        return barh(axes, places, widths, height, left, **look)
+
+    monkeypatch.setattr(Axes, "barh", noted)
+    plots.draw(record, str(tmp_path / "chart.png"))
+    steps = [path["step_ms"]["p50"] for path in record["paths"].values()]
+    assert [ends[row] for row in range(len(steps))] == pytest.approx(steps)

@@ -57,3 +57,17 @@ def test_a_mask_ratio_that_stays_needs_no_chart():
         rows = [{"step": 1, "mask_ratio": 0.9}, {"step": 2, "mask_ratio": last}]
         _, more = charts(rows, [])
         assert any(map(chart_html, more)) == drawn
+
+
+def test_what_does_not_learn_is_a_number_and_no_line():
+    """A line at 5.25 made a gain from 1.0 to 1.2 look flat."""
+    rows = [
+        {"step": step, "motion_lift_sampler": 1 + step / 50, "motion_lift_motion": 5.25}
+        for step in (0, 10)
+    ]
+    main, _ = charts([], rows)
+    (chart,) = [chart for chart in main if chart.title == "Motion lift"]
+    assert max(value for points in chart.lines.values() for _, value in points) == 1.2
+    assert chart.caption.endswith("The strategy motion has 5.25.")
+    main, _ = charts([], [])
+    assert not any("strategy motion" in chart.caption for chart in main)
