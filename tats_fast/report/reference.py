@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tats_fast.config import ConfigError, RunConfig
+from tats_fast.config import ConfigError, FinetuneConfig, RunConfig
 from tats_fast.config.reading import flat, read_saved
 from tats_fast.data.files import write_bytes
 from tats_fast.report.curves import Points, series, thin
@@ -36,6 +36,12 @@ class Kind(NamedTuple):
     """"lower", "higher", or "" where neither is."""
 
 
+TRAINED = {
+    "loss_recon": Kind("training loss", "lower"),
+    "loss": Kind("training loss", "lower"),
+    "train_top1": Kind("training accuracy", "higher"),
+}
+"""Columns of metrics.jsonl; the last two are those of fine-tuning."""
 EVALUATED = {
     "loss_recon_random": Kind("held-out loss", "lower"),
     "probe_linear": Kind("linear probe", "higher"),
@@ -45,13 +51,14 @@ EVALUATED = {
     "motion_lift_sampler": Kind("motion lift", ""),
     "true_motion_lift_sampler": Kind("lift on true motion", ""),
     "entropy_frac": Kind("entropy of the sampler", ""),
+    "top1": Kind("held-out accuracy", "higher"),
 }
-"""Columns of eval.jsonl."""
-KINDS = {"loss_recon": Kind("training loss", "lower"), **EVALUATED}
+"""Columns of eval.jsonl; the last is that of fine-tuning."""
+KINDS = {**TRAINED, **EVALUATED}
 OF_THE_RUN = (
     *("name", "output_dir", "seed", "device", "distributed.engine", "data.workers", "train.resume"),
     *("train.checkpoint_every", "train.keep_checkpoints"),
-    *("train.log_every", "train.eval_every", "train.image_every"),
+    *("train.log_every", "train.eval_every", "train.image_every", "train.eval_epochs"),
 )
 """Settings that may differ between runs of one configuration: they change no number."""
 
@@ -145,7 +152,7 @@ def read_reference(path: str | Path) -> Reference:
     return reference
 
 
-def settings(config: RunConfig) -> dict[str, Any]:
+def settings(config: RunConfig | FinetuneConfig) -> dict[str, Any]:
     """Settings by dotted key, without those of the single run; of a path its last part."""
     return {
         key: Path(value).name if isinstance(value, str) and "/" in value else value
@@ -162,17 +169,23 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     )
 
 
-def _run_config(folder: Path) -> RunConfig:
-    if not (folder / CONFIG_FILE).is_file():
+def _run_config(folder: Path) -> RunConfig | FinetuneConfig:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
         raise ConfigError(f"run={folder}: no folder of a run (it would hold {CONFIG_FILE})")
-    return read_saved(folder / CONFIG_FILE, RunConfig)
+    try:
+        return read_saved(path, RunConfig)
+    except ConfigError:
+        with suppress(ConfigError):
+            return read_saved(path, FinetuneConfig)
+        raise
 
 
 def _curves(folder: Path) -> dict[str, Points]:
     metrics, evaluations = (
         read_rows(folder / name, last_step=2**63) for name in ("metrics.jsonl", "eval.jsonl")
     )
-    found = {"loss_recon": thin(series(metrics, "loss_recon"), POINTS)}
+    found = {name: thin(series(metrics, name), POINTS) for name in TRAINED}
     found |= {name: thin(series(evaluations, name), POINTS) for name in EVALUATED}
     found = {name: points for name, points in found.items() if points}
     if not found:

@@ -12,7 +12,7 @@ from pages import tiny
 from project import ROOT
 
 from tats_fast.cli import main
-from tats_fast.config import load_config, save_config
+from tats_fast.config import load_config, load_finetune_config, save_config
 from tats_fast.report.compare import T_95, Comparison, compare, comparison_figure, value_at, verdict
 from tats_fast.report.reference import (
     differences,
@@ -52,6 +52,20 @@ def test_a_reference_comes_back_as_it_was_written(runs, reference):
     assert back.seeds == [0, 1, 2] and back.config["model.width"] == 32
     assert back.curves["loss_recon_random"][2] == [(0.0, 1.0), (10.0, 0.54)]
     assert not {"name", "seed", "output_dir"} & back.config.keys()
+
+
+def test_runs_of_fine_tuning_have_references_too(tmp_path, capsys):
+    for seed, last in enumerate((0.6, 0.7)):
+        folder = tmp_path / f"f{seed}"
+        folder.mkdir()
+        changes = [f"name=f{seed}", f"seed={seed}", "init_from=a", "data.train=b", "data.eval=c"]
+        save_config(load_finetune_config(overrides=changes), folder / "config.yaml")
+        (folder / "metrics.jsonl").write_text('{"step": 10, "loss": 2.0, "train_top1": 0.2}\n')
+        (folder / "eval.jsonl").write_text(json.dumps({"step": 10, "top1": last}) + "\n")
+    arguments = [str(tmp_path / "f0"), str(tmp_path / "f1")]
+    assert main(["compare", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "held-out accuracy, step 10: 0.6, reference 0.7" in out and "training loss" in out
 
 
 def test_settings_hold_no_path_of_a_machine():
