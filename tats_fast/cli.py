@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except (ConfigError, Failure) as error:
+        if isinstance(error, ConfigError) and os.environ.get("LOCAL_RANK", "0") not in ("", "0"):
+            return 2  # what is wrong with settings is wrong for a node's first process too
         return _fail(with_flags(str(error), flags), 1 if isinstance(error, Failure) else 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)

@@ -93,6 +93,13 @@ def test_without_pyav_training_stops_before_any_work(capsys, config_file, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_what_is_wrong_is_said_once_on_a_node(capsys, config_file, monkeypatch, rank, lines):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert main(["pretrain", "--config", str(config_file), "train.batch_size=0"]) == 2
+    assert capsys.readouterr().err.count("error:") == lines
+
+
 def test_missing_config_and_root(capsys, config_file, tmp_path):
     fails(capsys, ["pretrain", "--config", "nowhere.yaml"], 2, "nowhere.yaml: No such file")
     listing = tmp_path / "list.txt"
