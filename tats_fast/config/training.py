@@ -70,6 +70,9 @@ class OptimConfig(Options):
         require(len(betas) == 2, "optim.betas", betas, "must be two numbers, such as [0.9, 0.95]")
 
 
+LOGGERS = ("tensorboard", "wandb", "mlflow")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig(Options):
     """What a training loop is told, whatever it trains."""
@@ -91,6 +94,9 @@ class LoopConfig(Options):
     """Steps between two logged lines (one host sync each)."""
     checkpoint_every: int = option(500, at_least=1)
     """Steps between two checkpoints; the last step always writes one."""
+    loggers: tuple[str, ...] = option(("tensorboard",), choices=LOGGERS)
+    """Where numbers can be watched besides ``metrics.jsonl``: some of tensorboard, wandb (Weights &
+    Biases) and mlflow."""
     keep_checkpoints: int = option(3, at_least=1)
     """Newest checkpoints kept, and besides them the one that ``resume`` names."""
     compile: bool | None = None

@@ -1,10 +1,9 @@
-"""Where a run's numbers go: metrics.jsonl, eval.jsonl, TensorBoard, and the terminal."""
+"""Where a run's numbers go: metrics.jsonl, eval.jsonl, boards (TensorBoard), the terminal."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import os
 from collections.abc import Sequence
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from tats_fast.data.workers.progress import Progress
+from tats_fast.engine.boards import Board
 
-LOGGER = logging.getLogger("tats_fast")
 LINES = ("metrics.jsonl", "eval.jsonl")
 """Files with a line per step, which a run that resumes cuts to its checkpoint."""
 
@@ -29,6 +28,7 @@ class RunLog:
             -1 = all of them.
         total_steps: for the progress display.
         columns: metrics of the progress line, each with a label and a format.
+        boards: where numbers and pictures go besides.
     """
 
     def __init__(
@@ -37,18 +37,19 @@ class RunLog:
         resumed_step: int,
         total_steps: int,
         columns: Sequence[tuple[str, str, str]],
+        boards: Sequence[Board] = (),
     ) -> None:
         self.folder = folder
         for name in LINES:
             drop_lines_after(folder / name, resumed_step)
-        self._board = _tensorboard(folder / "tensorboard", resumed_step)
+        self._boards = boards
         self._progress = Progress(total_steps, max(0, resumed_step), own_thread=True)
         self._columns = columns
         self.numbers = ""
         """Those of the last line."""
 
     def metrics(self, row: dict[str, Any]) -> None:
-        """Append to metrics.jsonl and TensorBoard, refresh the progress display."""
+        """Append to metrics.jsonl and the boards, refresh the progress display."""
         self._write("metrics.jsonl", row, prefix="train")
         speed = row["clips_per_s"]
         notes = [f"{speed:.{0 if speed >= 100 else 1}f} clips/s"]
@@ -60,14 +61,14 @@ class RunLog:
         self._progress.show(row["step"], count, self.numbers)
 
     def evaluation(self, row: dict[str, Any], text: str) -> None:
-        """Append to eval.jsonl and TensorBoard, and say it in words."""
+        """Append to eval.jsonl and the boards, and say it in words."""
         self._write("eval.jsonl", row, prefix="eval")
         self.message(text)
 
     def image(self, name: str, picture: np.ndarray, step: int) -> None:
-        """A uint8 (H, W, 3) picture for TensorBoard."""
-        if self._board is not None:
-            self._board.add_image(name, picture, step, dataformats="HWC")
+        """A uint8 (H, W, 3) picture for the boards."""
+        for board in self._boards:
+            board.image(name, picture, step)
 
     def message(self, text: str) -> None:
         """A line for the person watching."""
@@ -76,18 +77,21 @@ class RunLog:
     def close(self) -> None:
         """Flush and stop the progress display."""
         self._progress.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            board.close()
 
     def _write(self, file: str, row: dict[str, Any], prefix: str) -> None:
         # NaN is not JSON: a number that does not exist is null.
         clean = {k: None if _is_nan(v) else v for k, v in row.items()}
         with (self.folder / file).open("a") as lines:
             lines.write(json.dumps(clean) + "\n")
-        if self._board is not None:
-            for name, value in clean.items():
-                if isinstance(value, int | float) and name != "step":
-                    self._board.add_scalar(f"{prefix}/{name}", value, row["step"])
+        numbers = {
+            f"{prefix}/{name}": value
+            for name, value in clean.items()
+            if isinstance(value, int | float) and name != "step"
+        }
+        for board in self._boards:
+            board.scalars(numbers, row["step"])
 
 
 class SilentLog:
@@ -149,13 +153,3 @@ def recorded(folder: Path, step: int) -> set[str]:
 
 def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
-
-
-def _tensorboard(folder: Path, resumed_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        LOGGER.warning("TensorBoard is not installed: numbers go to metrics.jsonl only")
-        return None
-    # purge_step hides what an interrupted run logged beyond the checkpoint.
-    return SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step > 0 else None)

@@ -25,6 +25,7 @@ from tats_fast.data.loader import ClipBatch
 from tats_fast.data.order import ClipKey
 from tats_fast.data.pyav import require_pyav
 from tats_fast.engine import run_lock
+from tats_fast.engine.boards import open_boards, require_loggers
 from tats_fast.engine.checkpoint import Position, Savable, collect, load_checkpoint
 from tats_fast.engine.distributed import ANSWER_WITHIN, World, lost_process
 from tats_fast.engine.finite import SkippedSteps, kept
@@ -87,6 +88,7 @@ class TrainingLoop(ABC):
                 "for example data.train=demo/clips/train"
             )
         require_pyav()
+        require_loggers(config)
         self.config, self.world, self._writes = config, world, writes
         self.folder = Path(config.output_dir) / config.name
         try:
@@ -225,7 +227,13 @@ class TrainingLoop(ABC):
         # Lines of a run without a checkpoint are not this one's.
         step = self.position.step if self.resume_from is not None else -1
         log = (
-            RunLog(self.folder, step, self.total_steps, self.columns)
+            RunLog(
+                self.folder,
+                step,
+                self.total_steps,
+                self.columns,
+                open_boards(self.config, self.folder, step),
+            )
             if self.world.is_main
             else SilentLog()
         )

@@ -1,0 +1,155 @@
+"""Where a run's numbers can be watched: TensorBoard, Weights & Biases, MLflow (train.loggers)."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from tats_fast.config.checks import require
+from tats_fast.config.reading import flat
+from tats_fast.config.training import LOGGERS, TrainingConfig
+from tats_fast.data.files import write_bytes
+
+PROJECT = "tats-fast"
+"""Of Weights & Biases, or MLflow's experiment, unless their own variables name another."""
+PACKAGES = dict(zip(LOGGERS, ("tensorboard", "wandb", "mlflow"), strict=True))
+
+
+class Board(Protocol):
+    """Takes numbers and pictures by step."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers by name, such as ``train/loss_recon``."""
+
+    def image(self, name: str, picture: np.ndarray, step: int) -> None:
+        """A uint8 (H, W, 3) picture."""
+
+    def close(self) -> None:
+        """Hand over all that is left."""
+
+
+def require_loggers(config: TrainingConfig) -> None:
+    """Before any work.
+
+    Raises:
+        ConfigError: a logger whose package is not installed; one line.
+    """
+    for name in config.train.loggers:
+        hint = "is not installed: pip install 'tats-fast[loggers]'"
+        require(find_spec(PACKAGES[name]) is not None, "train.loggers", name, hint)
+
+
+def open_boards(config: TrainingConfig, folder: Path, resumed_step: int) -> list[Board]:
+    """Those of ``train.loggers``, on the first process of a run.
+
+    Args:
+        folder: the run's, where all of them keep what they keep.
+        resumed_step: the last of the run that is to stay; below 0 = a new run.
+    """
+    kinds = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+    return [kinds[name](config, folder, resumed_step) for name in config.train.loggers]
+
+
+class TensorBoard:
+    """Event files in ``tensorboard/``."""
+
+    def __init__(self, config: TrainingConfig, folder: Path, resumed_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # purge_step hides what an interrupted run logged beyond the checkpoint.
+        purge = resumed_step + 1 if resumed_step > 0 else None
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        if resumed_step < 0:
+            rows = (f"| {key} | {value} |" for key, value in flat(config).items())
+            self._writer.add_text("config", "\n".join(("| key | value |", "|---|---|", *rows)), 0)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def image(self, name: str, picture: np.ndarray, step: int) -> None:
+        self._writer.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """One run of Weights & Biases, which a resumed run goes on with; ``WANDB_MODE=offline`` keeps
+    it in ``wandb/`` of the run's folder."""
+
+    def __init__(self, config: TrainingConfig, folder: Path, resumed_step: int) -> None:
+        import wandb
+
+        number = _number(folder / "wandb_run.txt", resumed_step, lambda: uuid.uuid4().hex[:12])
+        project = os.environ.get("WANDB_PROJECT", PROJECT)
+        settings = wandb.Settings(console="off", silent=True)
+        self._run = wandb.init(
+            project=project, name=config.name, id=number, resume="allow", dir=str(folder),
+            config=flat(config), settings=settings,
+        )  # fmt: skip
+        # Its own steps only ever rise; a run that goes back has lower ones.
+        self._run.define_metric("*", step_metric="step")
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log({**values, "step": step})
+
+    def image(self, name: str, picture: np.ndarray, step: int) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Image(picture), "step": step})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """One run of MLflow, which a resumed run goes on with; ``MLFLOW_TRACKING_URI`` says where, or
+    else ``mlflow.db`` in the run's folder."""
+
+    def __init__(self, config: TrainingConfig, folder: Path, resumed_step: int) -> None:
+        import mlflow
+
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve()}/mlflow.db"
+        self._client = mlflow.MlflowClient(uri)
+        self._run = _number(
+            folder / "mlflow_run.txt", resumed_step, lambda: self._new(config, folder)
+        )
+
+    def _new(self, config: TrainingConfig, folder: Path) -> str:
+        from mlflow.entities import Param
+
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        known = self._client.get_experiment_by_name(name)
+        where = known.experiment_id if known else self._client.create_experiment(name)
+        number = self._client.create_run(where, run_name=config.name).info.run_id
+        params = [Param(key, str(value)[:500]) for key, value in flat(config).items()]
+        self._client.log_batch(number, params=params)
+        return number
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        rows = [Metric(name, float(value), now, step) for name, value in values.items()]
+        self._client.log_batch(self._run, metrics=rows)
+
+    def image(self, name: str, picture: np.ndarray, step: int) -> None:
+        """None: MLflow wants an artifact store for pictures."""
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+def _number(file: Path, resumed_step: int, new: Any) -> str:
+    """The run's number at a service: that of the run which goes on, or a new one."""
+    if resumed_step < 0 or not file.exists():
+        write_bytes(file, new().encode())
+    return file.read_text()
