@@ -226,17 +226,10 @@ class TrainingLoop(ABC):
         notes = self._notes(None if done else self.world.from_main(self._leave_behind))
         # Lines of a run without a checkpoint are not this one's.
         step = self.position.step if self.resume_from is not None else -1
-        log = (
-            RunLog(
-                self.folder,
-                step,
-                self.total_steps,
-                self.columns,
-                open_boards(self.config, self.folder, step),
-            )
-            if self.world.is_main
-            else SilentLog()
-        )
+        log: RunLog | SilentLog = SilentLog()
+        if self.world.is_main:
+            boards = open_boards(self.config, self.folder, step)
+            log = RunLog(self.folder, step, self.total_steps, self.columns, boards)
         with contextlib.closing(log), StopRequest(self.world) as request:
             log.message("\n".join([*self.describe(), *notes]))
             if not done and self.resume_from is not None and not self._is_own(self.resume_from):
