@@ -52,7 +52,8 @@ def test_wandb_offline_keeps_its_number(run_config, tmp_path, monkeypatch):
     train(run_config, tmp_path, "wandb", 3)
     assert (tmp_path / "run/wandb_run.txt").read_text() == number
     kept = list((tmp_path / "run/wandb").glob(f"offline-run-*-{number}/run-{number}.wandb"))
-    assert len(kept) == 2 and all(file.stat().st_size > 1000 for file in kept)
+    assert len(kept) == 2
+    assert any(b"train/loss_recon" in file.read_bytes() for file in kept)
 
 
 def test_a_logger_that_is_missing_is_one_sentence(run_config, monkeypatch):

@@ -328,7 +328,7 @@ def test_bad_settings_stop_before_any_work(config, tmp_path, overrides, part):
         ("optim.layer_decay=0", "optim.layer_decay=0.0: must be above 0"),
         ("train.ema_decay=1", "train.ema_decay=1.0: must be at least 0 and below 1"),
         ("train.accumulation=3", "train.batch_size=8: must be divisible by train.accumulation=3"),
-        ("data.repeat=2", "data.repeat=2: unknown key; did you mean repeats?"),
+        ("data.repeat=2", "data.repeat=2: unknown key; did you mean data.repeats?"),
         ("masking.ratio=0.9", "masking={'ratio': 0.9}: a key of tats-fast pretrain alone"),
     ],
 )
