@@ -6,14 +6,14 @@ import ast
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from tats_fast.config.presets import PRESETS
-from tats_fast.config.reading import build_config, flat, parse_overrides, read_tree
+from tats_fast.config.reading import build_config, flat, leaves, parse_overrides, read_tree
 from tats_fast.config.training import TrainingConfig
 
 
@@ -41,8 +41,7 @@ def describe(
     defaults, texts = flat(build_config({}, cls)), meanings(cls)
     preset = getattr(config.model, "preset", None)
     sources = {f"model.{name}": f"model.preset={preset}" for name in PRESETS.get(preset, {})}
-    given = _leaves(read_tree(path, [], cls))
-    sources |= {key: str(path) for key in given}
+    sources |= {key: str(path) for key, _ in leaves(read_tree(path, [], cls))}
     sources |= dict.fromkeys(parse_overrides(overrides), "the command line")
     return [
         Setting(key, value, defaults[key], texts[key], sources.get(key))
@@ -74,14 +73,6 @@ def _docstrings(cls: type) -> dict[str, str]:
             if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
                 found[field.target.id] = " ".join(ast.literal_eval(below.value).split())
     return found
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
 
 
 def lines(settings: Iterable[Setting], width: int = 80) -> Iterator[str]:

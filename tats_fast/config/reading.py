@@ -134,15 +134,16 @@ def to_dict(config: TrainingConfig) -> dict[str, Any]:
 
 def flat(config: TrainingConfig) -> dict[str, Any]:
     """The same by dotted key, as overrides name them: ``{"train.steps": 100, ...}``."""
+    return dict(leaves(to_dict(config)))
 
-    def items(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in tree.items():
-            if isinstance(value, Mapping):
-                yield from items(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name, value
 
-    return dict(items(to_dict(config), ""))
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a tree, each with its dotted key."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def save_config(config: TrainingConfig, path: Path) -> None:

@@ -77,23 +77,6 @@ class Contents:
     """What each file of tensors holds, by its name."""
 
 
-def save_checkpoint(
-    run_dir: Path,
-    learner: Savable,
-    config: TrainingConfig,
-    position: Position,
-    source: Path | None = None,
-    videos: Mapping[str, Any] | None = None,
-) -> Path:
-    """``collect``, then ``write_checkpoint``, for which all processes wait.
-
-    Raises:
-        NonFiniteLoss, NotSaved: as those do; on all processes.
-    """
-    contents = collect(run_dir, learner, config, position, videos)
-    return learner.world.from_main(lambda: write_checkpoint(run_dir, contents, source))
-
-
 def collect(
     run_dir: Path,
     learner: Savable,

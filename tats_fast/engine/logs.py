@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from tats_fast.data.workers.progress import Progress
 from tats_fast.engine.boards import Board
 
+LOGGER = logging.getLogger("tats_fast")
 LINES = ("metrics.jsonl", "eval.jsonl")
 """Files with a line per step, which a run that resumes cuts to its checkpoint."""
 
@@ -42,7 +44,7 @@ class RunLog:
         self.folder = folder
         for name in LINES:
             drop_lines_after(folder / name, resumed_step)
-        self._boards = boards
+        self._boards = list(boards)
         self._progress = Progress(total_steps, max(0, resumed_step), own_thread=True)
         self._columns = columns
         self.numbers = ""
@@ -67,8 +69,7 @@ class RunLog:
 
     def image(self, name: str, picture: np.ndarray, step: int) -> None:
         """A uint8 (H, W, 3) picture for the boards."""
-        for board in self._boards:
-            board.image(name, picture, step)
+        self._tell(lambda board: board.image(name, picture, step))
 
     def message(self, text: str) -> None:
         """A line for the person watching."""
@@ -77,8 +78,7 @@ class RunLog:
     def close(self) -> None:
         """Flush and stop the progress display."""
         self._progress.close()
-        for board in self._boards:
-            board.close()
+        self._tell(lambda board: board.close())
 
     def _write(self, file: str, row: dict[str, Any], prefix: str) -> None:
         # NaN is not JSON: a number that does not exist is null.
@@ -90,8 +90,17 @@ class RunLog:
             for name, value in clean.items()
             if isinstance(value, int | float) and name != "step"
         }
-        for board in self._boards:
-            board.scalars(numbers, row["step"])
+        self._tell(lambda board: board.scalars(numbers, row["step"]))
+
+    def _tell(self, work: Callable[[Board], None]) -> None:
+        """All boards; one that fails, as a service does that is away, is done without from here."""
+        for board in list(self._boards):
+            try:
+                work(board)
+            except Exception as error:
+                self._boards.remove(board)
+                name, reason = type(board).__name__, str(error).split("\n")[0]
+                LOGGER.warning("%s gets no more numbers (train.loggers): %s", name, reason)
 
 
 class SilentLog:

@@ -158,26 +158,8 @@ class AttentivePool(nn.Module):
         return self.classify(self.out(pooled))
 
 
-def fit_attentive(
-    tokens: Tensor | Rows,
-    labels: Tensor,
-    classes: int,
-    *,
-    lr: float,
-    weight_decay: float,
-    seed: int = 0,
-    batch_size: int = 64,
-    epochs: int = 20,
-) -> Scores:
-    """``AttentivePool`` trained with AdamW, a warm-up of a tenth and cosine decay of the rate.
-
-    Args:
-        tokens: (M, N, C) float, on the labels' device or read from elsewhere batch by batch.
-        labels: (M,) int64 in [0, classes). Training runs on their device.
-        epochs: but at least 300 and at most 5000 steps.
-    """
-    hyper = {"lr": lr, "weight_decay": weight_decay, "seed": seed}
-    hyper |= {"batch_size": batch_size, "epochs": epochs}
+def fit_attentive(tokens: Tensor | Rows, labels: Tensor, classes: int, **hyper: Any) -> Scores:
+    """``fit_attentive_together`` for the tokens (M, N, C) of one encoder."""
     (scores,) = fit_attentive_together([tokens], labels, classes, **hyper)
     return scores
 
@@ -193,8 +175,15 @@ def fit_attentive_together(
     batch_size: int = 64,
     epochs: int = 20,
 ) -> list[Scores]:
-    """``fit_attentive`` for several encoders' tokens of the same videos, (M, N, C) each: probes of
-    one start and one order of clips that know nothing of each other, in one pass (``vmap``)."""
+    """``AttentivePool`` trained with AdamW, a warm-up of a tenth and cosine decay of the rate: one
+    for each of several encoders' tokens of the same videos. They have one start and one order of
+    clips, know nothing of each other, and train in one pass (``vmap``).
+
+    Args:
+        several: (M, N, C) float each, on the labels' device or read from elsewhere batch by batch.
+        labels: (M,) int64 in [0, classes). Training runs on their device.
+        epochs: but at least 300 and at most 5000 steps.
+    """
     device, generator = labels.device, torch.Generator().manual_seed(seed)
     count, width = len(several[0]), several[0][:1].shape[-1]
     with torch.random.fork_rng(devices=[]):

@@ -10,6 +10,7 @@ import pytest
 from tats_fast.cli import main
 from tats_fast.config import ConfigError, save_config
 from tats_fast.engine import boards
+from tats_fast.engine.logs import RunLog
 
 
 def train(run_config, tmp_path: Path, logger: str, steps: int) -> list[dict]:
@@ -61,3 +62,16 @@ def test_a_logger_that_is_missing_is_one_sentence(run_config, monkeypatch):
     monkeypatch.setattr(boards, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"train\.loggers=wandb: is not installed: pip install"):
         boards.require_loggers(config)
+
+
+def test_a_service_that_is_away_costs_the_run_nothing(tmp_path, caplog):
+    class Away:
+        def scalars(self, values, step):
+            raise ConnectionError("no route to host\nand more")
+
+    log = RunLog(tmp_path, -1, 3, (), [Away()])
+    for step in (1, 2):
+        log.metrics({"step": step, "clips_per_s": 1.0})
+    log.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert caplog.text.count("Away gets no more numbers") == 1 and "and more" not in caplog.text

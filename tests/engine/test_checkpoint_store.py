@@ -13,7 +13,7 @@ import torch
 
 from tats_fast.config import ConfigError
 from tats_fast.engine import store
-from tats_fast.engine.checkpoint import NotSaved, Position, collect, save_checkpoint
+from tats_fast.engine.checkpoint import NotSaved, Position, collect, write_checkpoint
 from tats_fast.engine.distributed import World
 from tats_fast.engine.resume import DamagedCheckpoint, checkpoint_to_resume
 from tats_fast.engine.saving import Saving
@@ -53,6 +53,11 @@ def crash_at(number, work):
         work()
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+
+
+def save_checkpoint(run, learner, config, position):
+    """At once."""
+    return write_checkpoint(run, collect(run, learner, config, position))
 
 
 def save_beside(run, learner, config, position):

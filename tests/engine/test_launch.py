@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -155,7 +154,6 @@ def test_two_hosts_train_one_model(hosts, run_config, tmp_path):
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
             )
         )
-        time.sleep(1)
     outputs = [finish(run) for run in runs]
     assert steps(tmp_path / "run") == [1, 2, 3]
     assert "step 3/3" in outputs[0] and "step 3/3" not in outputs[1]
