@@ -4,11 +4,15 @@
 
 - ``flash4``: flash-attn-4, for Hopper and data-centre Blackwell, dense and packed.
 - ``flash2``: flash-attn 2, Ampere and newer. SDPA's own flash kernel is a copy of it, but takes no
-  fused projection (``attention_fused``). ``auto`` leaves it out where SDPA has cuDNN's kernel for
-  Hopper and Blackwell: on an H100 1.9 times as fast forward (pytorch issue 142132, d = 128), 1.7 to
-  2.3 times in training (transformers pull request 48163).
+  fused projection (``attention_fused``).
 - ``sdpa``: PyTorch's own. Every device and dtype.
 - ``eager``: matrix products and a softmax, the plain form that the others are tested against.
+
+``auto`` leaves both FlashAttentions out where SDPA has cuDNN's kernel for Hopper and Blackwell. On an
+H100 that is 1.9 times as fast forward as flash-attn 2 (pytorch issue 142132, d = 128), 1.7 to 2.3
+times in training (transformers pull request 48163). flash-attn-4 takes 12% less for the decoder's
+1,568 tokens, forward and backward, but more for the encoder's 78, is no torch operator, and so makes
+the compiled step longer: 73.6 ms against 65.3 (docs/benchmarks.md).
 
 Legend: B clips, N tokens, T rows of a packed batch, L longest clip allowed, h heads of d channels.
 Strided views of a fused projection need no copy.
@@ -158,7 +162,7 @@ def choose_backend(requested: str, device_type: str) -> str:
     for name in {"auto": BACKENDS, "flash": tuple(_FLASH)}.get(requested, (requested,)):
         problem = unavailable(name, device_type)
         if problem is None and not (
-            requested == "auto" and name == "flash2" and _sdpa_takes_cudnn()
+            requested == "auto" and name in _FLASH and _sdpa_takes_cudnn()
         ):
             return name
     raise ValueError(f"model.attention={requested}: {problem}")
