@@ -1,10 +1,11 @@
-"""PyTorch's attention backends at the step's shapes, each alone: flash, efficient, cuDNN.
+"""Attention backends at the step's shapes, each alone: PyTorch's own and FlashAttention 2 and 4.
 
     python benchmarks/sdpa.py --batch 64 --json sdpa.json      # needs a CUDA GPU to mean anything
 
-Forward and backward of ``scaled_dot_product_attention`` in bf16: the encoder's 78 visible tokens
-(12 heads of 64) and 1,568 tokens (12 heads of 64, and the decoder's 6). Which backend PyTorch picks
-by itself is the row ``default``.
+Forward and backward in bf16: the encoder's 78 visible tokens (12 heads of 64) and 1,568 tokens (12
+heads of 64, and the decoder's 6). ``flash``, ``efficient`` and ``cudnn`` are those of
+``scaled_dot_product_attention``, ``default`` which of them PyTorch picks; ``flash2`` and ``flash4``
+are packages (``model.attention``).
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tats_fast.engine.distributed import pick_device
 from tats_fast.models import flops
+from tats_fast.models.attention import attention, unavailable
 
-BACKENDS = {
+SDPA = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "default": None,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
+BACKENDS = (*SDPA, "flash2", "flash4")
 SHAPES = {"encoder": (12, 78), "decoder": (6, 1568), "joint sampler": (12, 1568)}
 """Heads and tokens; 64 numbers a head."""
 DIM = 64
@@ -52,12 +55,22 @@ def make_parser() -> bench.Parser:
     return parser
 
 
-def call_of(backend: SDPBackend | None, leaves: list[torch.Tensor]) -> Callable[[], None]:
-    """Forward and backward through one backend."""
+def call_of(backend: str, leaves: list[torch.Tensor]) -> Callable[[], None]:
+    """Forward and backward of q, k, v (B, N, h, d) through one backend.
+
+    Raises:
+        RuntimeError: it does not run here, with the reason.
+    """
+    if backend not in SDPA and (reason := unavailable(backend, leaves[0].device.type)):
+        raise RuntimeError(reason)
 
     def call() -> None:
-        with nullcontext() if backend is None else sdpa_kernel(backend):
-            out = scaled_dot_product_attention(*leaves)
+        if backend in SDPA:
+            chosen = SDPA[backend]
+            with nullcontext() if chosen is None else sdpa_kernel(chosen):
+                out = scaled_dot_product_attention(*(x.transpose(1, 2) for x in leaves))
+        else:
+            out = attention(*leaves, backend)
         torch.autograd.grad(out, leaves, torch.ones_like(out))
 
     return call
@@ -70,13 +83,13 @@ def measure(shape: str, backend: str, options: Any, device: torch.device) -> dic
         Failed: a CUDA error, after which nothing can run.
     """
     heads, tokens = SHAPES[shape]
-    # As in the model: one projection's output, heads moved forward as a view.
+    # As in the model: views of one projection's output.
     qkv = torch.randn(
         (options.batch, tokens, 3, heads, DIM), dtype=DTYPES[options.dtype], device=device
     )
-    leaves = [x.transpose(1, 2).detach().requires_grad_() for x in qkv.unbind(2)]
-    call = call_of(BACKENDS[backend], leaves)
+    leaves = [x.detach().requires_grad_() for x in qkv.unbind(2)]
     try:
+        call = call_of(backend, leaves)
         call()
         bench.synchronize(device)
     except Exception as error:

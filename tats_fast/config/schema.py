@@ -201,9 +201,6 @@ class PPOConfig(Options):
     """tau: weight of the entropy bonus, in units of the advantage."""
     advantage_clip: float = option(3.0, above=0)
     """Advantages are clamped to +- this many running deviations."""
-    advantage_floor: float = option(0.0, at_least=0)
-    """The running deviation counts as at least this many running means, so that a reward that is
-    much the same everywhere moves the policy little."""
     reward_momentum: float = option(0.99, at_least=0, below=1)
     """Momentum of the running mean and deviation of the reward."""
     lr_scale: float = option(1.0, above=0)

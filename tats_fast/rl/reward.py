@@ -95,8 +95,7 @@ def make_experience(
     """What the sampler learns from: detached old policy, normalised reward, advantage.
 
     r_i = raw_i / running mean for the token modes, r = - mean_i raw_i / running mean for ``set``;
-    A = (r - V_old) / running deviation of r, or ``advantage_floor`` where that is larger, clamped
-    (docs/method.md, "Advantage").
+    A = (r - V_old) / running deviation of r, clamped (docs/method.md, "Advantage").
 
     Args:
         raw: raw token rewards (B, N), detached, 0 where ``split`` scores nothing.
@@ -117,8 +116,7 @@ def make_experience(
     sign = -1.0 if config.credit == "set" else 1.0
     value, known = policy.value.detach(), scale.weight > 0
     reward = sign * rewards / scale.mean.clamp_min(TINY)
-    least = max(config.advantage_floor, TINY)
-    deviation = (scale.std / scale.mean.clamp_min(TINY)).clamp_min(least)
+    deviation = (scale.std / scale.mean.clamp_min(TINY)).clamp_min(TINY)
     bound = config.advantage_clip
     advantage = ((reward - value[:, None]) / deviation).clamp(-bound, bound)
     clip_reward = (reward * weight).sum(dim=1) / weight.sum(dim=1)
