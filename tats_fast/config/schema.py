@@ -125,6 +125,9 @@ class MaskingConfig(Options):
     """Fewest visible tokens of a clip under an adaptive budget, over the average."""
     budget_max: float = option(2.0, at_least=1)
     """Most visible tokens of a clip under an adaptive budget, over the average."""
+    draws_per_clip: int = option(1, at_least=1)
+    """M: masks of every clip in a step, which go through encoder and decoder as one batch and share
+    the clip's decoding, patches and the sampler's passes. ``train.batch_size`` counts clips."""
     decoder_keep_ratio: float = option(1.0, above=0, at_most=1)
     """Share of the masked tokens that the decoder rebuilds, drawn at random (VideoMAE V2's dual
     masking); the others are neither seen nor scored."""
@@ -136,6 +139,12 @@ class MaskingConfig(Options):
             "masking.budget",
             self.budget,
             f"has no meaning for {self.strategy}, whose masks come in whole columns or frames",
+        )
+        require(
+            self.budget == "fixed" or self.draws_per_clip == 1,
+            "masking.draws_per_clip",
+            self.draws_per_clip,
+            "needs the same number of visible tokens in every draw; use masking.budget=fixed",
         )
         learned = self.strategy in LEARNED_STRATEGIES
         require(

@@ -81,11 +81,12 @@ def activations(config: RunConfig, bf16: bool, compiled: bool, fused: bool) -> i
     model, strategy = config.model, config.masking.strategy
     visible = visible_tokens(strategy, model, config.masking.ratio)
     length = decoder_length(config.masking, visible, model.num_tokens)
-    kept = memory.numbers(bf16, compiled)
-    stacks = memory.mae_stacks(model, visible, length, kept)
-    total = memory.pixels(model) + memory.mae_ends(model, visible, length, kept)
+    kept, draws = memory.numbers(bf16, compiled), config.masking.draws_per_clip
+    stacks = [of.times(draws) for of in memory.mae_stacks(model, visible, length, kept)]
+    total = memory.pixels(model) + memory.mae_entry(model, kept)
+    total += draws * memory.mae_ends(model, visible, length, kept)
     if not fused:  # the composed loss keeps its difference in fp32
-        total += (length - visible) * model.patch_dim * (FP32 - kept.size)
+        total += draws * (length - visible) * model.patch_dim * (FP32 - kept.size)
     if strategy in LEARNED_STRATEGIES:
         stacks.append(memory.sampler_stack(model, config.sampler.attention, kept, fused))
         total += memory.sampler_ends(model, kept)

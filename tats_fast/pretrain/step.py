@@ -3,7 +3,7 @@
 The nine lines of ``docs/method.md``, "Learning the sampler", read from top to bottom: six in
 ``Rollout.forward``, three in ``seeded_step``; each is one function. Nothing here waits for the
 device: losses, the reward's scale and the decision to skip a non-finite step all stay there.
-Legend: B clips, N tokens, N_m masked tokens, D numbers per patch.
+Legend: B clips, M draws of each, N tokens, N_m masked tokens, D numbers per patch.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class MicroBatch:
     policy: Policy | None
     split: TokenSplit
     error: Tensor
-    """(B, N_m), packed (T,): squared error of each rebuilt token."""
+    """(B M, N_m), packed (T,): squared error of each rebuilt token."""
     change: Tensor | None = None
     """The same of its ``change_error``, where that is the reward."""
     experience: Experience | None = None
@@ -99,11 +99,13 @@ class Rollout(nn.Module):
         split = draw(self.config, policy, patches, tokens, drawing)  # 3
         latent = self.mae.encode(tokens, split)  # 4
         prediction = self.mae.decode(latent, split)  # 5
-        error = kernels.masked_mse(prediction, patches, split.masked)  # 6
+        prediction, masked = split.by_clip(prediction), split.by_clip(split.masked)
+        error = kernels.masked_mse(prediction, patches, masked).view(split.masked.shape)  # 6
         change = None
         if policy is not None and self.config.ppo.reward == "change_error":
             tubelet = self.config.model.tubelet_size
-            change = kernels.change_error(prediction, patches, split.masked, tubelet)
+            change = kernels.change_error(prediction, patches, masked, tubelet)
+            change = change.view(split.masked.shape)
         return MicroBatch(tokens, policy, split, error, change)
 
 
@@ -163,13 +165,14 @@ def seeded_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict[s
 def roll_out(
     learner: Learner, clips: Tensor, plan: StepPlan, uniform: Uniform
 ) -> tuple[MicroBatch, Tensor]:
-    """A micro-batch's ``Rollout`` with its metrics, and the tokens' motion energy (B, N)."""
+    """A micro-batch's ``Rollout`` with its metrics, and the tokens' motion energy (B M, N)."""
     model = learner.config.model
     patches, motion, texture = learner.cut(clips, model.tubelet_size, model.patch_size)
     with autocast(clips.device, learner.bf16):
         drawing = Drawing(plan, learner.sampler, uniform, motion)
         batch = learner.runner.forward(patches, drawing)
     split = batch.split
+    motion, texture = split.by_draw(motion), split.by_draw(texture)
     batch.metrics.update(
         loss_recon=batch.error.detach().mean(),
         motion_lift=lift(motion, split.visible_mask),
@@ -193,13 +196,16 @@ def sample_policy(config: RunConfig, tokens: Tensor, drawing: Drawing) -> Policy
 def draw(
     config: RunConfig, policy: Policy | None, patches: Tensor, tokens: Tensor, drawing: Drawing
 ) -> TokenSplit:
-    """Cut the policy's order, or that of a strategy without one, into visible and masked tokens."""
-    plan, uniform = drawing.plan, drawing.uniform
-    if policy is not None:
-        order = policy.order
-    else:
-        strategy = "random" if plan.warmup else config.masking.strategy
-        order = draw_order(strategy, config.model, patches, None, uniform, tokens, drawing.motion)
+    """Cut the policy's order, or that of a strategy without one, into visible and masked tokens.
+    Further draws of the same clips are drawn as the first was, with numbers of their own."""
+    plan, uniform, motion = drawing.plan, drawing.uniform, drawing.motion
+    strategy = "random" if plan.warmup else config.masking.strategy
+    log_p = None if policy is None else policy.log_p.detach()
+    orders = [] if policy is None else [policy.order]
+    while len(orders) < config.masking.draws_per_clip:
+        args = (strategy, config.model, patches, log_p, uniform, tokens, motion)
+        orders.append(draw_order(*args))
+    order = orders[0] if len(orders) == 1 else torch.stack(orders, dim=1).flatten(0, 1)
     scores = _budget_scores(config, policy, drawing.motion)
     return split_for_training(config.masking, order, plan.visible, uniform, scores)
 
@@ -213,15 +219,21 @@ def _budget_scores(config: RunConfig, policy: Policy | None, motion: Tensor) -> 
     return torch.ones_like(motion[:, 0]) if policy is None else policy.entropy.detach().exp()
 
 
-def credit(learner: Learner, batch: MicroBatch, motion: Tensor) -> Tensor:
-    """The sampler's loss for the draw it just made; leaves experience and metrics in ``batch``.
+def policy_of_draws(policy: Policy, split: TokenSplit) -> Policy:
+    """The policy of each draw: its clip's."""
+    return Policy(*(None if part is None else split.by_draw(part) for part in policy[:3]))
 
-    AdaMAE's loss leaves no experience, because it has no inner epochs.
+
+def credit(learner: Learner, batch: MicroBatch, motion: Tensor) -> Tensor:
+    """The sampler's loss for the draws it just made; leaves experience and metrics in ``batch``.
+
+    Every draw of a clip is an experience of its own, of one state. AdaMAE's loss leaves no experience, because it has no inner epochs.
     """
     config, policy, metrics = learner.config, batch.policy, batch.metrics
     error = batch.split.scatter(batch.error.detach())  # (B, N), 0 where nothing is scored
     with torch.no_grad():
         metrics.update(policy_metrics(policy.log_p, policy.entropy))
+    policy = policy_of_draws(policy, batch.split)
     if config.masking.strategy == "adamae":
         loss = adamae_loss(policy.log_p, batch.split, error)
         metrics["loss_policy"] = loss.detach()
@@ -285,7 +297,7 @@ def inner_epochs(
         losses = []
         for batch in batches:
             with autocast(batch.tokens.device, learner.bf16):
-                policy = learner.sampler(batch.tokens)
+                policy = policy_of_draws(learner.sampler(batch.tokens), batch.split)
             losses.append(sampler_loss(ppo, policy, batch.experience))
             (losses[-1].total / len(batches)).backward()
         failed = any_not_finite(learner.world, [loss.total.detach() for loss in losses])

@@ -75,11 +75,12 @@ class Trainer(TrainingLoop):
         config, masking, model = self.config, self.config.masking, self.config.model
         visible = visible_tokens(masking.strategy, model, masking.ratio)
         shared = f" on average, shared out by {masking.budget_by}"
+        draws = f", {masking.draws_per_clip} draws per clip" * (masking.draws_per_clip > 1)
         device = self.world.device.type
         return [
             *self.describe_run(f"{len(self.videos)} videos{self._generated()}", "clips"),
             f"masking {masking.strategy}: {visible} of {model.num_tokens} tokens visible "
-            f"(ratio {masking.ratio:g}){shared if masking.budget == 'adaptive' else ''}; "
+            f"(ratio {masking.ratio:g}){shared if masking.budget == 'adaptive' else ''}{draws}; "
             f"{masking.decoder_keep_ratio:.0%} of the others rebuilt",
             f"attention {choose_backend(model.attention, device)}, "
             f"kernels {'+'.join(kernel_levels(device))}, "

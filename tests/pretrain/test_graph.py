@@ -39,6 +39,7 @@ WAYS = {
     "random": {"masking": {"strategy": "random"}},
     "frame": {"masking": {"strategy": "frame"}},
     "adaptive": {"masking": {"budget": "adaptive", "decoder_keep_ratio": 0.5}},
+    "draws": {"masking": {"draws_per_clip": 2, "decoder_keep_ratio": 0.5}},
     "accumulation": {"train": {"accumulation": 2, "recompute": True}},
 }
 

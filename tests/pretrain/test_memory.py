@@ -47,6 +47,7 @@ def state_bytes(learner):
         {"masking": {"ratio": 0.5}},
         {"masking": {"strategy": "random", "ratio": 0.75}},
         {"masking": {"decoder_keep_ratio": 0.5, "ratio": 0.75}},
+        {"masking": {"draws_per_clip": 3, "ratio": 0.75}},
         {"sampler": {"attention": "joint"}, "ppo": {"epochs": 1}},
         {"model": {"width": 128, "depth": 8}, "train": {"batch_size": 12}},
     ],
