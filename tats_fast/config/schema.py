@@ -244,6 +244,10 @@ class TrainConfig(LoopConfig):
     init_from: str | None = None
     """Weights to start from: a run, checkpoint or exported folder, or a file that ``tats-fast
     import`` reads. None = fresh weights. The sampler always starts afresh."""
+    ema_decay: float = option(0.0, at_least=0, below=1)
+    """Decay per step of an exponential moving average of the autoencoder's weights, kept beside
+    them, measured at evaluations and probes too, and read by ``export --ema``; 0 = none. 0.9999
+    averages over about 10,000 steps."""
     eval_every: int = option(0, at_least=0)
     """Steps between two evaluations on ``data.eval``; 0 = only before the first and after the
     last step."""

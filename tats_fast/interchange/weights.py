@@ -31,7 +31,7 @@ from tats_fast.models.classifier import HEAD_NORM_EPS, VideoClassifier
 from tats_fast.models.encoder import PREFIX, VideoEncoder, encoder_state
 from tats_fast.models.layers import NORM_EPS
 from tats_fast.models.mae import MaskedAutoencoder
-from tats_fast.models.restore import current_names
+from tats_fast.models.restore import EMA, current_names
 from tats_fast.run_folder import CONFIG_FILE, MODEL_FILE, STEP_PREFIX
 
 RESIZABLE = ("image_size", "num_frames", "attention")
@@ -206,12 +206,20 @@ def is_ours(content: Mapping[str, Any]) -> bool:
     return {"mae", "sampler"} <= content.keys() or content.keys() >= FINE_TUNED
 
 
-def own_weights(content: Mapping[str, Any], path: Path) -> Weights:
+def own_weights(content: Mapping[str, Any], path: Path, ema: bool = False) -> Weights:
     """Weights from the content of a ``model.pt``.
 
+    Args:
+        ema: take the moving average of them.
+
     Raises:
-        ConfigError: the configuration is missing, or does not fit the weights.
+        ConfigError: the configuration is missing, or does not fit the weights; no average there.
     """
+    if ema and content.get(EMA) is None:
+        raise ConfigError(
+            f"{path}: holds no moving average of weights beside them; pretraining keeps one with "
+            "train.ema_decay=0.9999"
+        )
     config_file = path.with_name(CONFIG_FILE)
     if content.keys() >= FINE_TUNED:
         # It says all that the model needs; config.yaml is for its card.
@@ -229,7 +237,7 @@ def own_weights(content: Mapping[str, Any], path: Path) -> Weights:
             step=_step(path),
         )
         return check_shapes(weights, path)
-    state = _single(current_names(content["mae"]))
+    state = _single(current_names(content[EMA if ema else "mae"]))
     imported = content.get("imported")
     if imported is not None:
         head = content.get("head")  # and the two facts about it: not in files of earlier versions

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tats_fast import kernels
 from tats_fast.config import ConfigError, RunConfig
+from tats_fast.engine.average import WeightAverage
 from tats_fast.engine.distributed import World
 from tats_fast.engine.optim import load_optimizer, make_optimizer
 from tats_fast.engine.precision import wants_bf16
@@ -18,7 +19,7 @@ from tats_fast.engine.runner import Runner, make_runner
 from tats_fast.models import MaskedAutoencoder, TokenSampler
 from tats_fast.models.execution import compiled_cut, prepare_blocks
 from tats_fast.models.patchify import patches_and_statistics
-from tats_fast.models.restore import build_models, current_names
+from tats_fast.models.restore import EMA, build_models, current_names
 from tats_fast.pretrain.step import Rollout
 from tats_fast.rl import RewardScale
 from tats_fast.rl.reward import initial_value
@@ -37,6 +38,8 @@ class Learner:
     reward_scale: RewardScale
     generator: torch.Generator
     bf16: bool
+    average: WeightAverage | None = None
+    """Of the autoencoder; None = not kept."""
     cut: Callable[..., tuple[Tensor, Tensor, Tensor]] = patches_and_statistics
     """``patches_and_statistics``, compiled or not."""
 
@@ -47,11 +50,12 @@ class Learner:
 
     def model_state(self) -> dict[str, Any]:
         """Content of a checkpoint's ``model.pt``."""
-        sampler = self.sampler
-        return {
+        sampler, average = self.sampler, self.average
+        state = {
             "mae": self.mae.state_dict(),
             "sampler": None if sampler is None else sampler.state_dict(),
         }
+        return state if average is None else {**state, EMA: average.values}
 
     def trainer_state(self) -> dict[str, Any]:
         """What else continues this training, besides the autoencoder's optimizer."""
@@ -64,6 +68,8 @@ class Learner:
     def load_state(self, model: dict[str, Any], trainer: dict[str, Any]) -> None:
         """Restore what ``model_state`` and ``trainer_state`` returned."""
         self.mae.load_state_dict(current_names(model["mae"]))
+        if self.average is not None:  # where none was kept so far, it starts here
+            self.average.load(model.get(EMA) or self.mae.state_dict())
         if self.sampler is not None:
             self.sampler.load_state_dict(model["sampler"])
             load_optimizer(self.sampler_optimizer, trainer["sampler_optimizer"])
@@ -103,5 +109,6 @@ def make_learner(config: RunConfig, world: World) -> Learner:
         reward_scale=RewardScale.initial(world.device),
         generator=torch.Generator(world.device),
         bf16=bf16,
+        average=WeightAverage(mae, decay) if (decay := config.train.ema_decay) > 0 else None,
         cut=compiled_cut() if compiled else patches_and_statistics,
     )

@@ -34,7 +34,8 @@ class StepMemory:
     what its allocator cannot use."""
 
     weights: int
-    """Parameters and fixed positions, with the master copy that ZeRO keeps."""
+    """Parameters and fixed positions, with the master copy that ZeRO keeps and the moving
+    average."""
     optimizer: int
     gradients: int
     communication: int
@@ -115,9 +116,10 @@ def step_memory(
     bucket = sharing.reduce_bucket if stage >= 1 else (main if processes > 1 else 0)
     size = 2 if bf16 else FP32
     waiting = config.train.accumulation - 1
+    average = main if config.train.ema_decay > 0 else 0
     held = clips * config.model.num_tokens * config.model.width * size * waiting
     return StepMemory(
-        weights=FP32 * (main + sampler + tables + (main // share if stage >= 1 else 0)),
+        weights=FP32 * (main + sampler + average + tables + (main // share if stage >= 1 else 0)),
         optimizer=FP32 * MOMENTS * (main // share + sampler),
         gradients=FP32 * gradients,
         communication=FP32 * bucket,

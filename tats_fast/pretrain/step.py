@@ -227,7 +227,8 @@ def policy_of_draws(policy: Policy, split: TokenSplit) -> Policy:
 def credit(learner: Learner, batch: MicroBatch, motion: Tensor) -> Tensor:
     """The sampler's loss for the draws it just made; leaves experience and metrics in ``batch``.
 
-    Every draw of a clip is an experience of its own, of one state. AdaMAE's loss leaves no experience, because it has no inner epochs.
+    Every draw of a clip is an experience of its own, of one state. AdaMAE's loss leaves none: it has
+    no inner epochs.
     """
     config, policy, metrics = learner.config, batch.policy, batch.metrics
     error = batch.split.scatter(batch.error.detach())  # (B, N), 0 where nothing is scored
@@ -273,6 +274,8 @@ def update_networks(
     """One update of the autoencoder and, where it drew, of the sampler; adds the gradients' norms
     to ``metrics`` and returns whether an update was skipped (0-d, fp32)."""
     skip, metrics["grad_norm"] = learner.runner.step(plan.lr, skip)
+    if learner.average is not None:
+        learner.average.update(skip)
     if batches[0].policy is not None:
         skip = update_sampler(learner, plan, skip, metrics)
     return skip

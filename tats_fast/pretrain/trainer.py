@@ -19,7 +19,11 @@ from tats_fast.models.attention import choose_backend
 from tats_fast.pretrain.flops import training_step
 from tats_fast.pretrain.generated import GeneratedLoader, Stream
 from tats_fast.pretrain.graph import make_step
-from tats_fast.pretrain.held_out import held_out_metrics, true_motion_lifts
+from tats_fast.pretrain.held_out import (
+    held_out_metrics,
+    random_mask_loss,
+    true_motion_lifts,
+)
 from tats_fast.pretrain.initial import load_initial
 from tats_fast.pretrain.learner import Learner, kernel_levels, make_learner
 from tats_fast.pretrain.plan import plan_step
@@ -54,6 +58,8 @@ class Trainer(TrainingLoop):
         learner = make_learner(config, self.world)
         if config.train.init_from is not None and self.resume_from is None:
             load_initial(learner.mae, config.train.init_from, self.world.is_main)
+            if learner.average is not None:
+                learner.average.load(learner.mae.state_dict())
         self.step = make_step(learner)
         return learner
 
@@ -150,6 +156,11 @@ class Trainer(TrainingLoop):
             self._measure(log)
         if PROBES in due:
             row, text = self.prober.measure(self.learner.mae)
+            if self.learner.average is not None:
+                with self.learner.average.in_place():
+                    average, words = self.prober.measure(self.learner.mae)
+                row |= {f"{key}_ema": top for key, top in average.items() if key != PROBES}
+                text += f"; of the average, {words}"
             log.evaluation({"step": self.position.step, **row}, text)
 
     def _measure(self, log: RunLog | SilentLog) -> None:
@@ -157,7 +168,13 @@ class Trainer(TrainingLoop):
         mae = learner.mae
         values = held_out_metrics(self.config, mae, learner.sampler, self.eval_clips, learner.bf16)
         values |= true_motion_lifts(self.config, mae, learner.sampler, learner.bf16)
-        text = f"held-out: loss {values['loss_recon_random']:.4f} under the fixed random mask"
+        text = f"held-out: loss {values[HELD_OUT]:.4f} under the fixed random mask"
+        if learner.average is not None:
+            with learner.average.in_place():
+                values[f"{HELD_OUT}_ema"] = random_mask_loss(
+                    self.config, mae, self.eval_clips, learner.bf16
+                )
+            text += f" ({values[f'{HELD_OUT}_ema']:.4f} with the average)"
         lift = values.get("motion_lift_sampler")
         if lift is not None:
             text += f", motion lift of the sampler {lift:.2f}"

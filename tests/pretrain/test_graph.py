@@ -32,7 +32,7 @@ def gpu(test):
 
 
 WAYS = {
-    "K=1": {"ppo": {"epochs": 1}},
+    "K=1": {"ppo": {"epochs": 1}, "train": {"ema_decay": 0.75}},
     "K=2": {"ppo": {"epochs": 2, "lr_scale": 0.5}, "optim": {"grad_clip": 1.0}},
     "set": {"ppo": {"epochs": 2, "credit": "set", "reward": "error_motion"}},
     "adamae": {"masking": {"strategy": "adamae"}},
