@@ -243,7 +243,8 @@ class TrainConfig(LoopConfig):
     16 clips of ViT-B on an H100 and more of smaller models."""
     init_from: str | None = None
     """Weights to start from: a run, checkpoint or exported folder, or a file that ``tats-fast
-    import`` reads. None = fresh weights. The sampler always starts afresh."""
+    import`` reads. None = fresh weights. The encoder must fit; decoder and sampler are taken where
+    they do. Clips may have other ``num_frames`` and ``image_size``."""
     ema_decay: float = option(0.0, at_least=0, below=1)
     """Decay per step of an exponential moving average of the autoencoder's weights, kept beside
     them, measured at evaluations and probes too, and read by ``export --ema``; 0 = none. 0.9999

@@ -67,6 +67,8 @@ class Weights:
     """How the weights were trained, if here and known."""
     step: int | None = None
     """Optimizer steps of the training, if here."""
+    sampler: dict[str, Tensor] | None = None
+    """The token sampler's parameters, where pretraining here left one."""
 
     @property
     def has_decoder(self) -> bool:
@@ -255,8 +257,14 @@ def own_weights(content: Mapping[str, Any], path: Path, ema: bool = False) -> We
         raise ConfigError(f"{path}: {CONFIG_FILE} is missing beside it")
     else:
         run = read_saved(config_file, RunConfig)
+        sampler = content["sampler"]
         weights = Weights(
-            model=run.model, state=state, source="TATS-Fast", run=run, step=_step(path)
+            model=run.model,
+            state=state,
+            source="TATS-Fast",
+            run=run,
+            step=_step(path),
+            sampler=None if sampler is None else _single(sampler),
         )
     return check_shapes(weights, path)
 

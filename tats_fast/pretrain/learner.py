@@ -20,6 +20,7 @@ from tats_fast.models import MaskedAutoencoder, TokenSampler
 from tats_fast.models.execution import compiled_cut, prepare_blocks
 from tats_fast.models.patchify import patches_and_statistics
 from tats_fast.models.restore import EMA, build_models, current_names
+from tats_fast.pretrain.initial import load_initial
 from tats_fast.pretrain.step import Rollout
 from tats_fast.rl import RewardScale
 from tats_fast.rl.reward import initial_value
@@ -86,8 +87,15 @@ def kernel_levels(device_type: str) -> list[str]:
     return sorted({kernels.resolved_level(op, device_type) for op in kernels.ops()})
 
 
-def make_learner(config: RunConfig, world: World) -> Learner:
-    """Seeded models and optimizers on this process's device."""
+def make_learner(config: RunConfig, world: World, resumes: bool = False) -> Learner:
+    """Seeded models and optimizers on this process's device.
+
+    Args:
+        resumes: a checkpoint will be loaded, so that ``train.init_from`` need not be there.
+
+    Raises:
+        ConfigError: ``train.init_from`` is missing or does not fit, a backend that cannot run.
+    """
     torch.manual_seed(config.seed)  # the same weights on every process
     bf16 = wants_bf16(config.train.precision, world.device)
     try:
@@ -95,6 +103,9 @@ def make_learner(config: RunConfig, world: World) -> Learner:
         mae, sampler = build_models(config, world.device.type, initial_value(config.ppo.credit))
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if config.train.init_from is not None and not resumes:
+        # Before there is an optimizer: ZeRO's updates its own copy of the weights it is given.
+        load_initial(config, mae, sampler, world.is_main)
     rollout = Rollout(mae.to(world.device), config)
     sampler = None if sampler is None else sampler.to(world.device)
     fixed_length = config.masking.schedule == "constant"

@@ -227,8 +227,8 @@ def policy_of_draws(policy: Policy, split: TokenSplit) -> Policy:
 def credit(learner: Learner, batch: MicroBatch, motion: Tensor) -> Tensor:
     """The sampler's loss for the draws it just made; leaves experience and metrics in ``batch``.
 
-    Every draw of a clip is an experience of its own, of one state. AdaMAE's loss leaves none: it has
-    no inner epochs.
+    Every draw of a clip is an experience of its own, of one state. AdaMAE's loss leaves none: it
+    has no inner epochs.
     """
     config, policy, metrics = learner.config, batch.policy, batch.metrics
     error = batch.split.scatter(batch.error.detach())  # (B, N), 0 where nothing is scored

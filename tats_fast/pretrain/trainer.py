@@ -24,7 +24,6 @@ from tats_fast.pretrain.held_out import (
     random_mask_loss,
     true_motion_lifts,
 )
-from tats_fast.pretrain.initial import load_initial
 from tats_fast.pretrain.learner import Learner, kernel_levels, make_learner
 from tats_fast.pretrain.plan import plan_step
 from tats_fast.pretrain.probing import Prober
@@ -55,11 +54,7 @@ class Trainer(TrainingLoop):
         config = self.config
         self.eval_clips = self._load_eval_clips()
         self.prober = Prober.of(config) if self.world.is_main else None
-        learner = make_learner(config, self.world)
-        if config.train.init_from is not None and self.resume_from is None:
-            load_initial(learner.mae, config.train.init_from, self.world.is_main)
-            if learner.average is not None:
-                learner.average.load(learner.mae.state_dict())
+        learner = make_learner(config, self.world, resumes=self.resume_from is not None)
         self.step = make_step(learner)
         return learner
 
