@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from tats_fast.config.checks import nearest_multiple, require
 from tats_fast.config.generated import GeneratedConfig
 from tats_fast.config.options import Options, option
+from tats_fast.config.teacher import TeacherConfig
 from tats_fast.config.training import (
     Attention,
     DistributedConfig,
@@ -297,6 +298,7 @@ class RunConfig(TrainingConfig):
     ppo: PPOConfig = field(default_factory=PPOConfig)
     data: DataConfig = field(default_factory=DataConfig)
     generated: GeneratedConfig = field(default_factory=GeneratedConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -371,6 +373,7 @@ class RunConfig(TrainingConfig):
         fixed = [("model", field) for field in vars(self.model) if field != "attention"]
         fixed += [("sampler", field) for field in ("attention", "heads", "temporal_value")]
         fixed += [("masking", "strategy"), ("ppo", "credit"), ("ppo", "reward")]
+        fixed += [("teacher", "init_from")]
         return {f"{part}.{name}": getattr(getattr(self, part), name) for part, name in fixed}
 
 

@@ -13,7 +13,8 @@ def training_step(config: RunConfig, visible: int | None = None, warmup: bool = 
     sampler passes), M = ``masking.draws_per_clip``.
 
     The trajectory sampler counts at its absorbed cost whatever a path executes: the work to be
-    done is the same for all of them, and a path that does more of it is not the faster for it.
+    done is the same for all of them, and a path that does more of it is not the faster for it. A
+    teacher does not count: it is no part of what trains.
 
     Args:
         visible: N_v; None = as ``masking.ratio`` says.

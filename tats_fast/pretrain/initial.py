@@ -16,7 +16,7 @@ LOGGER = logging.getLogger("tats_fast")
 
 ENCODER_FIELDS = ("width", "depth", "heads", "tubelet_size", "patch_size", "positions")
 DECODER_FIELDS = ("decoder_width", "decoder_depth", "decoder_heads")
-SAMPLER_SECTIONS = ("sampler.", "masking.", "ppo.")
+SAMPLER_SECTIONS = ("sampler.", "masking.", "ppo.", "teacher.")
 """Of a configuration's ``identity``: what gives a sampler's weights their meaning."""
 
 

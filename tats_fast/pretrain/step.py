@@ -23,6 +23,7 @@ from tats_fast.engine.precision import autocast
 from tats_fast.engine.runner import update
 from tats_fast.masking import StepDraws, Uniform, draw_order, split_for_training
 from tats_fast.models import MaskedAutoencoder, Policy, TokenSampler, TokenSplit
+from tats_fast.pretrain.teacher import FeatureHead, feature_error, teacher_features
 from tats_fast.rl import (
     Experience,
     RewardStatistics,
@@ -36,7 +37,7 @@ from tats_fast.rl.ppo import adamae_loss, explained_variance
 if TYPE_CHECKING:
     from tats_fast.pretrain.learner import Learner
 
-LOSSES = ("loss_recon", "loss_policy", "loss_value")
+LOSSES = ("loss_recon", "loss_teacher", "loss_policy", "loss_value")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class MicroBatch:
     policy: Policy | None
     split: TokenSplit
     error: Tensor
-    """(B M, N_m), packed (T,): squared error of each rebuilt token."""
+    """(B M, N_m), packed (T,): squared error of each rebuilt token; with a teacher the weighted sum
+    of its pixels' and its features'."""
     change: Tensor | None = None
     """The same of its ``change_error``, where that is the reward."""
     experience: Experience | None = None
@@ -87,26 +89,40 @@ class Rollout(nn.Module):
     several times per step, by an optimizer of its own.
     """
 
-    def __init__(self, mae: MaskedAutoencoder, config: RunConfig) -> None:
+    def __init__(
+        self, mae: MaskedAutoencoder, config: RunConfig, features: int | None = None
+    ) -> None:
+        """features: width of a teacher's, which are then predicted beside the pixels."""
         super().__init__()
         self.mae = mae
         self.config = config
+        self.feature_head = None
+        if features is not None:
+            self.feature_head = FeatureHead(config.model.decoder_width, features)
 
-    def forward(self, patches: Tensor, drawing: Drawing) -> MicroBatch:
-        """Patches (B, N, D), uint8 or float in [0, 1], to errors."""
+    def forward(
+        self, patches: Tensor, drawing: Drawing, features: Tensor | None = None
+    ) -> MicroBatch:
+        """Patches (B, N, D), uint8 or float in [0, 1], and a teacher's features (B, N, C) of them,
+        to errors."""
         tokens = self.mae.embed(patches)  # 1
         policy = sample_policy(self.config, tokens, drawing)  # 2
         split = draw(self.config, policy, patches, tokens, drawing)  # 3
         latent = self.mae.encode(tokens, split)  # 4
-        prediction = self.mae.decode(latent, split)  # 5
-        prediction, masked = split.by_clip(prediction), split.by_clip(split.masked)
+        last = self.mae.decode_tokens(latent, split)  # 5
+        prediction, masked = split.by_clip(self.mae.predict(last)), split.by_clip(split.masked)
         error = kernels.masked_mse(prediction, patches, masked).view(split.masked.shape)  # 6
         change = None
         if policy is not None and self.config.ppo.reward == "change_error":
             tubelet = self.config.model.tubelet_size
             change = kernels.change_error(prediction, patches, masked, tubelet)
             change = change.view(split.masked.shape)
-        return MicroBatch(tokens, policy, split, error, change)
+        metrics = {"loss_recon": error.detach().mean()}
+        if features is not None:
+            own = feature_error(self.feature_head(last), features, split)
+            metrics["loss_teacher"] = own.detach().mean()
+            error = self.config.teacher.pixels * error + self.config.teacher.weight * own
+        return MicroBatch(tokens, policy, split, error, change, metrics=metrics)
 
 
 def pretrain_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict[str, Tensor]:
@@ -170,11 +186,14 @@ def roll_out(
     patches, motion, texture = learner.cut(clips, model.tubelet_size, model.patch_size)
     with autocast(clips.device, learner.bf16):
         drawing = Drawing(plan, learner.sampler, uniform, motion)
-        batch = learner.runner.forward(patches, drawing)
+        if learner.teacher is None:
+            batch = learner.runner.forward(patches, drawing)
+        else:
+            features = teacher_features(learner.teacher, patches)
+            batch = learner.runner.forward(patches, drawing, features)
     split = batch.split
     motion, texture = split.by_draw(motion), split.by_draw(texture)
     batch.metrics.update(
-        loss_recon=batch.error.detach().mean(),
         motion_lift=lift(motion, split.visible_mask),
         roughness_lift=lift(texture, split.visible_mask),
         frame_spread=frame_spread(split.visible_mask, model.token_frames),

@@ -83,10 +83,20 @@ class Trainer(TrainingLoop):
             f"masking {masking.strategy}: {visible} of {model.num_tokens} tokens visible "
             f"(ratio {masking.ratio:g}){shared if masking.budget == 'adaptive' else ''}{draws}; "
             f"{masking.decoder_keep_ratio:.0%} of the others rebuilt",
+            *self._teacher(),
             f"attention {choose_backend(model.attention, device)}, "
             f"kernels {'+'.join(kernel_levels(device))}, "
             f"decoding {resolved_backend(config.data.backend, device)} "
             f"with {config.data.workers} worker(s), {config.data.repeats} clip(s) per window",
+        ]
+
+    def _teacher(self) -> list[str]:
+        teacher = self.config.teacher
+        if teacher.init_from is None:
+            return []
+        return [
+            f"teacher {teacher.init_from}: loss and reward are {teacher.pixels:g} x the pixels' "
+            f"error + {teacher.weight:g} x its features'"
         ]
 
     def _generated(self) -> str:
