@@ -67,6 +67,8 @@ class Weights:
     """How the weights were trained, if here and known."""
     step: int | None = None
     """Optimizer steps of the training, if here."""
+    ema: bool = False
+    """Whether ``state`` is the moving average over the training."""
     sampler: dict[str, Tensor] | None = None
     """The token sampler's parameters, where pretraining here left one."""
 
@@ -264,6 +266,7 @@ def own_weights(content: Mapping[str, Any], path: Path, ema: bool = False) -> We
             source="TATS-Fast",
             run=run,
             step=_step(path),
+            ema=ema,
             sampler=None if sampler is None else _single(sampler),
         )
     return check_shapes(weights, path)

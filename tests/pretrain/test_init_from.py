@@ -7,13 +7,13 @@ import logging
 import pytest
 import torch
 from models_exchanged import randomize, write_run
-from project import TINY_MODEL
+from project import ROOT, TINY_MODEL
 from run_checks import assert_identical
 from run_processes import finish, start
 
 import tats_fast
 from tats_fast.cli import main
-from tats_fast.config import save_config
+from tats_fast.config import load_config, save_config
 from tats_fast.config.reading import build_model_config
 from tats_fast.engine.distributed import World
 from tats_fast.models.sampler import resized_positions
@@ -161,3 +161,13 @@ def test_zero_trains_on_from_the_weights_given(run_config, tmp_path):
     saved = read_tensors(tmp_path / "run" / "checkpoints" / "step_000001" / "model.pt")["mae"]
     for name, value in source.state_dict().items():
         torch.testing.assert_close(saved[name], value, rtol=0, atol=1e-4, msg=name)
+
+
+def test_the_documented_cool_down_is_a_configuration():
+    page = (ROOT / "docs" / "pretraining.md").read_text()
+    command = page.split("## A cool-down")[1].split("```")[1].replace("\\\n", " ").split()
+    recipe, overrides = command[3], command[4:]
+    assert command[:3] == ["tats-fast", "pretrain", "--config"]
+    config, before = load_config(recipe, overrides), load_config(recipe, overrides[:1])
+    assert config.model.num_tokens == 2 * before.model.num_tokens
+    assert config.optim.base_lr < before.optim.base_lr

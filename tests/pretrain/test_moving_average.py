@@ -82,6 +82,10 @@ def test_it_is_exported_and_loaded(run_config, tmp_path):
     assert state.keys() == average.keys()  # the decoder, too
     for name, value in state.items():
         assert torch.equal(value, average[name]), name
+    assert (
+        "| these weights | their moving average, decay 0.75 per step |"
+        in (out / "README.md").read_text()
+    )
     encoder = tats_fast.load_encoder(run, ema=True)
     assert torch.equal(encoder.norm.weight, average["encoder.norm.weight"])
 
