@@ -219,11 +219,11 @@ def draw(
     Further draws of the same clips are drawn as the first was, with numbers of their own."""
     plan, uniform, motion = drawing.plan, drawing.uniform, drawing.motion
     strategy = "random" if plan.warmup else config.masking.strategy
-    log_p = None if policy is None else policy.log_p.detach()
-    orders = [] if policy is None else [policy.order]
+    log_p, orders = None, []
+    if policy is not None:
+        log_p, orders = policy.log_p.detach(), [policy.order]
     while len(orders) < config.masking.draws_per_clip:
-        args = (strategy, config.model, patches, log_p, uniform, tokens, motion)
-        orders.append(draw_order(*args))
+        orders.append(draw_order(strategy, config.model, patches, log_p, uniform, tokens, motion))
     order = orders[0] if len(orders) == 1 else torch.stack(orders, dim=1).flatten(0, 1)
     scores = _budget_scores(config, policy, drawing.motion)
     return split_for_training(config.masking, order, plan.visible, uniform, scores)
