@@ -15,7 +15,7 @@ from tats_fast.models.encoder import VideoEncoder
 
 
 def load_encoder(
-    path: str | Path, device: torch.device | str = "cpu", **overrides: Any
+    path: str | Path, device: torch.device | str = "cpu", *, ema: bool = False, **overrides: Any
 ) -> VideoEncoder:
     """The encoder at ``path`` in evaluation mode; ``forward_features(video)`` takes video
     (B, 3, T, H, W), float and normalised with ImageNet's mean and deviation, to (B, N, C).
@@ -24,6 +24,8 @@ def load_encoder(
         path: run folder (then its newest checkpoint), checkpoint folder or its ``model.pt``, file
             of ``tats-fast import``, folder of Transformers' VideoMAE, or a ``.pth`` of VideoMAE,
             VideoMAE V2 or AdaMAE; of a classifier, its encoder.
+        ema: take the moving average of the weights, where pretraining kept one
+            (``train.ema_decay``).
         overrides: ``image_size``, ``num_frames``, ``attention`` (default ``auto``, whatever the
             training used); for a ``.pth``, which does not say it, also ``heads``.
 
@@ -31,7 +33,7 @@ def load_encoder(
         tats_fast.config.ConfigError: nothing there or not such a model; one line.
         ValueError: an attention backend that does not run on ``device``.
     """
-    weights = read_weights(path, {"attention": "auto", **overrides}, key="load_encoder")
+    weights = read_weights(path, {"attention": "auto", **overrides}, key="load_encoder", ema=ema)
     return build_encoder(weights, device)
 
 

@@ -19,6 +19,7 @@ class ExportOptions(FromCheckpoint):
 
     to: str = option(help="format", choices=("huggingface", "onnx"))
     out: str = option(help="folder to write, or file ending in .onnx", metavar="PATH")
+    ema: bool = option(False, "the moving average of the weights (train.ema_decay)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ def _export(arguments: argparse.Namespace) -> int:
     overrides = model_overrides(arguments.overrides)
     if options.to == "onnx":
         overrides = {"attention": "sdpa", **overrides}  # a part of ONNX, as no other one is
-    weights = read_weights(options.checkpoint, overrides)
+    weights = read_weights(options.checkpoint, overrides, ema=options.ema)
     print(f"wrote {export(weights, Path(options.out))}")
     return 0
 

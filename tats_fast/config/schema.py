@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from tats_fast.config.checks import nearest_multiple, require
 from tats_fast.config.generated import GeneratedConfig
 from tats_fast.config.options import Options, option
+from tats_fast.config.teacher import TeacherConfig
 from tats_fast.config.training import (
     Attention,
     DistributedConfig,
@@ -125,6 +126,9 @@ class MaskingConfig(Options):
     """Fewest visible tokens of a clip under an adaptive budget, over the average."""
     budget_max: float = option(2.0, at_least=1)
     """Most visible tokens of a clip under an adaptive budget, over the average."""
+    draws_per_clip: int = option(1, at_least=1)
+    """M: masks of every clip in a step, which go through encoder and decoder as one batch and share
+    the clip's decoding, patches and the sampler's passes. ``train.batch_size`` counts clips."""
     decoder_keep_ratio: float = option(1.0, above=0, at_most=1)
     """Share of the masked tokens that the decoder rebuilds, drawn at random (VideoMAE V2's dual
     masking); the others are neither seen nor scored."""
@@ -136,6 +140,12 @@ class MaskingConfig(Options):
             "masking.budget",
             self.budget,
             f"has no meaning for {self.strategy}, whose masks come in whole columns or frames",
+        )
+        require(
+            self.budget == "fixed" or self.draws_per_clip == 1,
+            "masking.draws_per_clip",
+            self.draws_per_clip,
+            "needs the same number of visible tokens in every draw; use masking.budget=fixed",
         )
         learned = self.strategy in LEARNED_STRATEGIES
         require(
@@ -234,7 +244,12 @@ class TrainConfig(LoopConfig):
     16 clips of ViT-B on an H100 and more of smaller models."""
     init_from: str | None = None
     """Weights to start from: a run, checkpoint or exported folder, or a file that ``tats-fast
-    import`` reads. None = fresh weights. The sampler always starts afresh."""
+    import`` reads. None = fresh weights. The encoder must fit; decoder and sampler are taken where
+    they do. Clips may have other ``num_frames`` and ``image_size``."""
+    ema_decay: float = option(0.0, at_least=0, below=1)
+    """Decay per step of an exponential moving average of the autoencoder's weights, kept beside
+    them, measured at evaluations and probes too, and read by ``export --ema``; 0 = none. 0.9999
+    averages over about 10,000 steps."""
     eval_every: int = option(0, at_least=0)
     """Steps between two evaluations on ``data.eval``; 0 = only before the first and after the
     last step."""
@@ -283,6 +298,7 @@ class RunConfig(TrainingConfig):
     ppo: PPOConfig = field(default_factory=PPOConfig)
     data: DataConfig = field(default_factory=DataConfig)
     generated: GeneratedConfig = field(default_factory=GeneratedConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -357,6 +373,7 @@ class RunConfig(TrainingConfig):
         fixed = [("model", field) for field in vars(self.model) if field != "attention"]
         fixed += [("sampler", field) for field in ("attention", "heads", "temporal_value")]
         fixed += [("masking", "strategy"), ("ppo", "credit"), ("ppo", "reward")]
+        fixed += [("teacher", "init_from")]
         return {f"{part}.{name}": getattr(getattr(self, part), name) for part, name in fixed}
 
 

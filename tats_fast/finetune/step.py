@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from tats_fast.config.finetune import AugmentConfig
+from tats_fast.engine.average import WeightAverage
 from tats_fast.engine.distributed import World, draw_seed
 from tats_fast.engine.optim import any_not_finite
 from tats_fast.engine.precision import autocast
@@ -43,9 +44,8 @@ class ClassifierLearner:
     bf16: bool
     class_weights: Tensor | None
     """(K,) fp32 on the device; none = all alike."""
-    ema_decay: float
-    average: dict[str, Tensor] | None
-    """Moving average of the parameters, by name; none = not kept."""
+    average: WeightAverage | None
+    """None = not kept."""
 
     @property
     def module(self) -> VideoClassifier:
@@ -55,17 +55,8 @@ class ClassifierLearner:
     @contextlib.contextmanager
     def averaged(self) -> Iterator[VideoClassifier]:
         """The classifier with the weights that count: the averaged ones, if an average is kept."""
-        parameters = dict(self.module.named_parameters())
-
-        def swap() -> None:
-            for name, value in (self.average or {}).items():
-                parameters[name].data, value.data = value.data, parameters[name].data
-
-        swap()
-        try:
+        with contextlib.nullcontext() if self.average is None else self.average.in_place():
             yield self.module
-        finally:
-            swap()
 
     def model_state(self) -> dict[str, Any]:
         """What a checkpoint's ``model.pt`` holds: all that the model is, without the run."""
@@ -86,8 +77,8 @@ class ClassifierLearner:
     def load_state(self, model: dict[str, Any], trainer: dict[str, Any]) -> None:
         """Take over what the two gave."""
         stored = current_names(model["classifier"])
-        for name, value in (self.average or {}).items():
-            value.copy_(stored[name])
+        if self.average is not None:
+            self.average.load(stored)
         self.module.load_state_dict(current_names(trainer["weights"] or stored))
 
 
@@ -119,7 +110,8 @@ def finetune_step(
     metrics = dict(zip(names, learner.world.mean(means).unbind(), strict=True))
     skip = any_not_finite(learner.world, [metrics["loss"]])
     skip, norm = learner.runner.step(lr, skip)
-    _update_average(learner, skip)
+    if learner.average is not None:
+        learner.average.update(skip)
     return {**metrics, "grad_norm": norm, "skipped": skip}
 
 
@@ -165,13 +157,3 @@ def augmented(
         switch=augment.switch,
         smoothing=augment.smoothing,
     )
-
-
-@torch.no_grad()
-def _update_average(learner: ClassifierLearner, skip: Tensor) -> None:
-    """average <- decay average + (1 - decay) weights, unless the step was skipped."""
-    if learner.average is None:
-        return
-    share = (1 - learner.ema_decay) * (1 - skip)
-    for name, parameter in learner.module.named_parameters():
-        learner.average[name].lerp_(parameter.detach(), share)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tats_fast.config import ConfigError, FinetuneConfig
 from tats_fast.data.loader import ClipBatch, resolved_backend
+from tats_fast.engine.average import WeightAverage
 from tats_fast.engine.logs import RunLog, SilentLog
 from tats_fast.engine.loop import TrainingLoop
 from tats_fast.engine.optim import lr_at, make_adamw
@@ -66,9 +67,7 @@ class Finetuner(TrainingLoop):
         if config.augment.class_weights == "balanced":
             weights = balanced_weights(self.labels, len(classes)).to(world.device)
         groups = parameter_groups(classifier, optim.weight_decay, optim.layer_decay)
-        average = None
-        if config.train.ema_decay > 0:
-            average = {name: p.detach().clone() for name, p in classifier.named_parameters()}
+        decay = config.train.ema_decay
         return ClassifierLearner(
             augment=config.augment,
             seed=config.seed,
@@ -77,8 +76,7 @@ class Finetuner(TrainingLoop):
             generator=torch.Generator(world.device),
             bf16=self.bf16,
             class_weights=weights,
-            ema_decay=config.train.ema_decay,
-            average=average,
+            average=WeightAverage(classifier, decay) if decay > 0 else None,
         )
 
     def clip_shape(self) -> tuple[int, int]:

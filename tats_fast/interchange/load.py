@@ -17,7 +17,10 @@ from tats_fast.run_folder import MODEL_FILE, find_checkpoint, read_tensors, requ
 
 
 def read_weights(
-    path: str | Path, overrides: Mapping[str, Any] | None = None, key: str = "checkpoint"
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    key: str = "checkpoint",
+    ema: bool = False,
 ) -> Weights:
     """The model at ``path``, which is a run (then its newest checkpoint) of pretraining or
     fine-tuning, a checkpoint folder or its ``model.pt``, a file that ``tats-fast import`` wrote, a
@@ -27,19 +30,21 @@ def read_weights(
     Args:
         overrides: model fields such as ``image_size``; positions are computed for the new size.
         key: what messages call ``path``.
+        ema: read the moving average that pretraining kept with ``train.ema_decay``.
 
     Raises:
-        ConfigError: nothing there, another model, or an override that the weights contradict.
+        ConfigError: nothing there, another model, an override that the weights contradict, or no
+            average.
     """
     path, overrides = Path(path), dict(overrides or {})
-    if (path / CONFIG_JSON).is_file():
+    if (path / CONFIG_JSON).is_file() and not ema:
         return resize(read_hugging_face(path), overrides)
     if not path.is_file():
         path = find_checkpoint(path, key=key) / MODEL_FILE
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_plain(path)
     require_sound(path)
-    if is_ours(content):
-        return resize(own_weights(content, path), overrides)
+    if is_ours(content) or ema:
+        return resize(own_weights(content, path, ema), overrides)
     return foreign_weights(content, path, overrides)
 
 

@@ -126,7 +126,7 @@ _HEAD_EPS = """
 
 # Settings that say how the weights came about; no paths, which are nobody's business.
 _PRETRAINING = (
-    *("seed", "masking.strategy", "masking.ratio", "data.stride"),
+    *("seed", "masking.strategy", "masking.ratio", "masking.draws_per_clip", "data.stride"),
     *("train.batch_size (clips, over all processes)", "train.steps", "optim.base_lr"),
 )
 _POLICY = ("ppo.reward", "ppo.credit")
@@ -201,10 +201,16 @@ def _training(weights: Weights) -> str:
     rows: dict[str, object] = {}
     if isinstance(run, RunConfig):
         names = _PRETRAINING + (_POLICY if run.masking.strategy == "tats" else ())
+        if run.train.init_from is not None:
+            rows["started from"] = "other weights"
+        if run.teacher.init_from is not None:
+            rows["teacher"] = "features of a frozen encoder, beside pixels"
     else:
         names = (*_FINE_TUNING, "train.epochs" if run.train.steps is None else "train.steps")
         rows["started from"] = "random weights" if run.init_from is None else "a pretrained encoder"
     rows |= {name: attrgetter(name.partition(" ")[0])(run) for name in names}
+    if weights.ema:
+        rows["these weights"] = f"their moving average, decay {run.train.ema_decay:g} per step"
     rows["steps done"] = "unknown" if weights.step is None else weights.step
     table = [f"| {name} | {value} |" for name, value in rows.items()]
     return "\n".join(["| setting | value |", "|---|---|", *table, ""])

@@ -31,7 +31,7 @@ from tats_fast.models.classifier import HEAD_NORM_EPS, VideoClassifier
 from tats_fast.models.encoder import PREFIX, VideoEncoder, encoder_state
 from tats_fast.models.layers import NORM_EPS
 from tats_fast.models.mae import MaskedAutoencoder
-from tats_fast.models.restore import current_names
+from tats_fast.models.restore import EMA, current_names
 from tats_fast.run_folder import CONFIG_FILE, MODEL_FILE, STEP_PREFIX
 
 RESIZABLE = ("image_size", "num_frames", "attention")
@@ -67,6 +67,10 @@ class Weights:
     """How the weights were trained, if here and known."""
     step: int | None = None
     """Optimizer steps of the training, if here."""
+    ema: bool = False
+    """Whether ``state`` is the moving average over the training."""
+    sampler: dict[str, Tensor] | None = None
+    """The token sampler's parameters, where pretraining here left one."""
 
     @property
     def has_decoder(self) -> bool:
@@ -206,12 +210,20 @@ def is_ours(content: Mapping[str, Any]) -> bool:
     return {"mae", "sampler"} <= content.keys() or content.keys() >= FINE_TUNED
 
 
-def own_weights(content: Mapping[str, Any], path: Path) -> Weights:
+def own_weights(content: Mapping[str, Any], path: Path, ema: bool = False) -> Weights:
     """Weights from the content of a ``model.pt``.
 
+    Args:
+        ema: take the moving average of them.
+
     Raises:
-        ConfigError: the configuration is missing, or does not fit the weights.
+        ConfigError: the configuration is missing, or does not fit the weights; no average there.
     """
+    if ema and content.get(EMA) is None:
+        raise ConfigError(
+            f"{path}: holds no moving average of weights beside them; pretraining keeps one with "
+            "train.ema_decay=0.9999"
+        )
     config_file = path.with_name(CONFIG_FILE)
     if content.keys() >= FINE_TUNED:
         # It says all that the model needs; config.yaml is for its card.
@@ -229,7 +241,7 @@ def own_weights(content: Mapping[str, Any], path: Path) -> Weights:
             step=_step(path),
         )
         return check_shapes(weights, path)
-    state = _single(current_names(content["mae"]))
+    state = _single(current_names(content[EMA if ema else "mae"]))
     imported = content.get("imported")
     if imported is not None:
         head = content.get("head")  # and the two facts about it: not in files of earlier versions
@@ -247,8 +259,15 @@ def own_weights(content: Mapping[str, Any], path: Path) -> Weights:
         raise ConfigError(f"{path}: {CONFIG_FILE} is missing beside it")
     else:
         run = read_saved(config_file, RunConfig)
+        sampler = content["sampler"]
         weights = Weights(
-            model=run.model, state=state, source="TATS-Fast", run=run, step=_step(path)
+            model=run.model,
+            state=state,
+            source="TATS-Fast",
+            run=run,
+            step=_step(path),
+            ema=ema,
+            sampler=None if sampler is None else _single(sampler),
         )
     return check_shapes(weights, path)
 

@@ -19,6 +19,11 @@ def uniform_from(generator: torch.Generator) -> Uniform:
     )
 
 
+def shared_among(uniform: Uniform, draws: int) -> Uniform:
+    """The numbers of clips as those of their draws, a clip's in a row: for whom a row is a draw."""
+    return lambda rows, numbers: uniform(rows // draws, draws * numbers).view(rows, numbers)
+
+
 class StepDraws:
     """The numbers of one optimizer step: drawn on every process for the clips of all of them, and
     handed out by a clip's place in the global batch.

@@ -14,7 +14,7 @@ from tats_fast import kernels
 from tats_fast.config import MaskingConfig, ModelConfig
 from tats_fast.config.schema import visible_count
 from tats_fast.masking.budget import allocate
-from tats_fast.masking.draws import Uniform, uniform_from
+from tats_fast.masking.draws import Uniform, shared_among, uniform_from
 from tats_fast.models import Packing, TokenSplit
 from tats_fast.models.patchify import motion_energy
 
@@ -123,6 +123,7 @@ def split_for_training(
     """Cut drawn orders (B, N) into visible, masked and left-out tokens as ``config`` says.
 
     Args:
+        order: of the ``config.draws_per_clip`` draws of each clip, a clip's in a row.
         visible: N_v, the average per clip where the budget adapts.
         uniform: chooses the masked tokens that are rebuilt, if not all are.
         scores: (B,), what clips' shares of an adaptive budget follow; None = a fixed budget.
@@ -132,9 +133,11 @@ def split_for_training(
     low, high = budget_bounds(config, visible, length)
     counts = None if scores is None else allocate(scores, batch * visible, low, high)
     if length < tokens:
-        order = _shuffle_masked(order, visible if counts is None else counts[:, None], uniform)
+        own = shared_among(uniform, config.draws_per_clip)
+        order = _shuffle_masked(order, visible if counts is None else counts[:, None], own)
     if counts is None:
-        return TokenSplit(order=order, count=visible, length=length)
+        draws = config.draws_per_clip
+        return TokenSplit(order=order, count=visible, length=length, draws=draws)
     offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
     return TokenSplit(order=order, count=visible, length=length, packing=Packing(offsets, high))
 

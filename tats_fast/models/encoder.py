@@ -106,18 +106,28 @@ class VideoEncoder(nn.Module):
 
         Args:
             tokens: (B, N, C), embedded patches of all tokens, before positions.
-            split: whose visible tokens to encode; None = all tokens.
+            split: whose visible tokens to encode, of M draws per clip in one batch; None = all
+                tokens.
 
         Returns:
-            (B, N_v, C), packed (T, C) where ``split`` is packed; (B, N, C) of all tokens.
+            (B M, N_v, C), packed (T, C) where ``split`` is packed; (B, N, C) of all tokens.
         """
         if split is None:
             x, packing = tokens + self.positions.to(tokens.dtype), None
         else:
-            x, packing = kernels.token_gather(tokens, split.visible, self.positions), split.packing
+            x, packing = self._visible(tokens, split), split.packing
         for block in self.blocks:
             x = block(x, packing)
         return self.norm(x)
+
+    def _visible(self, tokens: Tensor, split: TokenSplit) -> Tensor:
+        """The encoder's input. Draws are gathered one by one: a token that several of them show
+        gets the sum of their gradients, and the gather's own scatter does not add."""
+        if split.draws == 1:
+            return kernels.token_gather(tokens, split.visible, self.positions)
+        draws = split.visible.unflatten(0, (-1, split.draws)).unbind(1)
+        parts = [kernels.token_gather(tokens, draw, self.positions) for draw in draws]
+        return torch.stack(parts, dim=1).flatten(0, 1)
 
     def forward_features(self, video: Tensor) -> Tensor:
         """One feature per token, in the order (frame, row, column).

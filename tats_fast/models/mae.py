@@ -62,6 +62,11 @@ class MaskedAutoencoder(nn.Module):
     def decode(self, latent: Tensor, split: TokenSplit) -> Tensor:
         """Latents (B, N_v, C) -> predicted normalised patches of the masked tokens (B, N_m, D);
         packed (T, C) -> (T', D)."""
+        return self.predict(self.decode_tokens(latent, split))
+
+    def decode_tokens(self, latent: Tensor, split: TokenSplit) -> Tensor:
+        """Latents (B, N_v, C) -> the decoder's last tokens, of the masked ones (B, N_m, decoder
+        width), before ``predict``; packed (T, C) -> (T', decoder width)."""
         x = kernels.decoder_assemble(
             self.to_decoder(latent),
             self.mask_token,
@@ -72,10 +77,8 @@ class MaskedAutoencoder(nn.Module):
         for block in self.decoder:
             x = block(x)
         if split.packing is None:
-            masked = x[:, split.count :]
-        else:
-            masked = kernels.token_gather(x, split.masked_slots)
-        return self.predict(masked)
+            return x[:, split.count :]
+        return kernels.token_gather(x, split.masked_slots)
 
     def predict(self, x: Tensor) -> Tensor:
         """The decoder's last tokens (..., C) -> normalised patches (..., D)."""

@@ -36,6 +36,10 @@ class Stack(NamedTuple):
     block: int
     entry: int
 
+    def times(self, clips: int) -> Stack:
+        """That of so many clips at once."""
+        return Stack(self.depth, clips * self.block, clips * self.entry)
+
 
 def stack(depth: int, tokens: int, width: int, mlp_ratio: float, kept: Numbers) -> Stack:
     """Blocks over n tokens. Each keeps its input, two norms' outputs, q, k and v, what attention
@@ -60,13 +64,16 @@ def mae_stacks(model: ModelConfig, visible: int, length: int, kept: Numbers) -> 
     ]
 
 
+def mae_entry(model: ModelConfig, kept: Numbers) -> int:
+    """Bytes that the autoencoder keeps before its blocks: patches in the compute dtype, tokens."""
+    return model.num_tokens * (model.patch_dim + model.width) * kept.size
+
+
 def mae_ends(model: ModelConfig, visible: int, length: int, kept: Numbers) -> int:
-    """Bytes that the autoencoder keeps besides its blocks: patches in the compute dtype, tokens,
-    both final norms, and the prediction."""
+    """Bytes that it keeps besides: both final norms, and the prediction."""
     masked = length - visible
     norms = visible * model.width + masked * model.decoder_width
-    tokens = model.num_tokens * (model.patch_dim + model.width)
-    return (tokens + masked * model.patch_dim + 2 * norms) * kept.size + norms * kept.wider
+    return (masked * model.patch_dim + 2 * norms) * kept.size + norms * kept.wider
 
 
 def pixels(model: ModelConfig) -> int:

@@ -28,6 +28,9 @@ OLD_NAMES = (
 )
 """Parameters of autoencoders and classifiers in checkpoints of earlier versions -> today."""
 
+EMA = "ema"
+"""In ``model.pt``: moving average of the autoencoder's parameters, where training kept one."""
+
 
 def current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An autoencoder's or a classifier's state dict with today's names, whatever version wrote it.

@@ -90,3 +90,14 @@ class TokenSampler(nn.Module):
         """
         features = self.norm(self.block(tokens + self.positions.to(tokens.dtype)))
         return self.actor(features).squeeze(-1), features.detach().mean(dim=1)
+
+
+def resized_positions(table: Tensor, old: ModelConfig, new: ModelConfig) -> Tensor:
+    """A sampler's learned positions (N, C) for clips of another size: linear in time, row and
+    column between the tokens of the old clip, which cover the same clip."""
+    grids = [(m.token_frames, *[m.image_size // m.patch_size] * 2) for m in (old, new)]
+    if grids[0] == grids[1]:
+        return table
+    cube = table.T.unflatten(1, grids[0])[None]
+    cube = nn.functional.interpolate(cube, grids[1], mode="trilinear", align_corners=False)
+    return cube[0].flatten(1).T.contiguous()

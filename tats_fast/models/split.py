@@ -1,6 +1,7 @@
 """Which tokens a batch shows, hides and scores, dense or packed.
 
-Legend: B clips, N tokens, N_v visible, L tokens of a decoder sequence, T rows of a packed batch.
+Legend: B clips, N tokens, N_v visible, L tokens of a decoder sequence, T rows of a packed batch, M
+draws of each clip (1, but where ``masking.draws_per_clip`` says otherwise).
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class TokenSplit:
     """L <= N: leading entries of ``order`` that the decoder sees."""
     packing: Packing | None = None
     """Where clips differ in their visible tokens: their packed rows."""
+    draws: int = 1
+    """M. Above 1 every B here counts draws, a clip's M in a row, and there is no ``packing``."""
 
     visible: Tensor = field(init=False)
     """Tokens that the encoder sees."""
@@ -65,6 +68,15 @@ class TokenSplit:
             )
         for name, value in (("visible", visible), ("masked", masked), ("masked_slots", slots)):
             object.__setattr__(self, name, value)  # frozen for everyone else
+
+    def by_clip(self, values: Tensor) -> Tensor:
+        """What draws have, (B M, n, ...), as what their clips have, (B, M n, ...); no copy of a
+        contiguous tensor."""
+        return values if self.draws == 1 else values.unflatten(0, (-1, self.draws)).flatten(1, 2)
+
+    def by_draw(self, values: Tensor) -> Tensor:
+        """What clips have, (B, ...), for each of their draws, (B M, ...)."""
+        return values if self.draws == 1 else values.repeat_interleave(self.draws, dim=0)
 
     @property
     def sequence(self) -> Tensor:

@@ -9,10 +9,12 @@ from tats_fast.models import flops
 
 
 def training_step(config: RunConfig, visible: int | None = None, warmup: bool = False) -> int:
-    """Model FLOP of one training step, per clip: 3 (autoencoder + K sampler passes).
+    """Model FLOP of one training step, per clip: 3 (embedding + M rest of the autoencoder + K
+    sampler passes), M = ``masking.draws_per_clip``.
 
     The trajectory sampler counts at its absorbed cost whatever a path executes: the work to be
-    done is the same for all of them, and a path that does more of it is not the faster for it.
+    done is the same for all of them, and a path that does more of it is not the faster for it. A
+    teacher does not count: it is no part of what trains.
 
     Args:
         visible: N_v; None = as ``masking.ratio`` says.
@@ -21,9 +23,8 @@ def training_step(config: RunConfig, visible: int | None = None, warmup: bool = 
     model, strategy = config.model, config.masking.strategy
     if visible is None:
         visible = visible_tokens(strategy, model, config.masking.ratio)
-    total = flops.mae(
-        model, visible, decoder_length(config.masking, visible, model.num_tokens)
-    ).total
+    mae = flops.mae(model, visible, decoder_length(config.masking, visible, model.num_tokens))
+    total = mae.embedding + config.masking.draws_per_clip * (mae.total - mae.embedding)
     if strategy in LEARNED_STRATEGIES and not warmup:
         passes = config.ppo.epochs if strategy == "tats" else 1
         total += passes * flops.sampler(

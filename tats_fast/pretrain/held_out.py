@@ -50,10 +50,7 @@ def held_out_metrics(
     for chunk in clips.split(CHUNK):
         patches = patchify(chunk, model.tubelet_size, model.patch_size)
         with autocast(clips.device, bf16):
-            split = split_tokens("random", model, patches, None, visible, masks)
-            tokens = mae.embed(patches)
-            prediction = mae.decode(mae.encode(tokens, split), split)
-            error = kernels.masked_mse(prediction, patches, split.masked)
+            tokens, error = _rebuilt(mae, patches, visible, masks)
             policy = None if sampler is None else sampler(tokens)
         values = {"loss_recon_random": error.mean()}
         strategies = {"random": "random", "motion": "motion"}
@@ -74,6 +71,33 @@ def held_out_metrics(
             sums[name] = sums.get(name, 0.0) + value.item() * len(chunk)
     mae.train(was_training)
     return {name: total / len(clips) for name, total in sums.items()}
+
+
+@torch.no_grad()
+def random_mask_loss(config: RunConfig, mae: MaskedAutoencoder, clips: Tensor, bf16: bool) -> float:
+    """``loss_recon_random`` of ``held_out_metrics`` alone, under the same masks."""
+    model, total = config.model, 0.0
+    visible = visible_tokens("random", model, config.masking.ratio)
+    masks = torch.Generator(clips.device).manual_seed(MASK_SEED)
+    was_training = mae.training
+    mae.eval()
+    for chunk in clips.split(CHUNK):
+        patches = patchify(chunk, model.tubelet_size, model.patch_size)
+        with autocast(clips.device, bf16):
+            error = _rebuilt(mae, patches, visible, masks)[1]
+        total += error.mean().item() * len(chunk)
+    mae.train(was_training)
+    return total / len(clips)
+
+
+def _rebuilt(
+    mae: MaskedAutoencoder, patches: Tensor, visible: int, masks: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Tokens (B, N, C) of patches (B, N, D), and the errors (B, N_m) under random masks."""
+    split = split_tokens("random", mae.config, patches, None, visible, masks)
+    tokens = mae.embed(patches)
+    prediction = mae.decode(mae.encode(tokens, split), split)
+    return tokens, kernels.masked_mse(prediction, patches, split.masked)
 
 
 @torch.no_grad()

@@ -3,53 +3,69 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 
-from tats_fast.config import ConfigError, ModelConfig
+from tats_fast.config import ConfigError, ModelConfig, RunConfig
 from tats_fast.interchange import Weights, read_weights
-from tats_fast.models import MaskedAutoencoder
+from tats_fast.models import MaskedAutoencoder, TokenSampler
 from tats_fast.models.encoder import PREFIX
+from tats_fast.models.layers import NORM_EPS
+from tats_fast.models.sampler import resized_positions
 
 LOGGER = logging.getLogger("tats_fast")
 
 ENCODER_FIELDS = ("width", "depth", "heads", "tubelet_size", "patch_size", "positions")
 DECODER_FIELDS = ("decoder_width", "decoder_depth", "decoder_heads")
+SAMPLER_SECTIONS = ("sampler.", "masking.", "ppo.", "teacher.")
+"""Of a configuration's ``identity``: what gives a sampler's weights their meaning."""
 
 
-def load_initial(mae: MaskedAutoencoder, path: str, say: bool) -> None:
-    """Load what ``path`` holds: the encoder, and the decoder if it has one; the rest stays fresh.
+def load_initial(
+    config: RunConfig, mae: MaskedAutoencoder, sampler: TokenSampler | None, say: bool
+) -> None:
+    """Load what ``config.train.init_from`` holds: the encoder, and decoder and sampler where they
+    are those of this run. The others stay fresh; fixed positions are those of this run's clips, and
+    the sampler's learned ones are interpolated to them.
 
     Args:
-        path: whatever ``read_weights`` reads.
-        say: log what was left out or stays fresh.
+        say: log in one line what was taken and what was not.
 
     Raises:
-        ConfigError: nothing there, or a model of another size; one line.
+        ConfigError: nothing there, or an encoder of another size; one line.
     """
+    path = config.train.init_from
     weights = read_weights(path, key="train.init_from")
-    _check_model(mae.config, weights, path)
-    fresh = mae.load_state_dict(weights.state, strict=False).missing_keys
-    # A decoder lacks whole modules; of an encoder only the final norm can be missing.
-    parts = sorted({name.split(".")[0] for name in fresh if not name.startswith(PREFIX)})
-    parts += sorted({name.rpartition(".")[0] for name in fresh if name.startswith(PREFIX)})
-    notes = list(weights.notes)
-    if parts:
-        notes.append(
-            f"{', '.join(parts)} not in it: {'they start' if parts[1:] else 'it starts'} "
-            "from fresh weights"
-        )
-    eps = mae.encoder.norm_eps
-    if weights.norm_eps != eps:
-        notes.append(f"its norms were trained with epsilon {weights.norm_eps:g}, here {eps:g}")
+    _check_encoder(config.model, weights, path)
+    state, problems = weights.state, {"decoder": _decoder_problem(config.model, weights)}
+    if problems["decoder"] is not None:
+        state = {name: tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+    if sampler is not None:
+        problems["sampler"] = _load_sampler(config, sampler, weights)
+    fresh = mae.load_state_dict(state, strict=False).missing_keys
+    if any(name.startswith(PREFIX) for name in fresh):
+        problems["norm after the encoder"] = "not in it"
     if say:
-        LOGGER.info("train.init_from=%s: weights of %s", path, weights.source)
-        for note in notes:
-            LOGGER.info("train.init_from: %s", note)
+        LOGGER.info("train.init_from=%s: %s", path, _in_words(config.model, weights, problems))
 
 
-def _check_model(config: ModelConfig, weights: Weights, path: str) -> None:
+def _in_words(config: ModelConfig, weights: Weights, problems: dict[str, str | None]) -> str:
+    """What was taken and what was not: of each part why not, or None."""
+    taken = ["the encoder", *(f"the {part}" for part, problem in problems.items() if not problem)]
+    left = [f"no {part} ({problem})" for part, problem in problems.items() if problem]
+    text = "took " + " and ".join(filter(None, [", ".join(taken[:-1]), taken[-1]]))
+    text += "".join([", but ", ", ".join(left)] if left else []) + f", of {weights.source}"
+    there = weights.model
+    if (config.num_frames, config.image_size) != (there.num_frames, there.image_size):
+        text += f"; from {there.num_frames} frames of {there.image_size} pixels to "
+        text += f"{config.num_frames} of {config.image_size}"
+    if weights.norm_eps != NORM_EPS:
+        text += f"; its norms had epsilon {weights.norm_eps:g}, here {NORM_EPS:g}"
+    return "; ".join([text, *weights.notes])
+
+
+def _check_encoder(config: ModelConfig, weights: Weights, path: str) -> None:
     """Heads and positions show in no tensor's shape, so fields are compared, not shapes."""
-    names = ENCODER_FIELDS + (DECODER_FIELDS if weights.has_decoder else ())
-    for name in names:
+    for name in ENCODER_FIELDS:
         here, there = getattr(config, name), getattr(weights.model, name)
         if here != there:
             raise ConfigError(f"model.{name}={here}: train.init_from={path} has {there}")
@@ -57,3 +73,26 @@ def _check_model(config: ModelConfig, weights: Weights, path: str) -> None:
     if here != there:
         ratio = weights.model.mlp_ratio
         raise ConfigError(f"model.mlp_ratio={config.mlp_ratio}: train.init_from={path} has {ratio}")
+
+
+def _decoder_problem(config: ModelConfig, weights: Weights) -> str | None:
+    """Why the decoder starts afresh, if it does."""
+    if not weights.has_decoder:
+        return "not in it"
+    here, there = asdict(config), asdict(weights.model)
+    differing = [name for name in DECODER_FIELDS if here[name] != there[name]]
+    return ", ".join(f"model.{n} is {there[n]} there, {here[n]} here" for n in differing) or None
+
+
+def _load_sampler(config: RunConfig, sampler: TokenSampler, weights: Weights) -> str | None:
+    """Take over a sampler that was trained to do what this one is, or say why it starts afresh."""
+    if weights.sampler is None or not isinstance(weights.run, RunConfig):
+        return "not in it"
+    here, there = config.identity(), weights.run.identity()
+    for key in here:
+        if key.startswith(SAMPLER_SECTIONS) and here[key] != there[key]:
+            return f"{key} is {there[key]} there, {here[key]} here"
+    state = dict(weights.sampler)
+    state["positions"] = resized_positions(state["positions"], weights.model, config.model)
+    sampler.load_state_dict(state)
+    return None

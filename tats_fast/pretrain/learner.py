@@ -11,15 +11,19 @@ from torch import Tensor
 
 from tats_fast import kernels
 from tats_fast.config import ConfigError, RunConfig
+from tats_fast.engine.average import WeightAverage
 from tats_fast.engine.distributed import World
 from tats_fast.engine.optim import load_optimizer, make_optimizer
 from tats_fast.engine.precision import wants_bf16
 from tats_fast.engine.runner import Runner, make_runner
 from tats_fast.models import MaskedAutoencoder, TokenSampler
+from tats_fast.models.encoder import VideoEncoder
 from tats_fast.models.execution import compiled_cut, prepare_blocks
 from tats_fast.models.patchify import patches_and_statistics
-from tats_fast.models.restore import build_models, current_names
+from tats_fast.models.restore import EMA, build_models, current_names
+from tats_fast.pretrain.initial import load_initial
 from tats_fast.pretrain.step import Rollout
+from tats_fast.pretrain.teacher import load_teacher
 from tats_fast.rl import RewardScale
 from tats_fast.rl.reward import initial_value
 
@@ -37,6 +41,10 @@ class Learner:
     reward_scale: RewardScale
     generator: torch.Generator
     bf16: bool
+    average: WeightAverage | None = None
+    """Of the autoencoder; None = not kept."""
+    teacher: VideoEncoder | None = None
+    """Frozen; what its features are predicted for is ``teacher`` in the configuration."""
     cut: Callable[..., tuple[Tensor, Tensor, Tensor]] = patches_and_statistics
     """``patches_and_statistics``, compiled or not."""
 
@@ -47,11 +55,16 @@ class Learner:
 
     def model_state(self) -> dict[str, Any]:
         """Content of a checkpoint's ``model.pt``."""
-        sampler = self.sampler
-        return {
+        sampler, average = self.sampler, self.average
+        state = {
             "mae": self.mae.state_dict(),
             "sampler": None if sampler is None else sampler.state_dict(),
         }
+        if average is not None:
+            state[EMA] = average.values
+        if self.runner.module.feature_head is not None:
+            state["feature_head"] = self.runner.module.feature_head.state_dict()
+        return state
 
     def trainer_state(self) -> dict[str, Any]:
         """What else continues this training, besides the autoencoder's optimizer."""
@@ -64,6 +77,10 @@ class Learner:
     def load_state(self, model: dict[str, Any], trainer: dict[str, Any]) -> None:
         """Restore what ``model_state`` and ``trainer_state`` returned."""
         self.mae.load_state_dict(current_names(model["mae"]))
+        if self.runner.module.feature_head is not None:
+            self.runner.module.feature_head.load_state_dict(model["feature_head"])
+        if self.average is not None:  # where none was kept so far, it starts here
+            self.average.load(model.get(EMA) or self.mae.state_dict())
         if self.sampler is not None:
             self.sampler.load_state_dict(model["sampler"])
             load_optimizer(self.sampler_optimizer, trainer["sampler_optimizer"])
@@ -80,19 +97,32 @@ def kernel_levels(device_type: str) -> list[str]:
     return sorted({kernels.resolved_level(op, device_type) for op in kernels.ops()})
 
 
-def make_learner(config: RunConfig, world: World) -> Learner:
-    """Seeded models and optimizers on this process's device."""
+def make_learner(config: RunConfig, world: World, resumes: bool = False) -> Learner:
+    """Seeded models and optimizers on this process's device.
+
+    Args:
+        resumes: a checkpoint will be loaded, so that ``train.init_from`` need not be there.
+
+    Raises:
+        ConfigError: ``train.init_from`` is missing or does not fit, a backend that cannot run.
+    """
     torch.manual_seed(config.seed)  # the same weights on every process
     bf16 = wants_bf16(config.train.precision, world.device)
     try:
         kernel_levels(world.device.type)
         mae, sampler = build_models(config, world.device.type, initial_value(config.ppo.credit))
+        teacher = load_teacher(config, world.device)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    rollout = Rollout(mae.to(world.device), config)
+    if config.train.init_from is not None and not resumes:
+        # Before there is an optimizer: ZeRO's updates its own copy of the weights it is given.
+        load_initial(config, mae, sampler, world.is_main)
+    features = None if teacher is None else teacher.config.width
+    rollout = Rollout(mae, config, features).to(world.device)
     sampler = None if sampler is None else sampler.to(world.device)
     fixed_length = config.masking.schedule == "constant"
     prepare_blocks(config.train, world.device, fixed_length, mae, sampler)
+    prepare_blocks(config.train, world.device, True, teacher)
     compiled = config.train.compiles(world.device.type)
     return Learner(
         config=config,
@@ -103,5 +133,7 @@ def make_learner(config: RunConfig, world: World) -> Learner:
         reward_scale=RewardScale.initial(world.device),
         generator=torch.Generator(world.device),
         bf16=bf16,
+        teacher=teacher,
+        average=WeightAverage(mae, decay) if (decay := config.train.ema_decay) > 0 else None,
         cut=compiled_cut() if compiled else patches_and_statistics,
     )

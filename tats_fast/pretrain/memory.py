@@ -34,7 +34,8 @@ class StepMemory:
     what its allocator cannot use."""
 
     weights: int
-    """Parameters and fixed positions, with the master copy that ZeRO keeps."""
+    """Parameters and fixed positions, with the master copy that ZeRO keeps and the moving
+    average."""
     optimizer: int
     gradients: int
     communication: int
@@ -81,11 +82,12 @@ def activations(config: RunConfig, bf16: bool, compiled: bool, fused: bool) -> i
     model, strategy = config.model, config.masking.strategy
     visible = visible_tokens(strategy, model, config.masking.ratio)
     length = decoder_length(config.masking, visible, model.num_tokens)
-    kept = memory.numbers(bf16, compiled)
-    stacks = memory.mae_stacks(model, visible, length, kept)
-    total = memory.pixels(model) + memory.mae_ends(model, visible, length, kept)
+    kept, draws = memory.numbers(bf16, compiled), config.masking.draws_per_clip
+    stacks = [of.times(draws) for of in memory.mae_stacks(model, visible, length, kept)]
+    total = memory.pixels(model) + memory.mae_entry(model, kept)
+    total += draws * memory.mae_ends(model, visible, length, kept)
     if not fused:  # the composed loss keeps its difference in fp32
-        total += (length - visible) * model.patch_dim * (FP32 - kept.size)
+        total += draws * (length - visible) * model.patch_dim * (FP32 - kept.size)
     if strategy in LEARNED_STRATEGIES:
         stacks.append(memory.sampler_stack(model, config.sampler.attention, kept, fused))
         total += memory.sampler_ends(model, kept)
@@ -114,9 +116,10 @@ def step_memory(
     bucket = sharing.reduce_bucket if stage >= 1 else (main if processes > 1 else 0)
     size = 2 if bf16 else FP32
     waiting = config.train.accumulation - 1
+    average = main if config.train.ema_decay > 0 else 0
     held = clips * config.model.num_tokens * config.model.width * size * waiting
     return StepMemory(
-        weights=FP32 * (main + sampler + tables + (main // share if stage >= 1 else 0)),
+        weights=FP32 * (main + sampler + average + tables + (main // share if stage >= 1 else 0)),
         optimizer=FP32 * MOMENTS * (main // share + sampler),
         gradients=FP32 * gradients,
         communication=FP32 * bucket,

@@ -3,7 +3,7 @@
 The nine lines of ``docs/method.md``, "Learning the sampler", read from top to bottom: six in
 ``Rollout.forward``, three in ``seeded_step``; each is one function. Nothing here waits for the
 device: losses, the reward's scale and the decision to skip a non-finite step all stay there.
-Legend: B clips, N tokens, N_m masked tokens, D numbers per patch.
+Legend: B clips, M draws of each, N tokens, N_m masked tokens, D numbers per patch.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tats_fast.engine.precision import autocast
 from tats_fast.engine.runner import update
 from tats_fast.masking import StepDraws, Uniform, draw_order, split_for_training
 from tats_fast.models import MaskedAutoencoder, Policy, TokenSampler, TokenSplit
+from tats_fast.pretrain.teacher import FeatureHead, feature_error, teacher_features
 from tats_fast.rl import (
     Experience,
     RewardStatistics,
@@ -36,7 +37,7 @@ from tats_fast.rl.ppo import adamae_loss, explained_variance
 if TYPE_CHECKING:
     from tats_fast.pretrain.learner import Learner
 
-LOSSES = ("loss_recon", "loss_policy", "loss_value")
+LOSSES = ("loss_recon", "loss_teacher", "loss_policy", "loss_value")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class MicroBatch:
     policy: Policy | None
     split: TokenSplit
     error: Tensor
-    """(B, N_m), packed (T,): squared error of each rebuilt token."""
+    """(B M, N_m), packed (T,): squared error of each rebuilt token; with a teacher the weighted sum
+    of its pixels' and its features'."""
     change: Tensor | None = None
     """The same of its ``change_error``, where that is the reward."""
     experience: Experience | None = None
@@ -87,24 +89,40 @@ class Rollout(nn.Module):
     several times per step, by an optimizer of its own.
     """
 
-    def __init__(self, mae: MaskedAutoencoder, config: RunConfig) -> None:
+    def __init__(
+        self, mae: MaskedAutoencoder, config: RunConfig, features: int | None = None
+    ) -> None:
+        """features: width of a teacher's, which are then predicted beside the pixels."""
         super().__init__()
         self.mae = mae
         self.config = config
+        self.feature_head = None
+        if features is not None:
+            self.feature_head = FeatureHead(config.model.decoder_width, features)
 
-    def forward(self, patches: Tensor, drawing: Drawing) -> MicroBatch:
-        """Patches (B, N, D), uint8 or float in [0, 1], to errors."""
+    def forward(
+        self, patches: Tensor, drawing: Drawing, features: Tensor | None = None
+    ) -> MicroBatch:
+        """Patches (B, N, D), uint8 or float in [0, 1], and a teacher's features (B, N, C) of them,
+        to errors."""
         tokens = self.mae.embed(patches)  # 1
         policy = sample_policy(self.config, tokens, drawing)  # 2
         split = draw(self.config, policy, patches, tokens, drawing)  # 3
         latent = self.mae.encode(tokens, split)  # 4
-        prediction = self.mae.decode(latent, split)  # 5
-        error = kernels.masked_mse(prediction, patches, split.masked)  # 6
+        last = self.mae.decode_tokens(latent, split)  # 5
+        prediction, masked = split.by_clip(self.mae.predict(last)), split.by_clip(split.masked)
+        error = kernels.masked_mse(prediction, patches, masked).view(split.masked.shape)  # 6
         change = None
         if policy is not None and self.config.ppo.reward == "change_error":
             tubelet = self.config.model.tubelet_size
-            change = kernels.change_error(prediction, patches, split.masked, tubelet)
-        return MicroBatch(tokens, policy, split, error, change)
+            change = kernels.change_error(prediction, patches, masked, tubelet)
+            change = change.view(split.masked.shape)
+        metrics = {"loss_recon": error.detach().mean()}
+        if features is not None:
+            own = feature_error(self.feature_head(last), features, split)
+            metrics["loss_teacher"] = own.detach().mean()
+            error = self.config.teacher.pixels * error + self.config.teacher.weight * own
+        return MicroBatch(tokens, policy, split, error, change, metrics=metrics)
 
 
 def pretrain_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict[str, Tensor]:
@@ -163,15 +181,19 @@ def seeded_step(learner: Learner, clips: list[Tensor], plan: StepPlan) -> dict[s
 def roll_out(
     learner: Learner, clips: Tensor, plan: StepPlan, uniform: Uniform
 ) -> tuple[MicroBatch, Tensor]:
-    """A micro-batch's ``Rollout`` with its metrics, and the tokens' motion energy (B, N)."""
+    """A micro-batch's ``Rollout`` with its metrics, and the tokens' motion energy (B M, N)."""
     model = learner.config.model
     patches, motion, texture = learner.cut(clips, model.tubelet_size, model.patch_size)
     with autocast(clips.device, learner.bf16):
         drawing = Drawing(plan, learner.sampler, uniform, motion)
-        batch = learner.runner.forward(patches, drawing)
+        if learner.teacher is None:
+            batch = learner.runner.forward(patches, drawing)
+        else:
+            features = teacher_features(learner.teacher, patches)
+            batch = learner.runner.forward(patches, drawing, features)
     split = batch.split
+    motion, texture = split.by_draw(motion), split.by_draw(texture)
     batch.metrics.update(
-        loss_recon=batch.error.detach().mean(),
         motion_lift=lift(motion, split.visible_mask),
         roughness_lift=lift(texture, split.visible_mask),
         frame_spread=frame_spread(split.visible_mask, model.token_frames),
@@ -193,13 +215,16 @@ def sample_policy(config: RunConfig, tokens: Tensor, drawing: Drawing) -> Policy
 def draw(
     config: RunConfig, policy: Policy | None, patches: Tensor, tokens: Tensor, drawing: Drawing
 ) -> TokenSplit:
-    """Cut the policy's order, or that of a strategy without one, into visible and masked tokens."""
-    plan, uniform = drawing.plan, drawing.uniform
+    """Cut the policy's order, or that of a strategy without one, into visible and masked tokens.
+    Further draws of the same clips are drawn as the first was, with numbers of their own."""
+    plan, uniform, motion = drawing.plan, drawing.uniform, drawing.motion
+    strategy = "random" if plan.warmup else config.masking.strategy
+    log_p, orders = None, []
     if policy is not None:
-        order = policy.order
-    else:
-        strategy = "random" if plan.warmup else config.masking.strategy
-        order = draw_order(strategy, config.model, patches, None, uniform, tokens, drawing.motion)
+        log_p, orders = policy.log_p.detach(), [policy.order]
+    while len(orders) < config.masking.draws_per_clip:
+        orders.append(draw_order(strategy, config.model, patches, log_p, uniform, tokens, motion))
+    order = orders[0] if len(orders) == 1 else torch.stack(orders, dim=1).flatten(0, 1)
     scores = _budget_scores(config, policy, drawing.motion)
     return split_for_training(config.masking, order, plan.visible, uniform, scores)
 
@@ -213,15 +238,22 @@ def _budget_scores(config: RunConfig, policy: Policy | None, motion: Tensor) -> 
     return torch.ones_like(motion[:, 0]) if policy is None else policy.entropy.detach().exp()
 
 
-def credit(learner: Learner, batch: MicroBatch, motion: Tensor) -> Tensor:
-    """The sampler's loss for the draw it just made; leaves experience and metrics in ``batch``.
+def policy_of_draws(policy: Policy, split: TokenSplit) -> Policy:
+    """The policy of each draw: its clip's."""
+    return Policy(*(None if part is None else split.by_draw(part) for part in policy[:3]))
 
-    AdaMAE's loss leaves no experience, because it has no inner epochs.
+
+def credit(learner: Learner, batch: MicroBatch, motion: Tensor) -> Tensor:
+    """The sampler's loss for the draws it just made; leaves experience and metrics in ``batch``.
+
+    Every draw of a clip is an experience of its own, of one state. AdaMAE's loss leaves none: it
+    has no inner epochs.
     """
     config, policy, metrics = learner.config, batch.policy, batch.metrics
     error = batch.split.scatter(batch.error.detach())  # (B, N), 0 where nothing is scored
     with torch.no_grad():
         metrics.update(policy_metrics(policy.log_p, policy.entropy))
+    policy = policy_of_draws(policy, batch.split)
     if config.masking.strategy == "adamae":
         loss = adamae_loss(policy.log_p, batch.split, error)
         metrics["loss_policy"] = loss.detach()
@@ -261,6 +293,8 @@ def update_networks(
     """One update of the autoencoder and, where it drew, of the sampler; adds the gradients' norms
     to ``metrics`` and returns whether an update was skipped (0-d, fp32)."""
     skip, metrics["grad_norm"] = learner.runner.step(plan.lr, skip)
+    if learner.average is not None:
+        learner.average.update(skip)
     if batches[0].policy is not None:
         skip = update_sampler(learner, plan, skip, metrics)
     return skip
@@ -285,7 +319,7 @@ def inner_epochs(
         losses = []
         for batch in batches:
             with autocast(batch.tokens.device, learner.bf16):
-                policy = learner.sampler(batch.tokens)
+                policy = policy_of_draws(learner.sampler(batch.tokens), batch.split)
             losses.append(sampler_loss(ppo, policy, batch.experience))
             (losses[-1].total / len(batches)).backward()
         failed = any_not_finite(learner.world, [loss.total.detach() for loss in losses])

@@ -19,8 +19,11 @@ from tats_fast.models.attention import choose_backend
 from tats_fast.pretrain.flops import training_step
 from tats_fast.pretrain.generated import GeneratedLoader, Stream
 from tats_fast.pretrain.graph import make_step
-from tats_fast.pretrain.held_out import held_out_metrics, true_motion_lifts
-from tats_fast.pretrain.initial import load_initial
+from tats_fast.pretrain.held_out import (
+    held_out_metrics,
+    random_mask_loss,
+    true_motion_lifts,
+)
 from tats_fast.pretrain.learner import Learner, kernel_levels, make_learner
 from tats_fast.pretrain.plan import plan_step
 from tats_fast.pretrain.probing import Prober
@@ -51,9 +54,7 @@ class Trainer(TrainingLoop):
         config = self.config
         self.eval_clips = self._load_eval_clips()
         self.prober = Prober.of(config) if self.world.is_main else None
-        learner = make_learner(config, self.world)
-        if config.train.init_from is not None and self.resume_from is None:
-            load_initial(learner.mae, config.train.init_from, self.world.is_main)
+        learner = make_learner(config, self.world, resumes=self.resume_from is not None)
         self.step = make_step(learner)
         return learner
 
@@ -75,16 +76,27 @@ class Trainer(TrainingLoop):
         config, masking, model = self.config, self.config.masking, self.config.model
         visible = visible_tokens(masking.strategy, model, masking.ratio)
         shared = f" on average, shared out by {masking.budget_by}"
+        draws = f", {masking.draws_per_clip} draws per clip" * (masking.draws_per_clip > 1)
         device = self.world.device.type
         return [
             *self.describe_run(f"{len(self.videos)} videos{self._generated()}", "clips"),
             f"masking {masking.strategy}: {visible} of {model.num_tokens} tokens visible "
-            f"(ratio {masking.ratio:g}){shared if masking.budget == 'adaptive' else ''}; "
+            f"(ratio {masking.ratio:g}){shared if masking.budget == 'adaptive' else ''}{draws}; "
             f"{masking.decoder_keep_ratio:.0%} of the others rebuilt",
+            *self._teacher(),
             f"attention {choose_backend(model.attention, device)}, "
             f"kernels {'+'.join(kernel_levels(device))}, "
             f"decoding {resolved_backend(config.data.backend, device)} "
             f"with {config.data.workers} worker(s), {config.data.repeats} clip(s) per window",
+        ]
+
+    def _teacher(self) -> list[str]:
+        teacher = self.config.teacher
+        if teacher.init_from is None:
+            return []
+        return [
+            f"teacher {teacher.init_from}: loss and reward are {teacher.pixels:g} x the pixels' "
+            f"error + {teacher.weight:g} x its features'"
         ]
 
     def _generated(self) -> str:
@@ -149,6 +161,11 @@ class Trainer(TrainingLoop):
             self._measure(log)
         if PROBES in due:
             row, text = self.prober.measure(self.learner.mae)
+            if self.learner.average is not None:
+                with self.learner.average.in_place():
+                    average, words = self.prober.measure(self.learner.mae)
+                row |= {f"{key}_ema": top for key, top in average.items() if key != PROBES}
+                text += f"; of the average, {words}"
             log.evaluation({"step": self.position.step, **row}, text)
 
     def _measure(self, log: RunLog | SilentLog) -> None:
@@ -156,7 +173,13 @@ class Trainer(TrainingLoop):
         mae = learner.mae
         values = held_out_metrics(self.config, mae, learner.sampler, self.eval_clips, learner.bf16)
         values |= true_motion_lifts(self.config, mae, learner.sampler, learner.bf16)
-        text = f"held-out: loss {values['loss_recon_random']:.4f} under the fixed random mask"
+        text = f"held-out: loss {values[HELD_OUT]:.4f} under the fixed random mask"
+        if learner.average is not None:
+            with learner.average.in_place():
+                values[f"{HELD_OUT}_ema"] = random_mask_loss(
+                    self.config, mae, self.eval_clips, learner.bf16
+                )
+            text += f" ({values[f'{HELD_OUT}_ema']:.4f} with the average)"
         lift = values.get("motion_lift_sampler")
         if lift is not None:
             text += f", motion lift of the sampler {lift:.2f}"

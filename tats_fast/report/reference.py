@@ -135,6 +135,7 @@ def read_reference(path: str | Path) -> Reference:
             name: [[(float(step), float(value)) for step, value in points] for points in runs]
             for name, runs in record.pop("curves").items()
         }
+        record["config"] = _with_newer_settings(record["config"])
         reference = Reference(**record, curves=curves)
         counts = {len(runs) for runs in curves.values()} | {len(reference.seeds)}
         if (
@@ -150,6 +151,12 @@ def read_reference(path: str | Path) -> Reference:
             f"reference={path}: no reference curves; `tats-fast reference` writes such files"
         ) from None
     return reference
+
+
+def _with_newer_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings that came after the file was written have their defaults, which change nothing."""
+    kind = FinetuneConfig if "init_from" in config else RunConfig
+    return {**settings(kind()), **config}
 
 
 def settings(config: RunConfig | FinetuneConfig) -> dict[str, Any]:

@@ -61,6 +61,13 @@ def assert_same_weights(found, expected, absolute):
             assert worst < absolute, (part, name)
 
 
+def test_four_micro_batches_are_one_batch_of_draws(config_file):
+    cut = ["ppo.epochs=2", "masking.draws_per_clip=2", "masking.decoder_keep_ratio=0.5"]
+    config = [load_config(str(config_file), [*cut, f"train.accumulation={n}"]) for n in (1, 4)]
+    whole, parts = (parity.numbers(one, CPU, torch.float64) for one in config)
+    assert_same_weights(parts, whole, absolute=1e-12)
+
+
 @pytest.mark.parametrize("epochs", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_four_micro_batches_are_one_batch(config_file, epochs):
     whole, parts = (alone(config_file, epochs, count, torch.float64) for count in (1, 4))

@@ -244,7 +244,7 @@ def test_layers_learn_at_their_rates(config):
 def test_non_finite_losses_are_skipped_then_stop(config, tmp_path):
     run = Finetuner(config("train.max_skipped=3", "train.ema_decay=0.5"), CPU)
     before = {name: p.detach().clone() for name, p in run.learner.module.named_parameters()}
-    for value in run.learner.average.values():
+    for value in run.learner.average.values.values():
         value.add_(1)  # so that a step would move it
     forward = run.learner.runner.forward
     run.learner.runner.forward = lambda video: forward(video) * float("nan")
@@ -252,7 +252,7 @@ def test_non_finite_losses_are_skipped_then_stop(config, tmp_path):
         run.run()
     for name, parameter in run.learner.module.named_parameters():
         assert torch.equal(parameter, before[name])
-        assert torch.equal(run.learner.average[name], before[name] + 1)
+        assert torch.equal(run.learner.average.values[name], before[name] + 1)
     assert len((tmp_path / "run" / "skipped_steps.jsonl").read_text().splitlines()) == 3
 
 

@@ -23,6 +23,11 @@ WAYS = {
         "masking": {"ratio": 0.75, "budget": "adaptive", "decoder_keep_ratio": 0.5},
         "ppo": {"epochs": 1},
     },
+    "draws": {
+        # More masked tokens of a clip than it has tokens, and some of them twice.
+        "masking": {"ratio": 0.75, "draws_per_clip": 2},
+        "ppo": {"reward": "change_error", "epochs": 1},
+    },
     "set": {
         "ppo": {"credit": "set", "reward": "error_motion", "epochs": 1},
         "masking": {"ratio": 0.9},

@@ -32,13 +32,14 @@ def gpu(test):
 
 
 WAYS = {
-    "K=1": {"ppo": {"epochs": 1}},
+    "K=1": {"ppo": {"epochs": 1}, "train": {"ema_decay": 0.75}},
     "K=2": {"ppo": {"epochs": 2, "lr_scale": 0.5}, "optim": {"grad_clip": 1.0}},
     "set": {"ppo": {"epochs": 2, "credit": "set", "reward": "error_motion"}},
     "adamae": {"masking": {"strategy": "adamae"}},
     "random": {"masking": {"strategy": "random"}},
     "frame": {"masking": {"strategy": "frame"}},
     "adaptive": {"masking": {"budget": "adaptive", "decoder_keep_ratio": 0.5}},
+    "draws": {"masking": {"draws_per_clip": 2, "decoder_keep_ratio": 0.5}},
     "accumulation": {"train": {"accumulation": 2, "recompute": True}},
 }
 

@@ -35,6 +35,7 @@ def state_bytes(learner):
     optimizers = [o for o in (learner.runner.optimizer, learner.sampler_optimizer) if o is not None]
     tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
     tensors += [t for o in optimizers for state in o.state.values() for t in state.values()]
+    tensors += [] if learner.average is None else learner.average.values.values()
     return sum(tensor.nbytes for tensor in tensors)
 
 
@@ -44,9 +45,11 @@ def state_bytes(learner):
         {},
         {"train": {"recompute": True}},
         {"train": {"accumulation": 4}},
+        {"train": {"ema_decay": 0.9}},
         {"masking": {"ratio": 0.5}},
         {"masking": {"strategy": "random", "ratio": 0.75}},
         {"masking": {"decoder_keep_ratio": 0.5, "ratio": 0.75}},
+        {"masking": {"draws_per_clip": 3, "ratio": 0.75}},
         {"sampler": {"attention": "joint"}, "ppo": {"epochs": 1}},
         {"model": {"width": 128, "depth": 8}, "train": {"batch_size": 12}},
     ],

@@ -38,7 +38,7 @@ def test_the_nine_lines_stand_in_their_order():
     """Each numbered line of the step once, as docs/method.md numbers them."""
     code = (ROOT / "tats_fast/pretrain/step.py").read_text()
     numbered = re.findall(r"(\w+)\(.*  # (\d)(?: to (\d))?$", code, re.MULTILINE)
-    names = ["embed", "sample_policy", "draw", "encode", "decode", "masked_mse"]
+    names = ["embed", "sample_policy", "draw", "encode", "decode_tokens", "masked_mse"]
     names += ["roll_out", "credit", "update_networks", "inner_epochs"]
     assert [name for name, *_ in numbered] == names
     assert [int(first) for _, first, _ in numbered] == [1, 2, 3, 4, 5, 6, 1, 7, 8, 9]

@@ -116,9 +116,10 @@ def test_model_and_sampler_are_one_graph(tiny_config, way):
         {"ppo": {"credit": "set", "reward": "error_motion"}, "optim": {"grad_clip": 1.0}},
         {"masking": {"ratio": 0.75, "strategy": "adamae"}},
         {"masking": {"ratio": 0.75, "strategy": "tube"}},
+        {"masking": {"ratio": 0.75, "draws_per_clip": 3}},
         {"train": {"accumulation": 2, "recompute": True}},
     ],
-    ids=["tats", "adaptive", "set", "adamae", "tube", "accumulation"],
+    ids=["tats", "adaptive", "set", "adamae", "tube", "draws", "accumulation"],
 )
 def test_no_step_waits_for_the_device(tiny_config, sections):
     learner = learner_for(tiny_config, **sections)
