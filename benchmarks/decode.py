@@ -29,7 +29,7 @@ from parts.decode.report import describe, results, training_results
 from plots import save
 
 from tats_fast.data.lists import Video
-from tats_fast.data.video import DecodeError
+from tats_fast.data.opening import DecodeError
 from tats_fast.engine.distributed import pick_device
 
 Rows = dict[tuple[Case, str], Contender]

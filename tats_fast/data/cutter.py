@@ -20,9 +20,10 @@ from tats_fast.data.clip import (
     segment_places,
 )
 from tats_fast.data.lists import Video
+from tats_fast.data.opening import DecodeError
 from tats_fast.data.order import ClipKey
 from tats_fast.data.plan import Formats, FramePlan, choose_frames, plan_clip
-from tats_fast.data.video import DecodeError, Timing, decode_crops
+from tats_fast.data.video import Timing, decode_crops
 from tats_fast.data.views import decode_views, random_segments
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from tats_fast.data.lists import Video
-from tats_fast.data.video import BadFiles, DecodeError, decode_window
+from tats_fast.data.opening import BadFiles, DecodeError
+from tats_fast.data.video import decode_window
 from tats_fast.data.workers.pool import Lost, Workers
 
 

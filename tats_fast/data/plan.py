@@ -14,9 +14,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tats_fast.data.clip import window_start
+from tats_fast.data.opening import Deadline, DecodeError, open_video
 from tats_fast.data.pyav import codec_name, packets_of
 from tats_fast.data.segment import Packet, Segment, cut_segment
-from tats_fast.data.video import Deadline, DecodeError, Timing, fit_window, open_video
+from tats_fast.data.video import Timing, fit_window
 
 if TYPE_CHECKING:
     import av

@@ -16,7 +16,7 @@ from torch import nn
 
 from tats_fast.config import ModelConfig
 from tats_fast.data.lists import Video
-from tats_fast.data.video import DecodeError
+from tats_fast.data.opening import DecodeError
 from tats_fast.data.views import decode_views, side_crops
 from tats_fast.data.workers.pool import Lost, Workers
 from tats_fast.recognition.options import Views

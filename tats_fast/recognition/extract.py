@@ -26,7 +26,7 @@ import torch
 from tats_fast.config import ConfigError
 from tats_fast.data.files import shown, write_json, write_lines, writing
 from tats_fast.data.lists import Video
-from tats_fast.data.video import BadFiles, DecodeError
+from tats_fast.data.opening import BadFiles, DecodeError
 from tats_fast.data.windows import Length, Window, video_windows, window_batches
 from tats_fast.data.workers.pool import Done, stream_parts
 from tats_fast.data.workers.record import Stamp, lock, read_lines, stamp, stamps

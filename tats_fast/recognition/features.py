@@ -32,7 +32,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from tats_fast.config import ConfigError, ModelConfig
 from tats_fast.data.files import writing
 from tats_fast.data.lists import Video
-from tats_fast.data.video import BadFiles
+from tats_fast.data.opening import BadFiles
 from tats_fast.data.workers.record import stamps
 from tats_fast.models.encoder import VideoEncoder
 from tats_fast.models.patchify import normalised_video

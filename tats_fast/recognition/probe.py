@@ -18,7 +18,7 @@ from tats_fast.config.schema import PROBES
 from tats_fast.data.files import require_writable, shown, write_json
 from tats_fast.data.labels import label_numbers
 from tats_fast.data.lists import Video, read_videos
-from tats_fast.data.video import BadFiles
+from tats_fast.data.opening import BadFiles
 from tats_fast.interchange import build_encoder, read_weights
 from tats_fast.models.encoder import VideoEncoder
 from tats_fast.recognition.accuracy import top_accuracy

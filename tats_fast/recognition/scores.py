@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tats_fast.data.lists import Video
-from tats_fast.data.video import BadFiles
+from tats_fast.data.opening import BadFiles
 from tats_fast.models.classifier import VideoClassifier
 from tats_fast.models.patchify import normalised_video
 from tats_fast.recognition.decoding import ViewReader, batches, inference

@@ -14,7 +14,8 @@ import torch
 
 from tats_fast.config import ConfigError, RunConfig
 from tats_fast.data.lists import VIDEO_SUFFIXES, read_videos
-from tats_fast.data.video import DecodeError, load_clip
+from tats_fast.data.opening import DecodeError
+from tats_fast.data.video import load_clip
 from tats_fast.data.workers.pool import Lost, Workers
 from tats_fast.models.restore import load_models
 from tats_fast.report.analysis import analyze
