@@ -7,12 +7,14 @@ import io
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from tarfile import TarError
 from typing import TYPE_CHECKING
 
 from tats_fast.config import Failure
-from tats_fast.data.limits import stream_limits
+from tats_fast.data.limits import is_image, stream_limits
 from tats_fast.data.pyav import open_options
+from tats_fast.data.shards import Member, Stretch, stretch_of
 
 if TYPE_CHECKING:
     import av
@@ -51,28 +53,26 @@ class Deadline:
 def open_video(
     path: str, data: bytes | None = None
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open the file's video stream; every failure inside the block becomes a ``DecodeError``.
+    """Open the video stream of a file, of a shard's member or of an image; every failure inside the
+    block becomes a ``DecodeError``.
 
     data: the content to read in place of the file's.
     """
     import av
 
-    # An absolute name keeps FFmpeg from reading "a:b.mp4" as a protocol; a pipe would block.
-    name = os.path.abspath(path)
-    if data is None:
-        _require_file(path, name)
+    source = _source(path) if data is None else io.BytesIO(data)
     try:
-        source = name if data is None else io.BytesIO(data)
-        container = av.open(source, **open_options())
+        container = av.open(source, **open_options(is_image(path)))
     except FileNotFoundError as error:  # deleted since we looked
         raise DecodeError(path, "missing") from error
     except Exception as error:
         # FFmpeg calls a container that is not on our list an invalid argument.
         unknown = isinstance(error, av.error.InvalidDataError)
         unknown |= getattr(error, "errno", None) == errno.EINVAL
-        reason = "not a video container" if unknown else f"cannot be opened: {_reason(error)}"
+        kind = "an image" if is_image(path) else "a video container"
+        reason = f"not {kind}" if unknown else f"cannot be opened: {_reason(error)}"
         raise DecodeError(path, reason) from error
-    with container:
+    with container, nullcontext() if isinstance(source, str) else source:
         stream = _video_stream(container)
         if stream is None:
             raise DecodeError(path, "no video stream")
@@ -88,6 +88,31 @@ def open_video(
             raise
         except Exception as error:  # no file may end a run, whatever it makes a library do
             raise DecodeError(path, f"decoding error: {_reason(error)}") from error
+
+
+def _source(path: str) -> str | Member:
+    """What FFmpeg is to read: a file by its name, or a part of one.
+
+    Raises:
+        DecodeError: there is nothing to read.
+    """
+    # An absolute name keeps FFmpeg from reading "a:b.mp4" as a protocol; a pipe would block.
+    name = os.path.abspath(path)
+    try:
+        stretch = stretch_of(name)
+        if stretch is None:
+            _require_file(path, name)
+            if not is_image(path):
+                return name
+            stretch = Stretch(name, 0, os.path.getsize(name))
+        if stretch.size == 0:
+            raise DecodeError(path, "empty file")
+        # An image's name would make FFmpeg go by the name.
+        return Member(stretch, "" if is_image(path) else os.path.basename(path))
+    except FileNotFoundError as error:
+        raise DecodeError(path, "missing") from error
+    except (OSError, TarError) as error:
+        raise DecodeError(path, f"cannot be opened: {_reason(error)}") from error
 
 
 def _require_file(path: str, name: str) -> None:

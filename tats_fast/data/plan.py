@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tats_fast.data.clip import window_start
+from tats_fast.data.limits import is_image
 from tats_fast.data.opening import Deadline, DecodeError, open_video
 from tats_fast.data.pyav import codec_name, packets_of
 from tats_fast.data.segment import Packet, Segment, cut_segment
@@ -109,6 +110,8 @@ def choose_frames(
 @lru_cache(maxsize=1 << 16)
 def _plain(path: str, formats: Formats) -> bool:
     """Whether the file is upright, in one of ``formats``, and says when its pictures are shown."""
+    if is_image(path):
+        return False
     with open_video(path) as (container, stream):
         context = stream.codec_context
         codec = codec_name(context)

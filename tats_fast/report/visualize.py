@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from tats_fast.config import ConfigError, RunConfig
-from tats_fast.data.lists import VIDEO_SUFFIXES, read_videos
+from tats_fast.data.limits import VIDEO_SUFFIXES
+from tats_fast.data.lists import read_videos
 from tats_fast.data.opening import DecodeError
 from tats_fast.data.video import load_clip
 from tats_fast.data.workers.pool import Lost, Workers
