@@ -25,10 +25,12 @@ Row = tuple[str, Label]
 
 @dataclass(frozen=True)
 class Video:
-    """One listed video: ``path`` ready to open, ``label`` as written (int where it is one)."""
+    """One listed video: ``path`` ready to open, ``label`` as written (int where it is one), and
+    which of several lists names it."""
 
     path: str
     label: Label = None
+    part: int = 0
 
 
 def read_videos(

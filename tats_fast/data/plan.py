@@ -72,7 +72,7 @@ def plan_clip(
         if not _plain(path, formats):
             return None
         with open_video(path) as (_, stream):
-            timing, packets = Timing.of(path, stream), _packets(stream, deadline)
+            timing, packets = Timing.of(path, stream), timed_packets(stream, deadline)
             width, height = stream.codec_context.width, stream.codec_context.height
             seconds = float(stream.time_base)
         if packets is None:
@@ -131,7 +131,7 @@ def _plain(path: str, formats: Formats) -> bool:
         )
 
 
-def _packets(stream: av.VideoStream, deadline: Deadline) -> list[Packet] | None:
+def timed_packets(stream: av.VideoStream, deadline: Deadline) -> list[Packet] | None:
     """The pictures of a file in its order, or None where packets do not show each one's time."""
     packets = []
     for packet in packets_of(stream.container, stream):

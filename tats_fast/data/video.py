@@ -211,7 +211,7 @@ def _frames_from(
         yield from dropwhile(lambda f: f.time is not None and f.time < target - half, frames)
         return
     try:
-        frames = _seek(stream, timing.origin, target, half, deadline)
+        frames = seek_before(stream, timing.origin, target, half, deadline)
         first = next((f for f in frames if f.time is None or f.time >= target - half), None)
     except av.error.FFmpegError:
         return
@@ -220,10 +220,15 @@ def _frames_from(
         yield from frames
 
 
-def _seek(
+def seek_before(
     stream: av.VideoStream, origin: float, target: float, half: float, deadline: Deadline
 ) -> Iterator[av.VideoFrame]:
-    """Frames from a keyframe on whose first frame is not later than ``target`` s, if there is."""
+    """Frames from a keyframe on whose first frame is not later than ``target`` s, if there is.
+
+    Args:
+        origin: time of the file's first frame, s.
+        half: what ``target`` may be late, s.
+    """
     frames: Iterator[av.VideoFrame] = iter(())
     for margin in _SEEK_MARGINS:
         time = min(target, max(origin, target - margin))
