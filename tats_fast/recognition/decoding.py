@@ -20,6 +20,7 @@ from tats_fast.data.lists import Video
 from tats_fast.data.opening import DecodeError
 from tats_fast.data.views import decode_views, side_crops
 from tats_fast.data.workers.pool import Lost, Workers
+from tats_fast.data.workers.progress import JobProgress
 from tats_fast.interchange import Weights
 from tats_fast.recognition.options import Views
 
@@ -94,6 +95,25 @@ def warn_of_rate(weights: Weights, asked: int | None, stride: int) -> None:
             fps,
             stride,
         )
+
+
+class NoProgress:
+    """The calls of ``JobProgress``, which show nothing."""
+
+    def __enter__(self) -> NoProgress:
+        return self
+
+    def __exit__(self, *_error: object) -> None: ...
+
+    def at(self, done: int, failed: int = 0) -> None: ...
+
+    def step(self, failed: bool = False) -> None: ...
+
+
+def progress_of(title: str | None, total: int) -> JobProgress | NoProgress:
+    """A sparse display on stderr of ``total`` items that are called ``title``; without a title
+    none, as inside a training run, which has its own."""
+    return NoProgress() if title is None else JobProgress(title, total, sparse=True)
 
 
 def batches(
