@@ -66,7 +66,8 @@ def build_config(tree: Mapping[str, Any], cls: type[Config] = RunConfig) -> Conf
     if cls is RunConfig and isinstance(tree.get("model") or {}, dict):
         tree["model"] = _with_preset(tree.get("model") or {})
     for other in (RunConfig, FinetuneConfig):
-        for key in tree.keys() & _fields(other).keys() - _fields(cls).keys():
+        # In the order of the file, which a set of keys would not keep.
+        for key in (key for key in tree if key in _fields(other) and key not in _fields(cls)):
             raise ConfigError(
                 f"{key}={_short(tree[key])}: a key of tats-fast {other.command} alone; use that "
                 "command or remove the key"
