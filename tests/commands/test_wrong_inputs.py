@@ -73,7 +73,6 @@ CASES = [
     (PRETRAIN + "generated.share=2", "generated.share=2.0"),
     (PRETRAIN + "eval.probe_every=1", "eval.probe_train=None"),
     (PRETRAIN + "distributed.zero_stage=3", "distributed.zero_stage=3"),
-    (PRETRAIN + "distributed.engine=deepspeed distributed.deepspeed_config=gone.json", "gone.json"),
     # data
     (PRETRAIN + "data.train=null", "data.train=None: give a list file"),
     (PRETRAIN + "data.train=gone.txt", "data.train=gone.txt: no such file"),
