@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tats_fast.config import ConfigError
 from tats_fast.data.limits import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from tats_fast.data.shards import SHARD_SUFFIX, is_shard, shard_paths, shard_samples
+from tats_fast.data.shards import SHARD_SUFFIX, in_shard, is_shard, shard_paths, shard_samples
 
 SEPARATORS = ("\t", ",", "::")
 HEADER_NAMES = {"path", "paths", "file", "filename", "file_name", "video", "video_path"}
@@ -250,7 +250,7 @@ def _require_some_exist(videos: list[Video], spec: str, key: str) -> None:
     """A wrong root fails here, at the start, instead of skipping every clip of a run."""
     step = max(1, len(videos) // PROBED_PATHS)
     probed = videos[::step][:PROBED_PATHS]
-    if not any(os.path.exists(video.path) for video in probed):
+    if not any(os.path.exists(video.path) or in_shard(video.path) for video in probed):
         raise ConfigError(
             f"{key}={spec}: none of {len(probed)} listed paths exists, for example "
             f"{probed[0].path}; set {_root_key(key)}=FOLDER, where the paths start"

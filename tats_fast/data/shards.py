@@ -157,6 +157,14 @@ def stretch_of(path: str) -> Stretch | None:
     return None
 
 
+def in_shard(path: str) -> bool:
+    """Whether ``path`` is a member of a shard that can be read."""
+    try:
+        return stretch_of(path) is not None
+    except (OSError, tarfile.TarError):
+        return False
+
+
 @cache
 def _members(shard: str) -> dict[str, Stretch]:
     """The files in a shard, by name. Reads its headers alone, once per process; what is forked

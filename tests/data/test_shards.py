@@ -14,6 +14,7 @@ import pytest
 import torch
 from data_files import write_video
 
+from tats_fast.cli import main
 from tats_fast.config import ConfigError, DataConfig
 from tats_fast.data.lists import Video, read_videos
 from tats_fast.data.loader import make_loader
@@ -71,6 +72,32 @@ def test_shards_are_videos_with_labels(shards, tmp_path):
     ]
     shutil.copy(CLIPS[0], tmp_path / "s/loose.mp4")  # a folder's own videos come first
     assert [v.path for v in read_videos(tmp_path / "s")] == [str(tmp_path / "s/loose.mp4")]
+
+
+def test_a_list_may_name_members(shards, tmp_path):
+    """As the lists of ``verify`` do."""
+    videos = read_videos(shards)
+    (tmp_path / "list.txt").write_text("".join(f"{video.path} 1\n" for video in videos[:2]))
+    assert read_videos(tmp_path / "list.txt") == [Video(video.path, 1) for video in videos[:2]]
+    (tmp_path / "list.txt").write_text("s/08.tar/gone.mp4\n")
+    with pytest.raises(ConfigError, match="none of 1 listed paths exists"):
+        read_videos(tmp_path / "list.txt")
+
+
+def test_verify_looks_into_shards(shards, tmp_path):
+    pack(tmp_path / "s/11.tar", {"bad.mp4": b"no video"})
+    (tmp_path / "list.txt").write_text("s/08.tar\ns/11.tar\n")
+    out = tmp_path / "verified"
+    arguments = ["--list", str(tmp_path / "list.txt"), "--out", str(out), "--workers", "1"]
+    for _ in range(2):  # the second call finds all on record
+        assert main(["verify", *arguments]) == 1
+    assert [(Path(v.path).name, v.label) for v in read_videos(out / "good.txt")] == [
+        ("0.mp4", 3),
+        ("1.mp4", "brush"),
+    ]
+    bad = (out / "bad.txt").read_text().splitlines()
+    assert bad == [f"{tmp_path}/s/11.tar/bad.mp4\tnot a video container"]
+    assert len((out / "verify.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_member_decodes_to_the_bytes_of_its_file(shards):
