@@ -24,6 +24,7 @@ from parts.step.paths import PATHS, load_clips, make_contender
 from throughput import add_step_options, read_config
 
 from tats_fast.config import ConfigError
+from tats_fast.data.workers.progress import JobProgress
 from tats_fast.engine import runner
 
 CASES = ("fp32", "fp32 kept", "bf16", "bf16 kept")
@@ -81,13 +82,15 @@ def run(options: Any) -> int:
     record = bench.new_record(torch.device("cpu"))
     print("\n".join(bench.provenance(record, "torch")), flush=True)
     rows: dict[str, list[dict[str, float]]] = {case: [] for case in CASES}
-    for _ in range(options.rounds):
-        for case in CASES:
+    turns = list(CASES) * options.rounds
+    with JobProgress("turns", len(turns), sparse=True) as progress:
+        for case in turns:
             command = [sys.executable, __file__, *sys.argv[1:], "--case", case]
             done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
             if done.returncode:
                 raise bench.Failed(f"{case}: {bench.reason(done.stderr)}")
             rows[case].append(json.loads(done.stdout.splitlines()[-1]))
+            progress.step()
     record["config"] = {"command": " ".join(sys.argv), "steps": options.steps}
     record["cases"] = rows
     medians = {

@@ -29,7 +29,8 @@ from parts.decode.report import describe, results, training_results
 from plots import save
 
 from tats_fast.data.lists import Video
-from tats_fast.data.video import DecodeError
+from tats_fast.data.opening import DecodeError
+from tats_fast.data.workers.progress import JobProgress
 from tats_fast.engine.distributed import pick_device
 
 Rows = dict[tuple[Case, str], Contender]
@@ -96,13 +97,15 @@ def refusing(entry: dict[str, Any]) -> Iterator[None]:
 def measure(rows: Rows, clips: int, repeats: int, entries: dict[str, dict[str, Any]]) -> None:
     """Time all rows in turns and fill in their entries; a row that fails drops out."""
     taken: dict[tuple[Case, str], list[Taken]] = {row: [] for row in rows}
-    for round_ in range(repeats + 1):
-        for (case, backend), contender in rows.items():
+    turns = [(round_, row) for round_ in range(repeats + 1) for row in rows]
+    with JobProgress("turns", len(turns), sparse=True) as progress:
+        for round_, (case, backend) in turns:
+            progress.step()
             entry = entries[case.name][backend]
             if "refused" in entry:
                 continue
             with refusing(entry):
-                once = contender.decode(clips if round_ else BATCH)
+                once = rows[case, backend].decode(clips if round_ else BATCH)
                 if round_:  # the first only warms up
                     taken[case, backend].append(once)
     for (case, backend), rounds in taken.items():

@@ -22,8 +22,9 @@ def load_encoder(
 
     Args:
         path: run folder (then its newest checkpoint), checkpoint folder or its ``model.pt``, file
-            of ``tats-fast import``, folder of Transformers' VideoMAE, or a ``.pth`` of VideoMAE,
-            VideoMAE V2 or AdaMAE; of a classifier, its encoder.
+            of ``tats-fast import``, folder of Transformers' VideoMAE or its name on the Hugging
+            Face hub (``org/name``), or a ``.pth`` of VideoMAE, VideoMAE V2 or AdaMAE; of a
+            classifier, its encoder.
         ema: take the moving average of the weights, where pretraining kept one
             (``train.ema_decay``).
         overrides: ``image_size``, ``num_frames``, ``attention`` (default ``auto``, whatever the

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from tats_fast.commands.datasets import MAKE_BENCHMARK, PREPARE, VERIFY
 from tats_fast.commands.exchange import EXPORT, IMPORT
@@ -71,9 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename or 'writing a file'}: {error.strerror}", 1)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as everything else does, and not the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {printable(message)}; see {self.prog} --help\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """All subcommands and their options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tats-fast",
         description="Masked video pretraining with a trajectory-aware, PPO-trained token sampler.",
     )

@@ -141,8 +141,8 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict:
             "values, and reading such a file can run code hidden in it"
         ) from None
     except Exception as error:  # torch.load raises a different type for each kind of damage
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise ConfigError(f"checkpoint file {path}: cannot be read ({reason})") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0][:120]
+        raise ConfigError(f"checkpoint file {path}: damaged, cannot be read ({reason})") from None
     if not isinstance(content, dict):
         raise ConfigError(
             f"checkpoint file {path}: holds a {type(content).__name__}, no dictionary"

@@ -22,6 +22,7 @@ import torch
 
 from parts import ROOT
 from tats_fast.config import ConfigError
+from tats_fast.data.workers.progress import JobProgress
 from tats_fast.version import __version__
 
 VERSIONED = ("triton", "numpy", "einops", "flash-attn", "flash-attn-4", "av")
@@ -230,14 +231,17 @@ def interleaved_ms(
     The device is drained before and after each call; the first ``warmup`` rounds do not count.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(warmup + repeats):
-        for name, call in calls.items():
-            synchronize(device)
-            start = time.perf_counter()
-            call()
-            synchronize(device)
-            if round_ >= warmup:
-                times[name].append(1e3 * (time.perf_counter() - start))
+    rounds = warmup + repeats
+    with JobProgress("rounds", rounds, sparse=True) as progress:
+        for round_ in range(rounds):
+            for name, call in calls.items():
+                synchronize(device)
+                start = time.perf_counter()
+                call()
+                synchronize(device)
+                if round_ >= warmup:
+                    times[name].append(1e3 * (time.perf_counter() - start))
+            progress.step()
     return times
 
 

@@ -27,7 +27,7 @@ class VisualizeOptions(Device):
         metavar="PATH",
     )
     out: str = option("report", "folder to write", metavar="DIR")
-    seed: int = option(0, "seed of the draws")
+    seed: int = option(0, "seed of the draws", at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)

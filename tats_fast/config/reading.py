@@ -66,7 +66,8 @@ def build_config(tree: Mapping[str, Any], cls: type[Config] = RunConfig) -> Conf
     if cls is RunConfig and isinstance(tree.get("model") or {}, dict):
         tree["model"] = _with_preset(tree.get("model") or {})
     for other in (RunConfig, FinetuneConfig):
-        for key in tree.keys() & _fields(other).keys() - _fields(cls).keys():
+        # In the order of the file, which a set of keys would not keep.
+        for key in (key for key in tree if key in _fields(other) and key not in _fields(cls)):
             raise ConfigError(
                 f"{key}={_short(tree[key])}: a key of tats-fast {other.command} alone; use that "
                 "command or remove the key"
@@ -215,6 +216,9 @@ def _build(cls: type, tree: Any, prefix: str, known: list[str] | None = None) ->
         else _convert(hints[key], value, f"{prefix}{key}")
         for key, value in tree.items()
     }
+    for field in dataclasses.fields(cls):
+        if field.default is field.default_factory is dataclasses.MISSING and field.name not in tree:
+            raise ConfigError(f"{prefix.rstrip('.')}={_short(dict(tree))}: needs {field.name}=...")
     return cls(**values)
 
 
@@ -231,11 +235,19 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             + _hint(str(value), choices)
         )
     if origin in (types.UnionType, typing.Union):
-        inner = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-        return None if value is None else _convert(inner, value, key)
+        if value is None:
+            return None
+        inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        several = isinstance(value, list | tuple | dict)
+        return _convert(inner[-1] if several else inner[0], value, key)
     if origin is tuple:
         element = typing.get_args(hint)[0]
         items = value if isinstance(value, list | tuple) else [value]
+        if dataclasses.is_dataclass(element):
+            return tuple(
+                _build(element, item, f"{key}[{n}].", list(_keys(element, f"{key}[{n}].")))
+                for n, item in enumerate(items)
+            )
         return tuple(_convert(element, item, key) for item in items)
     if hint is float and isinstance(value, str):
         value = _float_or_text(value)  # YAML 1.1 reads 1e-4 (no dot) as text

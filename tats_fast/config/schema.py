@@ -217,12 +217,19 @@ class PPOConfig(Options):
     """Learning rate of the sampler over that of the autoencoder."""
 
 
+STRIDE = 4
+"""``data.stride`` where neither it nor ``data.fps`` is given."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(VideosConfig):
     """Where clips come from and how they are cut."""
 
-    stride: int = option(4, at_least=1)
-    """Frames between two sampled frames (DATA: 2 for SSv2, 4 elsewhere)."""
+    stride: int | None = option(None, at_least=1)
+    """Frames between two sampled frames (DATA: 2 for SSv2, 4 elsewhere); none = 4, or ``fps``."""
+    fps: float | None = option(None, above=0)
+    """Sampled frames per second, by the files' timestamps and whatever their own rates; in the
+    place of ``stride``, which must then be null."""
     scales: tuple[float, ...] = option((1.0, 0.875, 0.75, 0.66), above=0, at_most=1)
     """Multi-scale crop: sides of the crop over the frame's short side."""
     repeats: int = option(1, at_least=1)
@@ -230,7 +237,16 @@ class DataConfig(VideosConfig):
     learning rate, steps and epochs stay what they are, and only one in K clips is decoded."""
 
     def __post_init__(self) -> None:
+        if self.fps is None and self.stride is None:
+            object.__setattr__(self, "stride", STRIDE)
         super().__post_init__()
+        require(
+            self.fps is None or self.stride is None,
+            "data.fps",
+            self.fps,
+            f"frames are taken by time or every data.stride={self.stride}; set data.stride=null, "
+            "or leave data.fps out",
+        )
         require(len(self.scales) > 0, "data.scales", list(self.scales), "needs at least one scale")
 
 

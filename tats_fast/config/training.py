@@ -14,13 +14,27 @@ Attention = Literal["auto", "flash", "flash4", "flash2", "sdpa", "eager"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightedList(Options):
+    """One of several lists to train on."""
+
+    section: ClassVar[str] = "data.train: "
+
+    list: str
+    """As ``data.train`` where it is a text: a list file, folder or shards."""
+    weight: float = option(1.0, above=0)
+    """Its share of the clips is its weight over the sum of all lists' weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VideosConfig(Options):
     """Which videos a run reads, and how they are decoded."""
 
     section: ClassVar[str] = "data."
 
-    train: str | None = None
-    """List file (path[, label] per line) or folder of videos. Required to train."""
+    train: str | tuple[WeightedList, ...] | None = None
+    """List file (path[, label] per line), folder of videos, or shards (``shards/{000..123}.tar``).
+    Required to train. Several are ``[{list: A, weight: 2}, {list: B, weight: 1}]``: of each pass
+    two thirds of the clips are A's."""
     eval: str | None = None
     """The same for held-out clips; none = no evaluation while training."""
     root: str | None = None
@@ -41,6 +55,17 @@ class VideosConfig(Options):
     max_bad_fraction: float = option(0.25, at_least=0, at_most=1)
     """Training stops once more than this share of the listed videos could not be decoded when they
     were last tried."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.train != (), "data.train", "[]", "needs at least one list")
+
+    @property
+    def train_lists(self) -> tuple[WeightedList, ...]:
+        """``train`` in its longer form."""
+        if self.train is None or isinstance(self.train, tuple):
+            return self.train or ()
+        return (WeightedList(list=self.train),)
 
 
 @dataclass(frozen=True, kw_only=True)

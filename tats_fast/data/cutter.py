@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +21,11 @@ from tats_fast.data.clip import (
     segment_places,
 )
 from tats_fast.data.lists import Video
+from tats_fast.data.opening import DecodeError
 from tats_fast.data.order import ClipKey
 from tats_fast.data.plan import Formats, FramePlan, choose_frames, plan_clip
-from tats_fast.data.video import DecodeError, Timing, decode_crops
+from tats_fast.data.timed import decode_timed, frames_at_rate
+from tats_fast.data.video import Timing, decode_crops
 from tats_fast.data.views import decode_views, random_segments
 
 
@@ -84,6 +87,9 @@ class ClipCutter:
         if not videos:
             raise ValueError("expected at least 1 video, got 0")
         self.paths = [video.path for video in videos]
+        # Where each list begins and ends: who stands in is of the same list.
+        starts = [n for n, v in enumerate(videos) if n == 0 or v.part != videos[n - 1].part]
+        self._bounds = [*starts, len(videos)]
         self.config = config
         self.seed = seed
         self.formats = formats
@@ -98,7 +104,9 @@ class ClipCutter:
         index = task.key.index
         if task.attempt > 0:
             draw = ClipDraw.of(self.seed, task.key.epoch, index, task.attempt)
-            index = int(draw.substitute * len(self.paths))
+            end = bisect_right(self._bounds, index)
+            first, last = self._bounds[end - 1], self._bounds[end]
+            index = first + int(draw.substitute * (last - first))
         return index
 
     def path(self, task: Task) -> str:
@@ -114,6 +122,7 @@ class ClipCutter:
         flips = [draw.flip and self.config.flip for draw in draws]
         clips = self.rows[task.row]
         num_frames, stride, timeout = clips.shape[1], self.config.stride, self.config.timeout_s
+        fps = self.config.fps if isinstance(self.config, DataConfig) else None
 
         def segments(total: int) -> list[list[int]]:
             return [random_segments(total, num_frames, places)]
@@ -121,6 +130,8 @@ class ClipCutter:
         def choose(timing: Timing, times: list[float]) -> list[int]:
             if stride == 0:
                 return segments(len(times))[0]
+            if fps is not None:
+                return frames_at_rate(times, num_frames, fps, window)
             return choose_frames(timing, times, num_frames, stride, window)
 
         places = segment_places(self.seed, *task.key, task.attempt, num_frames)
@@ -132,6 +143,8 @@ class ClipCutter:
                     return Encoded(path, plan, boxes, flips)
             if stride == 0:
                 clips[...] = decode_views(path, segments, crops, clips.shape[2], timeout)[0]
+            elif fps is not None:
+                decode_timed(path, clips, fps, window, crops, timeout)
             else:
                 decode_crops(path, clips, stride, window, crops, timeout)
         except DecodeError as error:

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from tats_fast.data.lists import Video
-from tats_fast.data.video import BadFiles, DecodeError, decode_window
+from tats_fast.data.opening import BadFiles, DecodeError
+from tats_fast.data.timed import timed_clip
+from tats_fast.data.video import decode_window
 from tats_fast.data.workers.pool import Lost, Workers
 
 
@@ -44,9 +46,10 @@ def load_eval_clips(
     videos: Sequence[Video],
     num_clips: int,
     num_frames: int,
-    stride: int,
+    stride: int | None,
     image_size: int,
     *,
+    fps: float | None = None,
     workers: int = 1,
     timeout: float | None = None,
 ) -> EvalClips:
@@ -56,6 +59,8 @@ def load_eval_clips(
     than the list names. M may be 0.
 
     Args:
+        stride, fps: frames between two sampled ones, or sampled frames per second; the other is
+            None.
         workers: processes that decode; a file may kill or outlast its process and costs its own
             clips.
         timeout: seconds that one clip may take; none = no limit.
@@ -64,7 +69,10 @@ def load_eval_clips(
     def decode(task: tuple[int, float]) -> np.ndarray | str:
         index, window = task
         try:
-            return decode_window(videos[index].path, num_frames, stride, image_size, window)
+            path = videos[index].path
+            if fps is not None:
+                return timed_clip(path, num_frames, fps, image_size, window)
+            return decode_window(path, num_frames, stride, image_size, window)
         except DecodeError as error:
             return error.reason
 

@@ -1,4 +1,4 @@
-"""Which videos a run reads: list files as they occur in the wild, or a folder.
+"""Which videos a run reads: list files as they occur in the wild, a folder, or shards.
 
 A list holds ``path[<separator>label]`` per line. The separator is decided once per file: tab,
 comma or ``::`` where every line splits with it, else white space. Labels are optional.
@@ -11,16 +11,13 @@ import re
 from dataclasses import dataclass
 
 from tats_fast.config import ConfigError
-
-VIDEO_SUFFIXES = (
-    *(".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"),
-    *(".3gp", ".ts", ".flv", ".wmv", ".ogv", ".gif"),
-)
-"""File name endings, lower case, that make a file of a folder a video."""
+from tats_fast.data.limits import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from tats_fast.data.shards import SHARD_SUFFIX, in_shard, is_shard, shard_paths, shard_samples
 
 SEPARATORS = ("\t", ",", "::")
 HEADER_NAMES = {"path", "paths", "file", "filename", "file_name", "video", "video_path"}
 PROBED_PATHS = 16
+_LISTED = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, SHARD_SUFFIX)
 
 Label = int | str | None
 Row = tuple[str, Label]
@@ -28,10 +25,12 @@ Row = tuple[str, Label]
 
 @dataclass(frozen=True)
 class Video:
-    """One listed video: ``path`` ready to open, ``label`` as written (int where it is one)."""
+    """One listed video: ``path`` ready to open, ``label`` as written (int where it is one), and
+    which of several lists names it."""
 
     path: str
     label: Label = None
+    part: int = 0
 
 
 def read_videos(
@@ -42,13 +41,15 @@ def read_videos(
     """Read a list of videos.
 
     Args:
-        spec: a list file, or a folder that is searched recursively (sorted by path, no labels).
+        spec: a list file; or a folder that is searched recursively (sorted by path, no labels; if
+            it holds no video, for shards); or shards, such as ``"shards/{000..123}.tar"``. A shard
+            that a list names stands for its videos, an image for a clip that stands still.
         root: folder that a list's relative paths start from; none = the list file's own folder.
         key: what messages call ``spec``.
 
     Raises:
         ConfigError: a missing, empty or binary list, a folder without videos, a missing root, or a
-            list of which none of the first paths exists; one line.
+            list of which none of the first paths exists, or a shard that cannot be read; one line.
     """
     spec = os.path.expanduser(os.fspath(spec))
     if root is not None:
@@ -59,11 +60,16 @@ def read_videos(
     if os.path.isdir(spec):
         videos = [Video(os.path.join(spec, path)) for path in scan_videos(spec, key)[0]]
         if not videos:
+            shards = scan_videos(spec, key, suffixes=(SHARD_SUFFIX,))[0]
+            videos = _unfolded([Video(os.path.join(spec, path)) for path in shards], key)
+        if not videos:
             raise ConfigError(
                 f"{key}={spec}: no video in this folder or below; "
                 f"known endings are {' '.join(VIDEO_SUFFIXES)}"
             )
         return videos
+    if is_shard(spec):
+        return _unfolded([Video(path) for path in shard_paths(spec, key)], key)
     if not os.path.exists(spec):
         raise ConfigError(f"{key}={spec}: no such file; give a list file or a folder of videos")
     base = root if root is not None else os.path.dirname(os.path.abspath(spec))
@@ -72,10 +78,25 @@ def read_videos(
         raise ConfigError(f"{key}={spec}: lists no video; write one path per line")
     videos = [Video(os.path.join(base, path), label) for path, label in rows]
     _require_some_exist(videos, spec, key)
-    return videos
+    return _unfolded(videos, key)
 
 
-def scan_videos(root: str, key: str, skip: str | None = None) -> tuple[list[str], list[str]]:
+def _unfolded(videos: list[Video], key: str) -> list[Video]:
+    """The videos of every shard in the shard's place, with the label of its line where they have
+    none."""
+    unfolded = []
+    for video in videos:
+        if not is_shard(video.path):
+            unfolded.append(video)
+            continue
+        for path, label in shard_samples(video.path, key):
+            unfolded.append(Video(path, video.label if label is None else label))
+    return unfolded
+
+
+def scan_videos(
+    root: str, key: str, skip: str | None = None, suffixes: tuple[str, ...] = VIDEO_SUFFIXES
+) -> tuple[list[str], list[str]]:
     """Videos below a folder, and folders there that cannot be read; relative to it, sorted.
 
     Hidden names are left out: macOS leaves "._clip.mp4" beside every copied clip.mp4. Each folder
@@ -86,6 +107,7 @@ def scan_videos(root: str, key: str, skip: str | None = None) -> tuple[list[str]
         root: the folder.
         key: what messages call it.
         skip: a folder below it to leave out.
+        suffixes: what to look for instead of videos, in lower case.
 
     Raises:
         ConfigError: the folder itself cannot be read.
@@ -108,7 +130,9 @@ def scan_videos(root: str, key: str, skip: str | None = None) -> tuple[list[str]
                     path = os.path.join(here, entry.name)
                     if entry.name.startswith("."):
                         continue
-                    if _is_video(entry.name) and not entry.is_dir(follow_symlinks=False):
+                    if entry.name.lower().endswith(suffixes) and not entry.is_dir(
+                        follow_symlinks=False
+                    ):
                         videos.append(path)
                     elif entry.is_dir():
                         waiting.append(path)
@@ -147,7 +171,8 @@ def _is_comment(line: str) -> bool:
 
 
 def _is_video(name: str) -> bool:
-    return name.strip().strip('"').lower().endswith(VIDEO_SUFFIXES)
+    """Whether a word of a list names a file that can be listed."""
+    return name.strip().strip('"').lower().endswith(_LISTED)
 
 
 def _parse(lines: list[str], base: str) -> list[Row]:
@@ -225,7 +250,7 @@ def _require_some_exist(videos: list[Video], spec: str, key: str) -> None:
     """A wrong root fails here, at the start, instead of skipping every clip of a run."""
     step = max(1, len(videos) // PROBED_PATHS)
     probed = videos[::step][:PROBED_PATHS]
-    if not any(os.path.exists(video.path) for video in probed):
+    if not any(os.path.exists(video.path) or in_shard(video.path) for video in probed):
         raise ConfigError(
             f"{key}={spec}: none of {len(probed)} listed paths exists, for example "
             f"{probed[0].path}; set {_root_key(key)}=FOLDER, where the paths start"

@@ -19,8 +19,8 @@ import torch
 from tats_fast.config import ConfigError
 from tats_fast.data.cutter import ClipConfig, ClipCutter, Encoded, Task
 from tats_fast.data.lists import Video
+from tats_fast.data.opening import BadFiles, DecodeError
 from tats_fast.data.order import ClipKey, StreamBatches
-from tats_fast.data.video import BadFiles, DecodeError
 from tats_fast.data.workers.pool import Lost, Workers
 
 if TYPE_CHECKING:

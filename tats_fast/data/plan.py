@@ -14,9 +14,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tats_fast.data.clip import window_start
+from tats_fast.data.limits import is_image
+from tats_fast.data.opening import Deadline, DecodeError, open_video
 from tats_fast.data.pyav import codec_name, packets_of
 from tats_fast.data.segment import Packet, Segment, cut_segment
-from tats_fast.data.video import Deadline, DecodeError, Timing, fit_window, open_video
+from tats_fast.data.video import Timing, fit_window
 
 if TYPE_CHECKING:
     import av
@@ -70,7 +72,7 @@ def plan_clip(
         if not _plain(path, formats):
             return None
         with open_video(path) as (_, stream):
-            timing, packets = Timing.of(path, stream), _packets(stream, deadline)
+            timing, packets = Timing.of(path, stream), timed_packets(stream, deadline)
             width, height = stream.codec_context.width, stream.codec_context.height
             seconds = float(stream.time_base)
         if packets is None:
@@ -108,6 +110,8 @@ def choose_frames(
 @lru_cache(maxsize=1 << 16)
 def _plain(path: str, formats: Formats) -> bool:
     """Whether the file is upright, in one of ``formats``, and says when its pictures are shown."""
+    if is_image(path):
+        return False
     with open_video(path) as (container, stream):
         context = stream.codec_context
         codec = codec_name(context)
@@ -127,7 +131,7 @@ def _plain(path: str, formats: Formats) -> bool:
         )
 
 
-def _packets(stream: av.VideoStream, deadline: Deadline) -> list[Packet] | None:
+def timed_packets(stream: av.VideoStream, deadline: Deadline) -> list[Packet] | None:
     """The pictures of a file in its order, or None where packets do not show each one's time."""
     packets = []
     for packet in packets_of(stream.container, stream):

@@ -54,7 +54,7 @@ def codec_name(context: av.CodecContext) -> str:
 
 
 @cache
-def open_options() -> dict[str, Any]:
+def open_options(image: bool = False) -> dict[str, Any]:
     """Options of ``av.open`` that let it read metadata in any encoding (HMDB51 has some), and keep
     it within the limits of ``limits.py``.
 
@@ -64,8 +64,8 @@ def open_options() -> dict[str, Any]:
     """
     metadata = {} if _release() >= 19 else {"metadata_errors": "ignore"}
     if _release() < 18:
-        return metadata | {"container_options": container_limits()}
-    return metadata | {"options": container_limits() | stream_limits()}
+        return metadata | {"container_options": container_limits(image)}
+    return metadata | {"options": container_limits(image) | stream_limits()}
 
 
 @cache

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from tats_fast.data.opening import Deadline, open_video
 from tats_fast.data.picture_size import picture_sizes
 from tats_fast.data.pyav import codec_name, packets_of
-from tats_fast.data.video import Deadline, open_video, stands_alone
+from tats_fast.data.video import stands_alone
 
 if TYPE_CHECKING:
     import av

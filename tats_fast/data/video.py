@@ -7,24 +7,18 @@ that runs past the end is drawn again over the frames that proved to exist.
 
 from __future__ import annotations
 
-import errno
-import io
 import math
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, dropwhile, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tats_fast.config import Failure
 from tats_fast.data.clip import Crop, centre_crop, window_start
-from tats_fast.data.limits import stream_limits
+from tats_fast.data.opening import Deadline, DecodeError, open_video
 from tats_fast.data.pixels import FrameScaler
-from tats_fast.data.pyav import open_options, packets_of
+from tats_fast.data.pyav import packets_of
 
 if TYPE_CHECKING:
     import av
@@ -37,22 +31,6 @@ _SEEK_MARGINS = (0.0, 1.0, 10.0, math.inf)
 MAX_RATE = 250.0
 # Windows tried before the start of the video is taken.
 _ATTEMPTS = 3
-
-
-BadFiles = list[tuple[str, str]]
-"""(path, reason) of each file that could not be read."""
-
-
-class DecodeError(Failure):
-    """A video that gives no clip: its ``path`` and one short ``reason``."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 def load_clip(path: str, num_frames: int, stride: int, size: int) -> np.ndarray:
@@ -155,20 +133,6 @@ def fit_window(
     return look(0)[1]
 
 
-class Deadline:
-    """The end of the time that one file may take."""
-
-    def __init__(self, path: str, timeout: float | None) -> None:
-        self.path = path
-        self.timeout = timeout
-        self._began = time.monotonic()
-
-    def check(self) -> None:
-        """Raises ``DecodeError`` once the time is over."""
-        if self.timeout is not None and time.monotonic() - self._began > self.timeout:
-            raise DecodeError(self.path, f"took longer than {self.timeout:g} s")
-
-
 def _fill(
     clips: np.ndarray,
     frames: Iterator[av.VideoFrame],
@@ -189,79 +153,6 @@ def _fill(
             scaler.write(last, clip[missing])
             clip[missing + 1 :] = clip[missing]
     return seen
-
-
-@contextmanager
-def open_video(
-    path: str, data: bytes | None = None
-) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open the file's video stream; every failure inside the block becomes a ``DecodeError``.
-
-    data: the content to read in place of the file's.
-    """
-    import av
-
-    # An absolute name keeps FFmpeg from reading "a:b.mp4" as a protocol; a pipe would block.
-    name = os.path.abspath(path)
-    if data is None:
-        _require_file(path, name)
-    try:
-        source = name if data is None else io.BytesIO(data)
-        container = av.open(source, **open_options())
-    except FileNotFoundError as error:  # deleted since we looked
-        raise DecodeError(path, "missing") from error
-    except Exception as error:
-        # FFmpeg calls a container that is not on our list an invalid argument.
-        unknown = isinstance(error, av.error.InvalidDataError)
-        unknown |= getattr(error, "errno", None) == errno.EINVAL
-        reason = "not a video container" if unknown else f"cannot be opened: {_reason(error)}"
-        raise DecodeError(path, reason) from error
-    with container:
-        stream = _video_stream(container)
-        if stream is None:
-            raise DecodeError(path, "no video stream")
-        if stream.codec_context is None:
-            raise DecodeError(path, "unsupported codec")
-        stream.codec_context.options = stream_limits()
-        # The loader's workers are the parallelism; threads of their own would only compete.
-        stream.codec_context.thread_count = 1
-        stream.codec_context.thread_type = "NONE"
-        try:
-            yield container, stream
-        except DecodeError:
-            raise
-        except Exception as error:  # no file may end a run, whatever it makes a library do
-            raise DecodeError(path, f"decoding error: {_reason(error)}") from error
-
-
-def _require_file(path: str, name: str) -> None:
-    """Raises ``DecodeError`` where there is nothing to read at ``name``."""
-    if not os.path.exists(name):
-        raise DecodeError(path, "missing")
-    if not os.path.isfile(name):
-        raise DecodeError(path, "not a regular file")
-    if os.path.getsize(name) == 0:
-        raise DecodeError(path, "empty file")
-
-
-def _reason(error: Exception) -> str:
-    """FFmpeg's or the system's words; of other errors the kind, too."""
-    if isinstance(error, OSError | ValueError) and str(error):
-        return getattr(error, "strerror", None) or str(error)
-    return f"{type(error).__name__}: {error}".rstrip(": ")
-
-
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
-    """FFmpeg's choice of video stream, or another if that is the cover picture of a song."""
-    from av.stream import Disposition
-
-    def is_cover(stream: av.VideoStream) -> bool:
-        return bool(stream.disposition & Disposition.attached_pic)
-
-    best = container.streams.best("video")
-    if best is not None and not is_cover(best):
-        return best
-    return next((stream for stream in container.streams.video if not is_cover(stream)), None)
 
 
 @dataclass(frozen=True)
@@ -320,7 +211,7 @@ def _frames_from(
         yield from dropwhile(lambda f: f.time is not None and f.time < target - half, frames)
         return
     try:
-        frames = _seek(stream, timing.origin, target, half, deadline)
+        frames = seek_before(stream, timing.origin, target, half, deadline)
         first = next((f for f in frames if f.time is None or f.time >= target - half), None)
     except av.error.FFmpegError:
         return
@@ -329,10 +220,15 @@ def _frames_from(
         yield from frames
 
 
-def _seek(
+def seek_before(
     stream: av.VideoStream, origin: float, target: float, half: float, deadline: Deadline
 ) -> Iterator[av.VideoFrame]:
-    """Frames from a keyframe on whose first frame is not later than ``target`` s, if there is."""
+    """Frames from a keyframe on whose first frame is not later than ``target`` s, if there is.
+
+    Args:
+        origin: time of the file's first frame, s.
+        half: what ``target`` may be late, s.
+    """
     frames: Iterator[av.VideoFrame] = iter(())
     for margin in _SEEK_MARGINS:
         time = min(target, max(origin, target - margin))

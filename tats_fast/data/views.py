@@ -12,9 +12,10 @@ from functools import partial
 import numpy as np
 
 from tats_fast.data.clip import Box, Crop
+from tats_fast.data.opening import Deadline, DecodeError, open_video
 from tats_fast.data.pixels import FrameScaler
 from tats_fast.data.pyav import packets_of
-from tats_fast.data.video import Deadline, DecodeError, count_frames, decoded_frames, open_video
+from tats_fast.data.video import count_frames, decoded_frames
 
 
 def dense_views(total: int, num_frames: int, stride: int, clips: int) -> list[list[int]]:

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from tats_fast.data.clip import centre_crop
+from tats_fast.data.opening import DecodeError, open_video
 from tats_fast.data.pixels import FrameScaler
 from tats_fast.data.pyav import packets_of
-from tats_fast.data.video import DecodeError, believable_rate, decoded_frames, open_video
+from tats_fast.data.video import believable_rate, decoded_frames
 from tats_fast.data.views import decode_views, require_counts, segment_views, side_crops
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tats_fast.data.workers.progress import Progress
-from tats_fast.engine.boards import Board
+from tats_fast.engine.boards import Board, reason_of
 
 LOGGER = logging.getLogger("tats_fast")
 LINES = ("metrics.jsonl", "eval.jsonl")
@@ -42,6 +42,8 @@ class RunLog:
         boards: Sequence[Board] = (),
     ) -> None:
         self.folder = folder
+        # The last step of each file's lines; what runs again until then was logged before.
+        self._logged = {name: _last_step(folder / name) for name in LINES}
         for name in LINES:
             drop_lines_after(folder / name, resumed_step)
         self._boards = list(boards)
@@ -69,7 +71,7 @@ class RunLog:
 
     def image(self, name: str, picture: np.ndarray, step: int) -> None:
         """A uint8 (H, W, 3) picture for the boards."""
-        self._tell(lambda board: board.image(name, picture, step))
+        self._tell(lambda board: board.image(name, picture, step), step <= self._logged[LINES[0]])
 
     def message(self, text: str) -> None:
         """A line for the person watching."""
@@ -90,16 +92,23 @@ class RunLog:
             for name, value in clean.items()
             if isinstance(value, int | float) and name != "step"
         }
-        self._tell(lambda board: board.scalars(numbers, row["step"]))
+        step = row["step"]
+        self._tell(lambda board: board.scalars(numbers, step), step <= self._logged[file])
 
-    def _tell(self, work: Callable[[Board], None]) -> None:
-        """All boards; one that fails, as a service does that is away, is done without from here."""
+    def _tell(self, work: Callable[[Board], None], again: bool = False) -> None:
+        """All boards; one that fails, as a service does that is away, is done without from here.
+
+        Args:
+            again: the step was logged before a kill; boards that cannot take it back have it.
+        """
         for board in list(self._boards):
+            if again and not board.purges:
+                continue
             try:
                 work(board)
             except Exception as error:
                 self._boards.remove(board)
-                name, reason = type(board).__name__, str(error).split("\n")[0]
+                name, reason = type(board).__name__, reason_of(error)
                 LOGGER.warning("%s gets no more numbers (train.loggers): %s", name, reason)
 
 
@@ -144,6 +153,16 @@ def drop_lines_after(path: Path, step: int, into: Path | None = None) -> int:
     temporary.write_text("".join(lines))
     os.replace(temporary, path)
     return len(dropped)
+
+
+def _last_step(path: Path) -> int:
+    """Of the lines in a file; -1 without any."""
+    last = -1
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # cut off by a kill
+                last = max(last, int(json.loads(line)["step"]))
+    return last
 
 
 def recorded(folder: Path, step: int) -> set[str]:

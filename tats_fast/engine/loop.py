@@ -88,7 +88,7 @@ class TrainingLoop(ABC):
                 "for example data.train=demo/clips/train"
             )
         require_pyav()
-        require_loggers(config)
+        world.from_main(lambda: require_loggers(config))
         self.config, self.world, self._writes = config, world, writes
         self.folder = Path(config.output_dir) / config.name
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tats_fast.config import ConfigError, Failure
 from tats_fast.engine import store
+from tats_fast.engine.boards import NUMBER_FILES
 from tats_fast.engine.distributed import World
 from tats_fast.engine.logs import LINES, drop_lines_after
 from tats_fast.run_folder import (
@@ -85,8 +86,8 @@ def _choose(run_dir: Path, resume: str) -> Path | None:
 
 
 def leave_behind(run_dir: Path, source: Path, step: int) -> str | None:
-    """Make ``source`` the newest checkpoint of its run: later ones, and the lines of their steps,
-    go to ``superseded/``. One process calls it.
+    """Make ``source`` the newest checkpoint of its run: later ones, the lines of their steps and
+    the run's numbers at logging services go to ``superseded/``. One process calls it.
 
     Args:
         source: what the run continues from. From outside ``run_dir/checkpoints`` it is the start
@@ -101,7 +102,9 @@ def leave_behind(run_dir: Path, source: Path, step: int) -> str | None:
     later = existing[existing.index(own[0]) + 1 :] if own else existing
     if not later and own:
         return None
-    store.set_aside(run_dir, later)
+    # At services that cannot take back what they have been told, another history is another run.
+    numbers = [run_dir / name for name in NUMBER_FILES if (run_dir / name).exists()]
+    store.set_aside(run_dir, [*later, *numbers])  # from the end
     lines = sum(
         drop_lines_after(run_dir / name, step if own else -1, run_dir / SUPERSEDED / name)
         for name in LINES

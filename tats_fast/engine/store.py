@@ -76,17 +76,17 @@ def sweep(run_dir: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def set_aside(run_dir: Path, checkpoints: Sequence[Path]) -> None:
-    """Move checkpoints to ``superseded/`` of their run, the newest first, so that a stop in
-    between leaves no gap."""
-    for folder in reversed(checkpoints):
-        target = run_dir / SUPERSEDED / folder.name
+def set_aside(run_dir: Path, paths: Sequence[Path]) -> None:
+    """Move checkpoints or files to ``superseded/`` of their run, the last first, so that a stop in
+    between leaves no gap among checkpoints."""
+    for path in reversed(paths):
+        target = run_dir / SUPERSEDED / path.name
         number = 1
         while target.exists():
             number += 1
-            target = target.with_name(f"{folder.name}.{number}")
+            target = target.with_name(f"{path.name}.{number}")
         target.parent.mkdir(exist_ok=True)
-        folder.rename(target)
+        path.rename(target)
 
 
 def _flush(path: Path) -> None:

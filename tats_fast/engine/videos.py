@@ -6,7 +6,9 @@ import hashlib
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from tats_fast.config import TrainingConfig
@@ -14,7 +16,7 @@ from tats_fast.config.training import VideosConfig
 from tats_fast.data.bad_files import drop_quarantined
 from tats_fast.data.lists import Video, read_videos
 from tats_fast.data.loader import ClipBatch, ClipLoader, make_loader
-from tats_fast.data.order import StreamBatches
+from tats_fast.data.order import Part, StreamBatches, parts_of
 from tats_fast.engine.distributed import World
 
 LOGGER = logging.getLogger("tats_fast")
@@ -37,16 +39,28 @@ def listed_videos(data: VideosConfig, split: str, says: bool) -> list[Video]:
         split: ``train`` or ``eval``.
         says: whether this process tells how many are left out.
     """
-    listed = read_videos(getattr(data, split), data.root, key=f"data.{split}")
-    videos = drop_quarantined(listed, data.quarantine)
-    if len(videos) < len(listed) and says:
+    videos: list[Video] = []
+    listed = 0
+    specs = [entry.list for entry in data.train_lists] if split == "train" else [data.eval]
+    for part, spec in enumerate(specs):
+        found = read_videos(spec, data.root, key=f"data.{split}")
+        listed += len(found)
+        videos += [replace(video, part=part) for video in drop_quarantined(found, data.quarantine)]
+    if len(videos) < listed and says:
         LOGGER.info(
             "data.quarantine leaves out %d of the %d videos of data.%s",
-            len(listed) - len(videos),
-            len(listed),
+            listed - len(videos),
+            listed,
             split,
         )
     return videos
+
+
+def video_parts(data: VideosConfig, videos: Sequence[Video]) -> list[Part]:
+    """Of ``data.train``'s lists, how many videos each has and how many draws of a pass are its."""
+    counts = Counter(video.part for video in videos)
+    sizes = [counts[part] for part in range(len(data.train_lists))]
+    return parts_of(sizes, [entry.weight for entry in data.train_lists])
 
 
 def listing(videos: Sequence[Video]) -> dict[str, Any]:
@@ -85,5 +99,6 @@ def make_run_loader(
         world.size,
         windows // (world.size * config.train.accumulation),
         start_sample=samples * windows // config.train.batch_size,
+        parts=video_parts(config.data, videos),
     )
     return make_loader(videos, config.data, *clip_shape, config.seed, batches, world.device)

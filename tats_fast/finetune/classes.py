@@ -17,10 +17,12 @@ CLASSES_FILE = "classes.txt"
 
 
 def classes_file(config: LabelledDataConfig) -> str | None:
-    """``data.classes``, or the ``classes.txt`` that ``tats-fast prepare`` leaves beside a list."""
+    """``data.classes``, or the ``classes.txt`` that ``tats-fast prepare`` leaves beside a list; of
+    several lists, beside the first."""
     if config.classes is not None:
         return config.classes
-    beside = os.path.join(os.path.dirname(os.path.expanduser(config.train)), CLASSES_FILE)
+    first = os.path.expanduser(config.train_lists[0].list)
+    beside = os.path.join(os.path.dirname(first), CLASSES_FILE)
     return beside if os.path.isfile(beside) else None
 
 

@@ -11,6 +11,7 @@ import torch
 
 from tats_fast.config import ConfigError
 from tats_fast.interchange.foreign import foreign_weights
+from tats_fast.interchange.hub import fetch, is_hub_name
 from tats_fast.interchange.huggingface import CONFIG_JSON, read_hugging_face, read_safetensors
 from tats_fast.interchange.weights import Weights, is_ours, own_weights, resize
 from tats_fast.run_folder import MODEL_FILE, find_checkpoint, read_tensors, require_sound
@@ -24,8 +25,8 @@ def read_weights(
 ) -> Weights:
     """The model at ``path``, which is a run (then its newest checkpoint) of pretraining or
     fine-tuning, a checkpoint folder or its ``model.pt``, a file that ``tats-fast import`` wrote, a
-    folder of Transformers, or a ``.pth`` of VideoMAE, VideoMAE V2 or AdaMAE. Nothing in a file is
-    executed.
+    folder of Transformers or its name on the Hugging Face hub (``org/name``), or a ``.pth`` of
+    VideoMAE, VideoMAE V2 or AdaMAE. Nothing in a file is executed.
 
     Args:
         overrides: model fields such as ``image_size``; positions are computed for the new size.
@@ -36,6 +37,8 @@ def read_weights(
         ConfigError: nothing there, another model, an override that the weights contradict, or no
             average.
     """
+    if is_hub_name(str(path)):
+        path = fetch(str(path), key)
     path, overrides = Path(path), dict(overrides or {})
     if (path / CONFIG_JSON).is_file() and not ema:
         return resize(read_hugging_face(path), overrides)

@@ -79,7 +79,8 @@ class Weights:
 
     @property
     def stride(self) -> int | None:
-        """``data.stride`` of the training, if known: what clips should be cut with."""
+        """``data.stride`` of the training, if known: what clips should be cut with. None also
+        where the training took frames by time, with ``data.fps``."""
         return None if self.run is None else self.run.data.stride
 
 

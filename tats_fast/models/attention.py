@@ -161,9 +161,7 @@ def choose_backend(requested: str, device_type: str) -> str:
     problem = None
     for name in {"auto": BACKENDS, "flash": tuple(_FLASH)}.get(requested, (requested,)):
         problem = unavailable(name, device_type)
-        if problem is None and not (
-            requested == "auto" and name in _FLASH and _sdpa_takes_cudnn()
-        ):
+        if problem is None and not (requested == "auto" and name in _FLASH and _sdpa_takes_cudnn()):
             return name
     raise ValueError(f"model.attention={requested}: {problem}")
 

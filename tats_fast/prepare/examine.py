@@ -7,7 +7,8 @@ from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tats_fast.data.video import MAX_RATE, DecodeError, open_video
+from tats_fast.data.opening import DecodeError, open_video
+from tats_fast.data.video import MAX_RATE
 from tats_fast.prepare.findings import Findings
 
 if TYPE_CHECKING:

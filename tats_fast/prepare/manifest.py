@@ -8,7 +8,8 @@ from typing import Any
 
 from tats_fast.config import ConfigError
 from tats_fast.data.bad_files import read_bad_files
-from tats_fast.data.video import DecodeError, Timing, open_video
+from tats_fast.data.opening import DecodeError, open_video
+from tats_fast.data.video import Timing
 
 _HASH_BLOCK = 1 << 20
 

@@ -7,10 +7,11 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tats_fast.config import ConfigError, DataConfig, ModelConfig
+from tats_fast.config import ConfigError, ModelConfig
 from tats_fast.config.checks import require
 from tats_fast.config.generated import SceneConfig
 from tats_fast.config.options import Options, cores, option
+from tats_fast.config.schema import STRIDE
 from tats_fast.prepare.layouts import READERS
 
 DATASETS = (*READERS, "folder")
@@ -139,7 +140,7 @@ class VerifyOptions(Options):
         metavar="X",
     )
     window: int = option(
-        (ModelConfig.num_frames - 1) * DataConfig.stride + 1,
+        (ModelConfig.num_frames - 1) * STRIDE + 1,
         "frames spanned by a clip, (model.num_frames - 1) * data.stride + 1; shorter videos get "
         "a warning",
         flag="--frames",

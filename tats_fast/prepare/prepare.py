@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tats_fast.config import ConfigError
+from tats_fast.config.checks import require
 from tats_fast.data.bad_files import bad_lines, one_field
 from tats_fast.data.files import shown, write_lines
 from tats_fast.data.workers.jobs import run_jobs
@@ -59,6 +60,7 @@ def prepare(options: PrepareOptions) -> int:
     """
     index = VideoIndex(options.videos, skip=os.path.join(options.out, _COPIES))
     if options.annotations is None:
+        require(bool(index.paths), "videos", options.videos, "no video in this folder or below")
         annotations = read_folder(index.paths)
     else:
         annotations = READERS[options.dataset](options.annotations, options.split or 1)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tats_fast.data.opening import DecodeError, open_video
 from tats_fast.data.pixels import Orientation, Orientations
 from tats_fast.data.pyav import packets_of, scaling_options
-from tats_fast.data.video import DecodeError, Timing, count_frames, decoded_frames, open_video
+from tats_fast.data.video import Timing, count_frames, decoded_frames
 from tats_fast.prepare.options import Recipe
 
 if TYPE_CHECKING:

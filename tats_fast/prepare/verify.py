@@ -11,7 +11,8 @@ from typing import Any
 from tats_fast.config import ConfigError
 from tats_fast.data.bad_files import bad_lines
 from tats_fast.data.files import shown, write_lines
-from tats_fast.data.lists import VIDEO_SUFFIXES, Video, read_videos
+from tats_fast.data.limits import VIDEO_SUFFIXES
+from tats_fast.data.lists import Video, read_videos
 from tats_fast.data.workers.jobs import run_jobs
 from tats_fast.prepare.examine import examine
 from tats_fast.prepare.options import VerifyOptions

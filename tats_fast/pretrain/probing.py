@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tats_fast.config import RunConfig
+from tats_fast.config.schema import STRIDE
 from tats_fast.data.labels import label_numbers
 from tats_fast.data.lists import Video, read_videos
 from tats_fast.models import MaskedAutoencoder
@@ -47,7 +48,7 @@ class Prober:
         config = self.config
         kinds = config.eval.probe_kinds
         settings = FeatureSettings(
-            stride=config.data.stride,
+            stride=config.data.stride or STRIDE,  # probes take frames by number also under data.fps
             workers=max(1, config.data.workers),
             timeout=config.data.timeout_s,
         )

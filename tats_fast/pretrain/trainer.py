@@ -136,6 +136,7 @@ class Trainer(TrainingLoop):
             model.num_frames,
             config.data.stride,
             model.image_size,
+            fps=config.data.fps,
             workers=max(1, config.data.workers),
             timeout=2 * config.data.timeout_s,  # as the loader's
         )

@@ -76,6 +76,7 @@ def run_evaluation(
         timeout=options.timeout,
         rank=world.rank,
         world_size=world.size,
+        shows=world.is_main,
     )
     parts = world.gather(part)
     if world.rank > 0:

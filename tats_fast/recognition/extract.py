@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import re
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,9 +25,10 @@ import torch
 from tats_fast.config import ConfigError
 from tats_fast.data.files import shown, write_json, write_lines, writing
 from tats_fast.data.lists import Video
-from tats_fast.data.video import BadFiles, DecodeError
+from tats_fast.data.opening import BadFiles, DecodeError
 from tats_fast.data.windows import Length, Window, video_windows, window_batches
 from tats_fast.data.workers.pool import Done, stream_parts
+from tats_fast.data.workers.progress import JobProgress
 from tats_fast.data.workers.record import Stamp, lock, read_lines, stamp, stamps
 from tats_fast.models.encoder import VideoEncoder
 from tats_fast.recognition.feature_file import FeatureFile, Layout
@@ -42,8 +42,6 @@ INDEX, SETTINGS, LOCK = "index.jsonl", "settings.json", ".lock"
 _VERSION = 1
 # Characters kept of a file's own name: file systems take 255 bytes, and a character is up to 4.
 _STEM = 48
-# Seconds between two lines of progress.
-_PROGRESS = 30.0
 
 
 @dataclass(frozen=True)
@@ -83,9 +81,13 @@ def extract_features(
         skipped = sum(number < len(videos) for number in lines)
         todo = {n: video for n, video in enumerate(videos) if n not in lines}
         if todo:
-            due = time.monotonic() + _PROGRESS
             written = _written(encoder, todo, settings, hop, layout, out)
-            with contextlib.closing(written), open(out / INDEX, "a") as index:
+            with (
+                contextlib.closing(written),
+                open(out / INDEX, "a") as index,
+                JobProgress("videos", len(videos), skipped, sparse=True) as progress,
+            ):
+                failed = 0
                 for line in written:
                     lines[line["number"]] = line
                     with writing(out / INDEX):
@@ -93,9 +95,8 @@ def extract_features(
                         index.flush()
                     if "error" in line:
                         LOGGER.warning("could not read %s: %s", shown(line["path"]), line["error"])
-                    if time.monotonic() > due:
-                        LOGGER.info("%d of %d videos", len(lines), len(videos))
-                        due = time.monotonic() + _PROGRESS
+                    failed += "error" in line
+                    progress.at(len(lines), failed)
             _write_index(out, lines)
     listed = [lines[number] for number in range(len(videos))]
     bad = [(line["path"], line["error"]) for line in listed if "error" in line]

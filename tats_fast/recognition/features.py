@@ -32,11 +32,11 @@ from torch.nn.functional import adaptive_avg_pool2d
 from tats_fast.config import ConfigError, ModelConfig
 from tats_fast.data.files import writing
 from tats_fast.data.lists import Video
-from tats_fast.data.video import BadFiles
+from tats_fast.data.opening import BadFiles
 from tats_fast.data.workers.record import stamps
 from tats_fast.models.encoder import VideoEncoder
 from tats_fast.models.patchify import normalised_video
-from tats_fast.recognition.decoding import ViewReader, batches, inference
+from tats_fast.recognition.decoding import ViewReader, batches, inference, progress_of
 from tats_fast.recognition.options import FeatureSettings, Views
 from tats_fast.recognition.probe_heads import Rows
 
@@ -66,6 +66,7 @@ def video_features(
     settings: FeatureSettings,
     cache: Path,
     tokens: bool = True,
+    title: str | None = None,
 ) -> Features:
     """Features of ``videos``, from ``cache`` if it has them. The encoder is put in evaluation mode
     meanwhile; on a GPU it computes in bf16.
@@ -75,6 +76,7 @@ def video_features(
 
     Args:
         tokens: also store tokens, for the attentive probe.
+        title: what a progress display counts, in the plural; none = no display.
 
     Raises:
         ConfigError: the cache folder cannot be written.
@@ -85,7 +87,7 @@ def video_features(
     if stored is not None:
         return stored
     with _appearing(folder) as temporary:
-        _write(encoder, videos, settings, temporary, tokens)
+        _write(encoder, videos, settings, temporary, tokens, title)
     return _read(folder, videos, shapes, tokens)
 
 
@@ -165,6 +167,7 @@ def _write(
     settings: FeatureSettings,
     folder: Path,
     with_tokens: bool,
+    title: str | None,
 ) -> None:
     config = encoder.config
     side = min(settings.grid, config.image_size // config.patch_size)
@@ -176,12 +179,16 @@ def _write(
     reader = ViewReader(videos, middle, config, settings.timeout)
     decoded = reader.read(range(len(videos)), settings.workers)
     clips = ((number, views[0]) for number, views in decoded)
-    for numbers, batch in batches(clips, settings.batch_size):
-        features = encode(encoder, batch)
-        means[numbers] = features.mean(1).cpu().numpy()
-        if with_tokens:
-            grid = pool_tokens(features, config.token_frames, side)
-            tokens[numbers] = grid.half().cpu().numpy()
+    done = 0
+    with progress_of(title, len(videos)) as progress:
+        for numbers, batch in batches(clips, settings.batch_size):
+            features = encode(encoder, batch)
+            means[numbers] = features.mean(1).cpu().numpy()
+            if with_tokens:
+                grid = pool_tokens(features, config.token_frames, side)
+                tokens[numbers] = grid.half().cpu().numpy()
+            done += len(numbers)
+            progress.at(done + len(reader.bad), len(reader.bad))
     means.flush()
     if with_tokens:
         tokens.flush()

@@ -98,7 +98,7 @@ class ProbeOptions(FeatureSettings, FromCheckpoint):
         None, "folder of the features (default: features in --out)", metavar="DIR"
     )
     stride: int | None = follow(Strided, "stride", _AS_TRAINED)
-    seed: int = option(0, "seed of the held-out part and of the attentive probe")
+    seed: int = option(0, "seed of the held-out part and of the attentive probe", at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)

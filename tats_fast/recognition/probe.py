@@ -18,10 +18,11 @@ from tats_fast.config.schema import PROBES
 from tats_fast.data.files import require_writable, shown, write_json
 from tats_fast.data.labels import label_numbers
 from tats_fast.data.lists import Video, read_videos
-from tats_fast.data.video import BadFiles
+from tats_fast.data.opening import BadFiles
 from tats_fast.interchange import build_encoder, read_weights
 from tats_fast.models.encoder import VideoEncoder
 from tats_fast.recognition.accuracy import top_accuracy
+from tats_fast.recognition.decoding import progress_of, warn_of_rate
 from tats_fast.recognition.features import encoder_hash, video_features
 from tats_fast.recognition.options import FeatureSettings, ProbeOptions
 from tats_fast.recognition.probe_heads import train_probe
@@ -78,6 +79,7 @@ def run_probe(
     require_writable(out, "out")
     weights = read_weights(options.checkpoint, {"attention": "auto", **(overrides or {})})
     settings = chosen(FeatureSettings, options, weights)
+    warn_of_rate(weights, options.stride, settings.stride)
     encoder = build_encoder(weights, device)
     report = probe_model(
         encoder,
@@ -87,6 +89,7 @@ def run_probe(
         settings=settings,
         cache=Path(options.cache) if options.cache else out / "features",
         seed=options.seed,
+        shows=True,
     )
     for bad_path, reason in report.bad_train + report.bad_eval:
         LOGGER.warning("left out %s: %s", shown(bad_path), reason)
@@ -107,6 +110,7 @@ def probe_model(
     settings: FeatureSettings | None = None,
     cache: Path | None = None,
     seed: int = 0,
+    shows: bool = False,
 ) -> ProbeReport:
     """Train probes on the encoder's features of one list and score them on another's.
 
@@ -114,6 +118,7 @@ def probe_model(
     nothing: hyper-parameters are chosen on a held-out part of the training list.
 
     Args:
+        shows: a progress display on stderr.
         cache: folder that stores the features for the next call; none = they are not stored.
 
     Raises:
@@ -126,8 +131,15 @@ def probe_model(
         if cache is None:
             cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         train, test = (
-            video_features(encoder, videos, settings, cache, tokens="attentive" in kinds)
-            for videos in (train_videos, eval_videos)
+            video_features(
+                encoder,
+                videos,
+                settings,
+                cache,
+                tokens="attentive" in kinds,
+                title=f"{name} videos" if shows else None,
+            )
+            for name, videos in (("train", train_videos), ("eval", eval_videos))
         )
         for key, features in (("train", train), ("eval", test)):
             if not len(features.mean):
@@ -140,6 +152,7 @@ def probe_model(
         device = next(encoder.parameters()).device
         labels, true = train_labels[train.indices].to(device), eval_labels[test.indices].to(device)
         results = []
+        progress = stack.enter_context(progress_of("probes" if shows else None, len(kinds)))
         for kind in kinds:
             train_inputs, test_inputs = (
                 part.tokens if kind == "attentive" else part.mean.to(device)
@@ -153,6 +166,7 @@ def probe_model(
             top1 = top_accuracy(scores, true)
             top5 = top_accuracy(scores, true, 5) if len(classes) > 5 else None
             results.append(ProbeResult(kind, top1, top5, trained.hyper, trained.held_out))
+            progress.step()
     return ProbeReport(results, classes, len(labels), len(true), train.bad, test.bad)
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from tats_fast.data.lists import Video
-from tats_fast.data.video import BadFiles
+from tats_fast.data.opening import BadFiles
 from tats_fast.models.classifier import VideoClassifier
 from tats_fast.models.patchify import normalised_video
-from tats_fast.recognition.decoding import ViewReader, batches, inference
+from tats_fast.recognition.decoding import ViewReader, batches, inference, progress_of
 from tats_fast.recognition.options import Views
 
 
@@ -44,6 +44,7 @@ def class_scores(
     timeout: float,
     rank: int = 0,
     world_size: int = 1,
+    shows: bool = False,
 ) -> Scored:
     """Softmax of each view's logits, averaged over the views, of videos rank, rank + world_size...
 
@@ -55,21 +56,26 @@ def class_scores(
 
     Args:
         batch_size: views on the device at once.
+        shows: a progress display on stderr.
         workers: decoding processes. 0 counts as 1: a decoder's crash must not be ours.
     """
     mine = range(rank, len(videos), world_size)
     reader = ViewReader(videos, views, classifier.encoder.config, timeout)
     sums = torch.zeros(len(mine), classifier.head.out_features)
+    done = 0.0
     with (
         contextlib.closing(reader.read(mine, workers)) as first,
         contextlib.closing(reader.retry(workers)) as second,
         inference(classifier) as device,
+        progress_of("videos" if shows else None, len(mine)) as progress,
     ):
         single = ((number, view) for number, shots in chain(first, second) for view in shots)
         for numbers, batch in batches(single, batch_size):
             logits = classifier(normalised_video(torch.from_numpy(batch).to(device)))
             rows = torch.tensor([mine.index(number) for number in numbers])
             sums.index_add_(0, rows, logits.float().softmax(1).cpu())
+            done += len(numbers) / (views.clips * views.crops)
+            progress.at(int(done) + len(reader.bad), len(reader.bad))
     readable = [row for row, number in enumerate(mine) if number not in reader.bad]
     return Scored(
         numbers=[mine[row] for row in readable],

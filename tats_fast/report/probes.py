@@ -20,7 +20,7 @@ import numpy as np
 
 from tats_fast.config import ConfigError, ModelConfig
 from tats_fast.data.lists import Video, read_videos
-from tats_fast.data.video import DecodeError
+from tats_fast.data.opening import DecodeError
 from tats_fast.interchange import build_encoder, read_weights
 from tats_fast.recognition.decoding import decoded_views
 from tats_fast.recognition.features import encoder_hash

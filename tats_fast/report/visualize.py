@@ -13,8 +13,11 @@ import numpy as np
 import torch
 
 from tats_fast.config import ConfigError, RunConfig
-from tats_fast.data.lists import VIDEO_SUFFIXES, read_videos
-from tats_fast.data.video import DecodeError, load_clip
+from tats_fast.data.limits import VIDEO_SUFFIXES
+from tats_fast.data.lists import read_videos
+from tats_fast.data.opening import DecodeError
+from tats_fast.data.timed import timed_clip
+from tats_fast.data.video import load_clip
 from tats_fast.data.workers.pool import Lost, Workers
 from tats_fast.models.restore import load_models
 from tats_fast.report.analysis import analyze
@@ -136,6 +139,8 @@ def _decode(
 
     def load(path: str) -> np.ndarray | str:
         try:
+            if config.data.fps is not None:
+                return timed_clip(path, model.num_frames, config.data.fps, model.image_size)
             return load_clip(path, model.num_frames, config.data.stride, model.image_size)
         except DecodeError as error:
             return error.reason

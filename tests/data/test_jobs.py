@@ -235,6 +235,37 @@ def test_progress_lines(monkeypatch, capsys):
     ]
 
 
+def test_a_sparse_display_is_a_line_every_half_minute_on_stderr(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr("tats_fast.data.workers.progress.time.monotonic", lambda: now[0])
+    for seconds, expected in (
+        (0.25, []),
+        (1.0, ["31/100 videos", "61/100 videos", "91/100 videos"]),
+    ):
+        with JobProgress("videos", 100, done=1, sparse=True) as progress:
+            for done in range(2, 100):
+                now[0] += seconds
+                progress.at(done)
+        shown = capsys.readouterr()
+        assert [line.partition("  ")[0] for line in shown.err.splitlines()] == expected
+        assert shown.out == ""
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_sparse_display_fits_the_terminal(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("tats_fast.data.workers.progress._BAR_EVERY", 0.0)
+    with JobProgress("train videos", 240_000, sparse=True) as progress:
+        progress.at(239_999, failed=12_345)
+    shown = capsys.readouterr()
+    plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", shown.err).split("\r")[-1].strip()
+    for part in ("train videos", "239999/240000", "ETA", "/s  12345 failed"):
+        assert part in plain, plain
+    assert all(len(line) <= columns for line in plain.splitlines()) and shown.out == ""
+
+
 def test_progress_bar_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setattr("tats_fast.data.workers.progress._BAR_EVERY", 0.0)

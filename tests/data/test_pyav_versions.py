@@ -91,12 +91,12 @@ def digest(clips: np.ndarray) -> str:
 def test_doctor_decodes_a_frame(monkeypatch, tmp_path):
     assert doctor.decoding_problem() is None
     # What a release without the option says to it, as PyAV 19 did.
-    monkeypatch.setattr("tats_fast.data.video.open_options", lambda: {"no_such_option": "ignore"})
+    monkeypatch.setattr("tats_fast.data.opening.open_options", lambda: {"no_such_option": "ignore"})
     problem = doctor.decoding_problem()
     assert "TypeError" in problem and "no_such_option" in problem and "\n" not in problem
     lines = [line for line in doctor.report_lines() if "PyAV" in line]
     assert lines == [f"  PyAV: no, {problem}"]
-    monkeypatch.setattr("tats_fast.data.video.open_options", open_options)
+    monkeypatch.setattr("tats_fast.data.opening.open_options", open_options)
     monkeypatch.setattr(doctor, "_FRAME", write_video(tmp_path / "other.mp4", 1))
     assert doctor.decoding_problem() == "decoding a frame gave a wrong picture"
     monkeypatch.setattr(doctor, "_FRAME", tmp_path / "gone.mp4")

@@ -25,8 +25,9 @@ from tats_fast.data.cutter import ClipCutter, Task
 from tats_fast.data.dali import DaliDecoder, dali_problem
 from tats_fast.data.lists import Video
 from tats_fast.data.loader import ClipLoader, rows_needed
+from tats_fast.data.opening import DecodeError
 from tats_fast.data.order import StreamBatches
-from tats_fast.data.video import DecodeError, decode_crops
+from tats_fast.data.video import decode_crops
 
 OURS = ("pyav", "dali", "dali-gpu")
 OUTSIDE = {"decord": "decord", "torchcodec": "torchcodec.decoders"}

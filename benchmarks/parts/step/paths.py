@@ -20,7 +20,8 @@ from parts.step.stages import stages_ms
 from tats_fast import kernels
 from tats_fast.config import ModelConfig, RunConfig
 from tats_fast.data.clip import ClipDraw, multi_scale_crop
-from tats_fast.data.video import DecodeError, decode_window
+from tats_fast.data.opening import DecodeError
+from tats_fast.data.video import decode_window
 from tats_fast.engine.distributed import World
 from tats_fast.engine.optim import LR_REFERENCE_BATCH
 from tats_fast.masking import visible_tokens

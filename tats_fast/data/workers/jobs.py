@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tats_fast.data.files import writing
-from tats_fast.data.video import DecodeError
+from tats_fast.data.opening import DecodeError
 from tats_fast.data.workers.pool import Lost, Workers
 from tats_fast.data.workers.progress import JobProgress
 from tats_fast.data.workers.record import Stamp, lock, read_lines, stamp, stamps

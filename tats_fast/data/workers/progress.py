@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import TextIO
 
-# Seconds between two plain lines, and between two refreshes of the bar.
-_LINE_EVERY = 5.0
+# Seconds between two plain lines, also of what is only to show that it lives, and between two
+# refreshes of the bar.
+_LINE_EVERY, _SPARSE_EVERY = 5.0, 30.0
 _BAR_EVERY = 0.1
 # Columns of a terminal that has room for a bar beside the numbers.
 _BAR_FROM = 110
@@ -19,19 +21,28 @@ class Progress:
         total: of what is counted.
         before: of it, done before this run.
         title: what is counted, in the plural; shown beside the bar.
+        stream: where to; none = stdout.
         own_thread: refresh the bar in a thread of its own, rather than with updates only. Not where
             processes are forked meanwhile: a fork inherits the locks that a thread holds.
     """
 
-    def __init__(self, total: int, before: int, title: str = "", own_thread: bool = False) -> None:
+    def __init__(
+        self,
+        total: int,
+        before: int,
+        title: str = "",
+        own_thread: bool = False,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.stream = sys.stdout if stream is None else stream
         self.total, self.before = total, before
         self.began = time.monotonic()
         self.bar = None
-        if not sys.stdout.isatty():
+        if not self.stream.isatty():
             return
         from rich import console, progress
 
-        terminal = console.Console()
+        terminal = console.Console(file=self.stream)
         self.bar = progress.Progress(
             *([progress.TextColumn(title)] if title else []),
             *([progress.BarColumn(20)] if terminal.width >= _BAR_FROM else []),
@@ -53,11 +64,15 @@ class Progress:
             self.bar.update(self._task, completed=done, description=notes, refresh=refresh)
             return
         seconds = (time.monotonic() - self.began) / max(1, done - self.before)
-        print(f"{count}  {notes}  ETA {clock(seconds * (self.total - done))}", flush=True)
+        line = f"{count}  {notes}  ETA {clock(seconds * (self.total - done))}"
+        print(line, file=self.stream, flush=True)
 
     def message(self, text: str) -> None:
         """A line of its own."""
-        (print if self.bar is None else self.bar.console.print)(text)
+        if self.bar is None:
+            print(text, file=self.stream)
+        else:
+            self.bar.console.print(text)
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -71,12 +86,18 @@ class JobProgress(Progress):
     Args:
         done: items finished before this run.
         failed: of those, the failed ones.
+        sparse: a sign of life on stderr, for a command whose result is on stdout: without a
+            terminal a line every 30 s, and nothing of what ends sooner.
     """
 
-    def __init__(self, title: str, total: int, done: int = 0, failed: int = 0) -> None:
-        if done:
+    def __init__(
+        self, title: str, total: int, done: int = 0, failed: int = 0, sparse: bool = False
+    ) -> None:
+        if done and not sparse:
             print(f"{done} of {total} {title} are done already", flush=True)
-        super().__init__(total, done, title)
+        super().__init__(total, done, title, stream=sys.stderr if sparse else None)
+        self._every = _BAR_EVERY if self.bar else _SPARSE_EVERY if sparse else _LINE_EVERY
+        self._sparse = sparse
         self._title, self._done, self._failed = title, done, failed
         self._shown, self._refreshed = done, self.began
 
@@ -84,16 +105,18 @@ class JobProgress(Progress):
         return self
 
     def __exit__(self, *_error: object) -> None:
-        if self.bar is not None or self._done > self._shown:
+        if self.bar is not None or (self._done > self._shown and not self._sparse):
             self._show()
         self.close()
 
     def step(self, failed: bool = False) -> None:
         """One more item is finished."""
-        self._done += 1
-        self._failed += failed
-        every = _LINE_EVERY if self.bar is None else _BAR_EVERY
-        if time.monotonic() - self._refreshed >= every:
+        self.at(self._done + 1, self._failed + failed)
+
+    def at(self, done: int, failed: int = 0) -> None:
+        """So many are finished, and so many of them failed."""
+        self._done, self._failed = done, failed
+        if time.monotonic() - self._refreshed >= self._every:
             self._show()
 
     def _show(self) -> None:

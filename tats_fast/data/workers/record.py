@@ -8,9 +8,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from tarfile import TarError
 from typing import IO, Any
 
 from tats_fast.config import ConfigError
+from tats_fast.data.shards import stretch_of
 
 Stamp = list[int] | None
 """A file's size in bytes and its time of change in ns; None = there is no such file."""
@@ -37,12 +39,13 @@ def lock(file: IO[Any], name: object) -> None:
 
 
 def stamp(path: str) -> Stamp:
-    """The stamp of one file."""
+    """The stamp of one file, or of a shard's member."""
     try:
-        status = os.stat(path)
-    except (OSError, ValueError):
+        stretch = stretch_of(path)
+        status = os.stat(path if stretch is None else stretch.shard)
+    except (OSError, ValueError, TarError):
         return None
-    return [status.st_size, status.st_mtime_ns]
+    return [status.st_size if stretch is None else stretch.size, status.st_mtime_ns]
 
 
 def stamps(paths: Iterable[str]) -> list[Stamp]:
