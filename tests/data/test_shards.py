@@ -25,6 +25,7 @@ from tats_fast.data.video import load_clip
 from tats_fast.data.workers.record import stamp
 from tats_fast.engine.distributed import World
 from tats_fast.pretrain.trainer import Trainer
+from tats_fast.report.visualize import expand_videos
 
 CLIPS = sorted((Path(__file__).parents[2] / "demo/clips/train").glob("*.mp4"))[:4]
 
@@ -104,6 +105,11 @@ def test_a_member_decodes_to_the_bytes_of_its_file(shards):
     for video, clip in zip(read_videos(shards), CLIPS, strict=True):
         assert np.array_equal(load_clip(video.path, 8, 2, 32), load_clip(str(clip), 8, 2, 32))
         assert stamp(video.path)[0] == os.path.getsize(clip)
+
+
+def test_a_picture_may_take_a_shard(shards):
+    videos = [video.path for video in read_videos(shards)]
+    assert expand_videos([shards, videos[0]]) == [*videos, videos[0]]
 
 
 def test_a_member_is_a_file_of_its_own(shards):
