@@ -179,6 +179,15 @@ def test_what_is_no_shard_is_one_sentence(tmp_path, make, words, listed):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["./0", "../0", "/0", "a/../0", "a//0"])
+def test_names_of_members_are_cleaned(tmp_path, name):
+    """As ``tar cf 0.tar ./*`` writes them; none leads out of the shard."""
+    shard = pack(tmp_path / "s/0.tar", {f"{name}.mp4": CLIPS[0], f"{name}.cls": b"1"})
+    (video,) = read_videos(shard)
+    assert video == Video(str(shard / ("a/0.mp4" if name == "a//0" else "0.mp4")), 1)
+    assert load_clip(video.path, 2, 1, 16).any()
+
+
 def test_braces(tmp_path):
     for name in ("a-8-0", "a-8-1", "a-9-0", "a-9-1"):
         (tmp_path / f"{name}.tar").touch()
