@@ -147,8 +147,9 @@ def stretch_of(path: str) -> Stretch | None:
         FileNotFoundError: the shard has no such member.
         OSError, tarfile.TarError: the shard cannot be read.
     """
+    path = os.path.abspath(path)
     for end in re.finditer(re.escape(SHARD_SUFFIX + "/"), path, re.IGNORECASE):
-        shard, name = os.path.abspath(path[: end.end() - 1]), path[end.end() :]
+        shard, name = path[: end.end() - 1], path[end.end() :]
         if os.path.isfile(shard):
             stretch = _members(shard).get(name)
             if stretch is None:
@@ -171,7 +172,10 @@ def _members(shard: str) -> dict[str, Stretch]:
     later has them, too."""
     with tarfile.open(shard, "r:") as tar:
         return {
-            member.name: Stretch(shard, member.offset_data, member.size)
+            # "./a.mp4" and "/a.mp4" are "a.mp4", and nothing leads out of the shard.
+            os.path.normpath(f"/{member.name}").lstrip("/"): Stretch(
+                shard, member.offset_data, member.size
+            )
             for member in tar
             if member.isreg() and not member.issparse()
         }

@@ -53,6 +53,12 @@ def listed_videos(data: VideosConfig, split: str, says: bool) -> list[Video]:
             listed,
             split,
         )
+    if len(specs) > 1 and says:
+        parts = zip(specs, video_parts(data, videos), strict=True)
+        LOGGER.info(
+            "data.train draws %s",
+            "; ".join(f"{p.draws / len(videos):.1%} of {spec} ({p.videos})" for spec, p in parts),
+        )
     return videos
 
 

@@ -16,6 +16,7 @@ from tats_fast.config import ConfigError, RunConfig
 from tats_fast.data.limits import VIDEO_SUFFIXES
 from tats_fast.data.lists import read_videos
 from tats_fast.data.opening import DecodeError
+from tats_fast.data.shards import is_shard
 from tats_fast.data.timed import timed_clip
 from tats_fast.data.video import load_clip
 from tats_fast.data.workers.pool import Lost, Workers
@@ -88,7 +89,7 @@ def write_report(
 
 
 def expand_videos(specs: Sequence[str | Path]) -> list[str]:
-    """Paths of videos; folders and list files are replaced by the videos they name.
+    """Paths of videos; folders, shards and list files are replaced by the videos they name.
 
     Raises:
         ConfigError: none given, or a folder or list without videos; one line.
@@ -97,7 +98,7 @@ def expand_videos(specs: Sequence[str | Path]) -> list[str]:
         raise ConfigError("video: give at least one video, folder or list file")
     paths: list[str] = []
     for spec in map(os.fspath, specs):
-        if os.path.isdir(spec) or (os.path.isfile(spec) and not _is_video(spec)):
+        if is_shard(spec) or os.path.isdir(spec) or (os.path.isfile(spec) and not _is_video(spec)):
             paths += [video.path for video in read_videos(spec, key="video")]
         else:
             paths.append(spec)

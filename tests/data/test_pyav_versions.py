@@ -91,7 +91,9 @@ def digest(clips: np.ndarray) -> str:
 def test_doctor_decodes_a_frame(monkeypatch, tmp_path):
     assert doctor.decoding_problem() is None
     # What a release without the option says to it, as PyAV 19 did.
-    monkeypatch.setattr("tats_fast.data.opening.open_options", lambda: {"no_such_option": "ignore"})
+    monkeypatch.setattr(
+        "tats_fast.data.opening.open_options", lambda *_: {"no_such_option": "ignore"}
+    )
     problem = doctor.decoding_problem()
     assert "TypeError" in problem and "no_such_option" in problem and "\n" not in problem
     lines = [line for line in doctor.report_lines() if "PyAV" in line]

@@ -25,6 +25,7 @@ from tats_fast.data.video import load_clip
 from tats_fast.data.workers.record import stamp
 from tats_fast.engine.distributed import World
 from tats_fast.pretrain.trainer import Trainer
+from tats_fast.report.visualize import expand_videos
 
 CLIPS = sorted((Path(__file__).parents[2] / "demo/clips/train").glob("*.mp4"))[:4]
 
@@ -106,6 +107,11 @@ def test_a_member_decodes_to_the_bytes_of_its_file(shards):
         assert stamp(video.path)[0] == os.path.getsize(clip)
 
 
+def test_a_picture_may_take_a_shard(shards):
+    videos = [video.path for video in read_videos(shards)]
+    assert expand_videos([shards, videos[0]]) == [*videos, videos[0]]
+
+
 def test_a_member_is_a_file_of_its_own(shards):
     path = read_videos(shards)[1].path
     with Member(stretch_of(path), "x") as file:
@@ -171,6 +177,15 @@ def test_what_is_no_shard_is_one_sentence(tmp_path, make, words, listed):
         read_videos(tmp_path / ("list.txt" if listed else "0.tar"))
     assert (words in str(caught.value)) or (listed and words == "no such file")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["./0", "../0", "/0", "a/../0", "a//0"])
+def test_names_of_members_are_cleaned(tmp_path, name):
+    """As ``tar cf 0.tar ./*`` writes them; none leads out of the shard."""
+    shard = pack(tmp_path / "s/0.tar", {f"{name}.mp4": CLIPS[0], f"{name}.cls": b"1"})
+    (video,) = read_videos(shard)
+    assert video == Video(str(shard / ("a/0.mp4" if name == "a//0" else "0.mp4")), 1)
+    assert load_clip(video.path, 2, 1, 16).any()
 
 
 def test_braces(tmp_path):

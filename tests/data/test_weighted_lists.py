@@ -129,7 +129,7 @@ def test_wrong_lists_are_one_sentence(value, words):
     assert str(caught.value) == words
 
 
-def test_a_run_on_two_lists_resumes_bit_for_bit(run_config, tmp_path):
+def test_a_run_on_two_lists_resumes_bit_for_bit(run_config, tmp_path, caplog):
     for name, count in (("a", 3), ("b", 6)):
         (tmp_path / name).mkdir()
         for n in range(count):
@@ -144,6 +144,8 @@ def test_a_run_on_two_lists_resumes_bit_for_bit(run_config, tmp_path):
         Trainer(config, World(0, 1, torch.device("cpu"))).run()
         return [json.loads(line)["loss_recon"] for line in metrics.read_text().splitlines()]
 
+    caplog.set_level("INFO")
     whole = losses()
+    assert f"draws 66.7% of {tmp_path}/a (3); 33.3% of {tmp_path}/b (6)" in caplog.text
     assert losses(resume=str(tmp_path / "run/checkpoints/step_000002")) == whole
     assert len(whole) == 6 and len((tmp_path / "run/superseded/metrics.jsonl").read_text()) > 0
