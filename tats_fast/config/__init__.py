@@ -5,6 +5,7 @@ What a setting does belongs to whoever reads it; here are its default, its help 
 
 from tats_fast.config.checks import ConfigError, Failure
 from tats_fast.config.finetune import FinetuneConfig
+from tats_fast.config.model import ModelConfig
 from tats_fast.config.reading import (
     load_config,
     load_finetune_config,
@@ -15,7 +16,6 @@ from tats_fast.config.reading import (
 from tats_fast.config.schema import (
     DataConfig,
     MaskingConfig,
-    ModelConfig,
     PPOConfig,
     RunConfig,
     SamplerConfig,

@@ -14,9 +14,10 @@ import yaml
 
 from tats_fast.config.checks import ConfigError
 from tats_fast.config.finetune import FinetuneConfig
+from tats_fast.config.model import ModelConfig
 from tats_fast.config.presets import PRESETS
 from tats_fast.config.recipes import find_config, recipes
-from tats_fast.config.schema import ModelConfig, RunConfig
+from tats_fast.config.schema import RunConfig
 from tats_fast.config.training import TrainingConfig
 
 Config = typing.TypeVar("Config", bound=TrainingConfig)
