@@ -15,12 +15,12 @@ from tats_fast.engine.logs import RunLog, SilentLog
 from tats_fast.engine.loop import TrainingLoop
 from tats_fast.engine.videos import Loader, listed_videos
 from tats_fast.masking import visible_tokens
+from tats_fast.models import MaskedAutoencoder
 from tats_fast.models.attention import choose_backend
 from tats_fast.pretrain.flops import training_step
 from tats_fast.pretrain.generated import GeneratedLoader, Stream
 from tats_fast.pretrain.graph import make_step
 from tats_fast.pretrain.held_out import held_out_metrics, true_motion_lifts
-from tats_fast.pretrain.initial import load_initial
 from tats_fast.pretrain.learner import Learner, kernel_levels, make_learner
 from tats_fast.pretrain.plan import plan_step
 from tats_fast.pretrain.probing import Prober
@@ -51,9 +51,8 @@ class Trainer(TrainingLoop):
         config = self.config
         self.eval_clips = self._load_eval_clips()
         self.prober = Prober.of(config) if self.world.is_main else None
-        learner = make_learner(config, self.world)
-        if config.train.init_from is not None and self.resume_from is None:
-            load_initial(learner.mae, config.train.init_from, self.world.is_main)
+        initial = config.train.init_from if self.resume_from is None else None
+        learner = make_learner(config, self.world, initial)
         self.step = make_step(learner)
         return learner
 
@@ -143,17 +142,17 @@ class Trainer(TrainingLoop):
         return due
 
     def evaluate(self, due: Sequence[str], log: RunLog | SilentLog) -> None:
-        if not self.world.is_main:
-            return
-        if HELD_OUT in due:
-            self._measure(log)
-        if PROBES in due:
-            row, text = self.prober.measure(self.learner.mae)
-            log.evaluation({"step": self.position.step, **row}, text)
+        with self.learner.whole_mae() as mae:
+            if mae is None:
+                return
+            if HELD_OUT in due:
+                self._measure(mae, log)
+            if PROBES in due:
+                row, text = self.prober.measure(mae)
+                log.evaluation({"step": self.position.step, **row}, text)
 
-    def _measure(self, log: RunLog | SilentLog) -> None:
+    def _measure(self, mae: MaskedAutoencoder, log: RunLog | SilentLog) -> None:
         learner = self.learner
-        mae = learner.mae
         values = held_out_metrics(self.config, mae, learner.sampler, self.eval_clips, learner.bf16)
         values |= true_motion_lifts(self.config, mae, learner.sampler, learner.bf16)
         text = f"held-out: loss {values['loss_recon_random']:.4f} under the fixed random mask"
@@ -166,7 +165,9 @@ class Trainer(TrainingLoop):
 
     def picture(self, log: RunLog | SilentLog) -> None:
         every = self.config.train.image_every
-        if every and self.eval_clips is not None and self.due(every):
-            learner = self.learner
-            sheet = mask_sheet(self.config, learner.mae, learner.sampler, self.eval_clips[:4])
-            log.image("sampled_masks", sheet, self.position.step)
+        if not every or self.config.data.eval is None or not self.due(every):
+            return
+        with self.learner.whole_mae() as mae:
+            if mae is not None:
+                sheet = mask_sheet(self.config, mae, self.learner.sampler, self.eval_clips[:4])
+                log.image("sampled_masks", sheet, self.position.step)
