@@ -126,8 +126,8 @@ class DistributedConfig(Options):
     engine: Literal["auto", "ddp", "deepspeed"] = "auto"
     """``auto`` is DeepSpeed under the ``deepspeed`` launcher and DDP under any other."""
     zero_stage: int = option(1, at_least=0, at_most=3)
-    """What DeepSpeed ZeRO splits among processes: 1 the optimizer's state, 2 gradients too, 3 weights
-    too; 0 means plain DDP (bf16 under DeepSpeed's stage 0 is wrong)."""
+    """What DeepSpeed ZeRO splits among processes: 1 the optimizer's state, 2 also gradients, 3 also
+    weights; 0 means plain DDP (bf16 under DeepSpeed's stage 0 is wrong)."""
     deepspeed_config: str | None = None
     """JSON file of further DeepSpeed settings (buckets, ``offload_optimizer`` and, in stage 3,
     ``offload_param`` to the CPU); keys the trainer owns or does not know are refused."""

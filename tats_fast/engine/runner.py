@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tats_fast.config import ConfigError, TrainingConfig
 from tats_fast.engine.deepspeed_json import read_deepspeed_json
 from tats_fast.engine.distributed import World
+from tats_fast.engine.exchange import ExchangeWait
 from tats_fast.engine.extension_locks import announce_first_build, remove_stale_locks
 from tats_fast.engine.host_memory import keep_freed_memory
 from tats_fast.engine.optim import load_optimizer, set_lr, skip_step_if
@@ -33,6 +34,8 @@ class Runner(Protocol):
     module: nn.Module
     """The bare model."""
     optimizer: torch.optim.Optimizer
+    exchange: ExchangeWait | None
+    """None where there is one process."""
 
     def forward(self, *inputs: Any) -> Any:
         """The model's forward."""
@@ -88,6 +91,7 @@ class TorchRunner:
                 module, device_ids=[world.device.index] if world.device.type == "cuda" else None
             )
         self.forward = self._wrapped.__call__
+        self.exchange = ExchangeWait(module, world.device) if world.size > 1 else None
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager:
         if last or self._world.size == 1:
@@ -96,6 +100,8 @@ class TorchRunner:
 
     def backward(self, loss: Tensor) -> None:
         (loss / self._micro_batches).backward()
+        if self.exchange is not None:
+            self.exchange.end()
 
     def step(self, lr: float | Tensor, skip: Tensor) -> Update:
         return update(self.optimizer, self.module, lr, self._clip, skip)
@@ -160,6 +166,7 @@ class DeepSpeedRunner:
                 f"distributed.deepspeed_config={path}: DeepSpeed refuses it ({reason})"
             ) from error
         self.forward = self._engine.__call__
+        self.exchange = ExchangeWait(module, world.device) if world.size > 1 else None
 
     @staticmethod
     def settings(config: TrainingConfig, world: World, bf16: bool) -> dict[str, Any]:
@@ -171,6 +178,8 @@ class DeepSpeedRunner:
             # It would replace torch's own linear, for weights that autocast copies; ours are
             # gathered in bf16.
             zero["memory_efficient_linear"] = False
+            # By default what is needed again within a billion weights stays, most of our models.
+            zero.setdefault("stage3_max_reuse_distance", 0)
         micro = train.batch_size // (world.size * train.accumulation)
         return {
             "steps_per_print": 10**9,  # the trainer prints
@@ -193,6 +202,8 @@ class DeepSpeedRunner:
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)  # divides by the accumulation itself
+        if self.exchange is not None:
+            self.exchange.end()
 
     def step(self, lr: float | Tensor, skip: Tensor) -> Update:
         set_lr(self.optimizer, lr)

@@ -1,5 +1,5 @@
-"""ZeRO-3, which splits the weights too: how they are gathered for a step, and a module made whole for
-what one process computes alone.
+"""ZeRO-3, which splits the weights too: how they are gathered for a step, and a module made whole
+for what one process computes alone.
 
 Every forward pass of split weights is an exchange between all processes. So what one of them
 measures, or each of them on its own share of the videos, runs on a twin with all weights.
@@ -25,8 +25,8 @@ def gather_by_unit(module: nn.Module) -> None:
     block, and no hooks inside it, so that it compiles as elsewhere. A module's ``reads`` names the
     parameters of inner modules that its forward reads without calling them.
     """
-    from deepspeed.utils import set_z3_leaf_module
     from deepspeed.runtime.zero.partition_parameters import register_external_parameter
+    from deepspeed.utils import set_z3_leaf_module
 
     for part in module.modules():
         if getattr(part, "unit", False):
@@ -36,8 +36,8 @@ def gather_by_unit(module: nn.Module) -> None:
 
 
 def in_low_precision(module: nn.Module) -> list[str]:
-    """Full names of the classes inside ``module`` whose weights are gathered in autocast's precision:
-    linear maps, and what says ``autocasts``. Their gradients are exchanged in it, too."""
+    """Full names of the classes inside ``module`` whose weights are gathered, and their gradients
+    exchanged, in autocast's precision: linear maps, and what says ``autocasts``."""
     kinds = {
         type(part)
         for part in module.modules()

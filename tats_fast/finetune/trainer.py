@@ -62,8 +62,9 @@ class Finetuner(TrainingLoop):
         if self.resume_from is None and world.is_main:
             for note in notes:
                 LOGGER.info("init_from=%s: %s", config.init_from, note)
-        twin = empty_twin(classifier) if config.distributed.splits_weights else None
-        prepare_blocks(config.train, world.device, True, classifier)
+        split = config.distributed.splits_weights
+        twin = empty_twin(classifier) if split else None
+        prepare_blocks(config.train, world.device, True, classifier, split=split)
         weights, optim = None, config.optim
         if config.augment.class_weights == "balanced":
             weights = balanced_weights(self.labels, len(classes)).to(world.device)

@@ -120,11 +120,13 @@ def make_learner(config: RunConfig, world: World, initial: str | None = None) ->
         raise ConfigError(str(error)) from None
     if initial is not None:
         load_initial(mae, initial, world.is_main)
-    twin = empty_twin(mae.to(world.device)) if config.distributed.splits_weights else None
-    rollout = Rollout(mae.to(world.device), config)
+    mae, split = mae.to(world.device), config.distributed.splits_weights
+    twin = empty_twin(mae) if split else None
+    rollout = Rollout(mae, config)
     sampler = None if sampler is None else sampler.to(world.device)
     fixed_length = config.masking.schedule == "constant"
-    prepare_blocks(config.train, world.device, fixed_length, mae, sampler)
+    prepare_blocks(config.train, world.device, fixed_length, mae, split=split)
+    prepare_blocks(config.train, world.device, fixed_length, sampler)
     compiled = config.train.compiles(world.device.type)
     return Learner(
         config=config,

@@ -37,7 +37,11 @@ ENGINES = {
     "zero2": ("deepspeed", ("distributed.zero_stage=2",)),
 }
 """Launcher and settings."""
-TIMES = ("clips_per_s", "data_wait_frac", "tflops", "peak_mem_mb", "replaced_workers")
+TIMES = (
+    *("clips_per_s", "data_wait_frac", "data_wait_frac_max", "tflops", "replaced_workers"),
+    *("peak_mem_mb", "peak_mem_mb_max", "exchange_wait_frac_min", "exchange_wait_frac_max"),
+    *("busy_s_min", "busy_s_max", "slowest_rank"),
+)
 """What a line says about the process and not about the training."""
 PER_KILL = 12
 """Steps that a run is longer for every kill it is to survive."""
