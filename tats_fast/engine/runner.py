@@ -17,7 +17,13 @@ from tats_fast.engine.extension_locks import announce_first_build, remove_stale_
 from tats_fast.engine.host_memory import keep_freed_memory
 from tats_fast.engine.optim import load_optimizer, set_lr, skip_step_if
 from tats_fast.engine.zero3 import gather_by_unit, in_low_precision
-from tats_fast.engine.zero_state import share_out, split_weights, whole_state, whole_weights
+from tats_fast.engine.zero_state import (
+    share_out,
+    split_weights,
+    state_device,
+    whole_state,
+    whole_weights,
+)
 
 
 class Update(NamedTuple):
@@ -207,7 +213,8 @@ class DeepSpeedRunner:
 
     def step(self, lr: float | Tensor, skip: Tensor) -> Update:
         set_lr(self.optimizer, lr)
-        skip_step_if(self.optimizer, skip)
+        # A wait for the device where the host updates: torch's own copy would not wait.
+        skip_step_if(self.optimizer, skip.to(state_device(self._engine.optimizer)))
         before = self._engine.skipped_steps
         self._engine.step()
         norm = self._engine.get_global_grad_norm()

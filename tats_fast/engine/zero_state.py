@@ -119,6 +119,18 @@ def split_weights(state: dict[str, Tensor], module: nn.Module, zero: Any) -> Non
     zero.refresh_fp32_params()
 
 
+def state_device(zero: Any) -> torch.device:
+    """Where the update is computed: the host, where the optimizer's state is offloaded."""
+    return _flats(zero)[0].device
+
+
+def _flats(zero: Any) -> list[Tensor]:
+    """The partitions of fp32 weights that the optimizer updates."""
+    if hasattr(zero, "fp32_partitioned_groups_flat"):  # stage 3
+        return zero.fp32_partitioned_groups_flat
+    return zero.single_partition_of_fp32_groups
+
+
 def _shape(parameter: nn.Parameter) -> torch.Size:
     """That of the whole parameter, also where stage 3 has split it."""
     return getattr(parameter, "ds_shape", parameter.shape)
@@ -128,17 +140,16 @@ def _fragments(zero: Any, groups: Groups) -> dict[int, _Fragment]:
     """By the ``id`` of each parameter."""
     if hasattr(zero, "fp32_partitioned_groups_flat"):
         return _fragments_of_stage_3(zero)
-    flats = zero.single_partition_of_fp32_groups
     return {
         id(parameter): _Fragment(flat, *_places(parameter))
-        for parameters, flat in zip(groups, flats, strict=True)
+        for parameters, flat in zip(groups, _flats(zero), strict=True)
         for parameter in parameters
     }
 
 
 def _fragments_of_stage_3(zero: Any) -> dict[int, _Fragment]:
     found = {}
-    for parameters, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
+    for parameters, flat in zip(zero.fp16_groups, _flats(zero), strict=True):
         first = 0
         for parameter in parameters:
             _, here, there = _own_part(parameter, flat)

@@ -4,6 +4,7 @@ same: 20 steps on the same clips, whose draws follow from their place in the bat
 from __future__ import annotations
 
 import json
+import re
 
 import parity
 import pytest
@@ -81,6 +82,8 @@ ZERO = {
     "distributed.zero_stage=3 distributed.deepspeed_config=split.json": {
         "stage3_param_persistence_threshold": 2048
     },
+    "distributed.zero_stage=3 distributed.deepspeed_config=split.json "
+    "train.compile=true train.recompute=true": {"stage3_param_persistence_threshold": 2048},
     "distributed.zero_stage=3 distributed.deepspeed_config=all.json": {
         "stage3_param_persistence_threshold": 2048,
         "sub_group_size": 5_000,
@@ -89,6 +92,8 @@ ZERO = {
     },
 }
 """Settings, and what their file of DeepSpeed's holds."""
+ONE_CUT = [engine for engine in ZERO if "offload" in str(ZERO[engine]) or "compile" in engine]
+"""Engines for which two inner epochs of four micro-batches must do."""
 
 
 @pytest.mark.slow
@@ -103,9 +108,13 @@ ZERO = {
 def test_two_processes_train_as_one(config_file, tmp_path, launcher, engines, dtypes):
     for engine, settings in ZERO.items():
         if ".json" in engine:
-            path = tmp_path / engine.rpartition("=")[2]
+            path = tmp_path / re.search(r"\w+\.json", engine)[0]
             path.write_text(json.dumps({"zero_optimization": settings}))
-    runs = [f"{cut} {engine}" for engine in engines for cut in CUTS]
+    runs = [
+        f"{cut} {engine}"
+        for engine in engines
+        for cut in (CUTS[-1:] if engine in ONE_CUT else CUTS)
+    ]
     process = start(
         config_file,
         *("--out", str(tmp_path / "found.pt")),
