@@ -76,7 +76,7 @@ def test_ddp_and_zero_train_alike(config, tmp_path):
     write_run(tmp_path / "given", randomize(tats_fast.create_model("vit_tiny", **TINY_MODEL)))
     shared = "train.accumulation=2 optim.grad_clip=0.5"
     engines = {
-        "ddp": "distributed.engine=ddp",
+        "ddp": "distributed.zero_stage=0",  # DeepSpeed's own would be wrong in bf16
         "zero1": "distributed.zero_stage=1",
         "zero2": "distributed.zero_stage=2",
         "zero3": SPLIT,
@@ -88,6 +88,7 @@ def test_ddp_and_zero_train_alike(config, tmp_path):
     ]
     output = launch(config, "deepspeed", *runs)
     assert output.count("2 process(es) on cpu (deepspeed)") == 6
+    assert output.count("2 process(es) on cpu (ddp)") == 2
     expected = final_weights(tmp_path, "ddp")
     losses = [row["loss_recon"] for row in rows(tmp_path, "ddp")]
     assert losses[-1] < losses[0]
@@ -97,11 +98,6 @@ def test_ddp_and_zero_train_alike(config, tmp_path):
         assert_close(expected, final_weights(tmp_path, name), rtol=1e-2, atol=2e-4)
         found = [row["loss_recon"] for row in rows(tmp_path, f"{name}_given")]
         assert found == pytest.approx(given, 1e-3), name
-
-
-def test_stage_zero_under_the_deepspeed_launcher_is_plain_ddp(config):
-    output = launch(config, "deepspeed", "name=plain distributed.zero_stage=0 train.steps=2")
-    assert "2 process(es) on cpu (ddp)" in output
 
 
 def test_zero_resumes_exactly(config, tmp_path):
