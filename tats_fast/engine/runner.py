@@ -94,7 +94,10 @@ class TorchRunner:
         self._wrapped = module
         if world.size > 1:
             self._wrapped = nn.parallel.DistributedDataParallel(
-                module, device_ids=[world.device.index] if world.device.type == "cuda" else None
+                module,
+                device_ids=[world.device.index] if world.device.type == "cuda" else None,
+                # Ours are fixed tables; sent in every forward pass they would make all wait there.
+                broadcast_buffers=False,
             )
         self.forward = self._wrapped.__call__
         self.exchange = ExchangeWait(module, world.device) if world.size > 1 else None

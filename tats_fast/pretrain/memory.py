@@ -118,9 +118,9 @@ def step_memory(
 ) -> StepMemory:
     """Memory of one process of a run, whose ``train.batch_size`` is that of all of them.
 
-    ZeRO splits the moments, in stages 1 and 2 its master copy of the weights, from stage 2 the
-    gradients, and in stage 3 the weights, of which a block and those fetched ahead are whole; the
-    sampler stays whole.
+    ZeRO splits the moments and its master copy of the weights, from stage 2 the gradients, and in
+    stage 3 the weights, of which a block and those fetched ahead are whole; the sampler stays
+    whole.
     """
     main, sampler, tables = counts.mae, counts.sampler, counts.tables
     processes, stage = sharing.processes, sharing.zero_stage
@@ -129,7 +129,8 @@ def step_memory(
     size = 2 if bf16 else FP32
     waiting = config.train.accumulation - 1
     held = clips * config.model.num_tokens * config.model.width * size * waiting
-    weights = {1: main + share, 2: main + share, 3: share}.get(stage, main)
+    # DeepSpeed keeps a copy to update, its partition's, also in stage 3 (0.19.8).
+    weights = (share if stage == 3 else main) + (share if stage >= 1 else 0)
     gradients = share if stage >= 2 else main
     bucket = FP32 * (sharing.reduce_bucket if stage >= 1 else (main if processes > 1 else 0))
     casts = 2 * (main + sampler) if bf16 else 0
@@ -144,7 +145,7 @@ def step_memory(
     if sharing.offload != "none":  # moments, the master copy and gradients
         host += FP32 * (moments + 2 * share)
         moments, gradients = 0, 0 if stage == 3 else gradients
-        weights -= share if stage < 3 else 0
+        weights -= share
     if sharing.offload == "weights":
         host, weights = host + FP32 * weights, 0
     return StepMemory(

@@ -131,6 +131,7 @@ def test_two_processes_take_what_was_planned(tiny_config, tmp_path):
         memory = planned(config, 2, stage, bucket, persistent=vectors)
         kept = memory.weights + memory.optimizer
         kept += memory.communication if stage == 3 else 0
+        print(cut, kept / found[cut]["alive"], memory.peak / found[cut]["peak"])
         assert kept == pytest.approx(found[cut]["alive"], rel=0.03), cut
         assert memory.peak == pytest.approx(found[cut]["peak"], rel=WITHIN), cut
 
@@ -144,10 +145,11 @@ def test_what_zero_shares_out(tiny_config):
     assert two.gradients == one.gradients - 4 * (main - main // 4)
     assert ddp.communication == 4 * main
     three = planned(config, 4, 3)
-    assert three.weights == ddp.weights - 4 * (main - main // 4)
+    assert three.weights == two.weights - 4 * (main - main // 4)
     assert three.optimizer == two.optimizer and three.host == 0
     optimizer, weights = (planned(config, 4, 3, offload=o) for o in ("optimizer", "weights"))
     assert optimizer.host == 16 * (main // 4) and weights.host == 20 * (main // 4)
     assert optimizer.optimizer == three.optimizer - 8 * (main // 4)
-    assert weights.weights == three.weights - 4 * (main // 4)
+    assert optimizer.weights == three.weights - 4 * (main // 4)
+    assert weights.weights == optimizer.weights - 4 * (main // 4)
     assert three.peak > optimizer.peak > weights.peak
