@@ -131,7 +131,6 @@ def test_two_processes_take_what_was_planned(tiny_config, tmp_path):
         memory = planned(config, 2, stage, bucket, persistent=vectors)
         kept = memory.weights + memory.optimizer
         kept += memory.communication if stage == 3 else 0
-        print(cut, kept / found[cut]["alive"], memory.peak / found[cut]["peak"])
         assert kept == pytest.approx(found[cut]["alive"], rel=0.03), cut
         assert memory.peak == pytest.approx(found[cut]["peak"], rel=WITHIN), cut
 
