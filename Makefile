@@ -38,11 +38,11 @@ test-matrix: $(VENV)/.dev
 gpu-suite:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_suite.py
 
-# 24 kills, six under each engine: minutes, so not among the tests.
+# 30 kills, six under each engine: minutes, so not among the tests.
 soak-short: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/engine/test_soak.py
 
-# 200 kills, 50 under each engine; hours on two cores.
+# 250 kills, 50 under each engine; hours on two cores.
 soak: $(VENV)/.dev
 	$(BIN)/python tests/support/soak.py --kills 50
 

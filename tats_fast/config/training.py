@@ -150,11 +150,12 @@ class DistributedConfig(Options):
 
     engine: Literal["auto", "ddp", "deepspeed"] = "auto"
     """``auto`` is DeepSpeed under the ``deepspeed`` launcher and DDP under any other."""
-    zero_stage: int = option(1, at_least=0, at_most=2)
-    """DeepSpeed ZeRO stage 1 or 2; 0 means plain DDP (bf16 under DeepSpeed's stage 0 is wrong)."""
+    zero_stage: int = option(1, at_least=0, at_most=3)
+    """What DeepSpeed ZeRO splits among processes: 1 the optimizer's state, 2 also gradients, 3 also
+    weights; 0 means plain DDP (bf16 under DeepSpeed's stage 0 is wrong)."""
     deepspeed_config: str | None = None
-    """JSON file of further DeepSpeed settings (buckets, ``offload_optimizer`` to the CPU); keys the
-    trainer owns or does not know are refused."""
+    """JSON file of further DeepSpeed settings (buckets, ``offload_optimizer`` and, in stage 3,
+    ``offload_param`` to the CPU); keys the trainer owns or does not know are refused."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,6 +165,11 @@ class DistributedConfig(Options):
             0,
             "use distributed.engine=ddp for unsharded training",
         )
+
+    @property
+    def splits_weights(self) -> bool:
+        """Whether no process has all weights (ZeRO-3)."""
+        return self.engine == "deepspeed" and self.zero_stage == 3
 
 
 @dataclass(frozen=True, kw_only=True)

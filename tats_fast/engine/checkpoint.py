@@ -52,7 +52,8 @@ class Position:
 
 
 class Savable(Protocol):
-    """What a checkpoint is made from and restored into."""
+    """What a checkpoint is made from and restored into. All processes call each method; what the
+    first one gets is whole."""
 
     world: World
     runner: Runner
@@ -96,11 +97,11 @@ def collect(
     world = learner.world
     model = learner.model_state()
     world.from_main(lambda: require_finite(run_dir, position.step, model))
-    optimizer = learner.runner.optimizer_state()
+    optimizer, more = learner.runner.optimizer_state(), learner.trainer_state()
     if not world.is_main:
         return None
     trainer = {
-        **learner.trainer_state(),
+        **more,
         "position": vars(position),
         "videos": videos,
         "world_size": world.size,

@@ -38,31 +38,50 @@ TOP = {
 }
 """Top-level keys that are passed on, and what their values are."""
 ZERO = {
-    **dict.fromkeys(("reduce_bucket_size", "allgather_bucket_size", "sub_group_size"), _NUMBER),
+    "reduce_bucket_size": _NUMBER,
     **dict.fromkeys(
-        (
-            *("allgather_partitions", "reduce_scatter", "overlap_comm", "contiguous_gradients"),
-            *("round_robin_gradients", "ignore_unused_parameters", "elastic_checkpoint"),
-            *("use_multi_rank_bucket_allreduce", "load_from_fp32_weights", "enable_sanity_checks"),
-        ),
-        _YES_NO,
+        ("reduce_scatter", "overlap_comm", "contiguous_gradients", "enable_sanity_checks"), _YES_NO
     ),
     "offload_optimizer": _GROUP,
 }
-"""Those of ``zero_optimization`` that mean something in stages 1 and 2."""
-OFFLOAD = {
-    **dict.fromkeys(("device",), _TEXT),
-    **dict.fromkeys(("pin_memory", "pipeline_read", "pipeline_write", "fast_init"), _YES_NO),
-    **dict.fromkeys(("ratio", "buffer_count"), _NUMBER),
+"""Those of ``zero_optimization`` that mean something in every stage ..."""
+ZERO_1_AND_2 = {
+    "allgather_bucket_size": _NUMBER,
+    **dict.fromkeys(
+        (
+            *("allgather_partitions", "round_robin_gradients", "ignore_unused_parameters"),
+            "use_multi_rank_bucket_allreduce",
+        ),
+        _YES_NO,
+    ),
 }
+"""... in stages 1 and 2 alone ..."""
+ZERO_3 = {
+    **dict.fromkeys(
+        (
+            *("sub_group_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters"),
+            *("stage3_max_reuse_distance", "stage3_param_persistence_threshold"),
+        ),
+        _NUMBER,
+    ),
+    "stage3_allgather_sequential": _YES_NO,
+    "offload_param": _GROUP,
+}
+"""... and in stage 3 alone."""
+OFFLOAD = {"device": _TEXT, "pin_memory": _YES_NO}
+"""Of ``offload_optimizer`` and ``offload_param``. What else DeepSpeed has there is for nvme, or for
+an optimizer of its own (``ratio``)."""
+VECTORS = 2048
+"""Least ``stage3_param_persistence_threshold``: biases and the mask token are read outside the
+modules that hold them, and so stay whole everywhere."""
 
 
-def read_deepspeed_json(path: str | None) -> dict[str, Any]:
-    """The settings in a file; none without one.
+def read_deepspeed_json(path: str | None, stage: int) -> dict[str, Any]:
+    """The settings in a file for a run of this ZeRO stage; none without one.
 
     Raises:
         ConfigError: missing file, bad JSON, a key that the run's own configuration decides or that
-            is not known, or a value of another kind; one line.
+            is not known or means nothing in this stage, or a value of another kind; one line.
     """
     if path is None:
         return {}
@@ -82,14 +101,26 @@ def read_deepspeed_json(path: str | None) -> dict[str, Any]:
     zero = settings.get("zero_optimization", {})
     if "stage" in zero:
         raise ConfigError(f"{key}: remove 'stage' and set distributed.zero_stage instead")
-    _check(zero, ZERO, key, "zero_optimization.")
-    offload = zero.get("offload_optimizer", {})
-    _check(offload, OFFLOAD, key, "zero_optimization.offload_optimizer.")
-    if offload.get("device", "cpu") not in ("cpu", "none"):
+    here, elsewhere = (ZERO_3, ZERO_1_AND_2) if stage == 3 else (ZERO_1_AND_2, ZERO_3)
+    for name in elsewhere:
+        if name in zero:
+            raise ConfigError(
+                f"{key}: zero_optimization.{name}: of no effect with distributed.zero_stage={stage}"
+            )
+    _check(zero, {**ZERO, **here}, key, "zero_optimization.")
+    threshold = zero.get("stage3_param_persistence_threshold", VECTORS)
+    if threshold < VECTORS:
         raise ConfigError(
-            f"{key}: zero_optimization.offload_optimizer.device={offload['device']}: must be cpu "
-            "or none; nvme needs stage 3"
+            f"{key}: zero_optimization.stage3_param_persistence_threshold={threshold}: must be at "
+            f"least {VECTORS}; smaller parameters stay whole on every process"
         )
+    for group in ("offload_optimizer", "offload_param"):
+        offload = zero.get(group, {})
+        _check(offload, OFFLOAD, key, f"zero_optimization.{group}.")
+        if offload.get("device", "cpu") not in ("cpu", "none"):
+            raise ConfigError(
+                f"{key}: zero_optimization.{group}.device={offload['device']}: must be cpu or none"
+            )
     return settings
 
 

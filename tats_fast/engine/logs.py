@@ -19,6 +19,8 @@ from tats_fast.engine.boards import Board, reason_of
 LOGGER = logging.getLogger("tats_fast")
 LINES = ("metrics.jsonl", "eval.jsonl")
 """Files with a line per step, which a run that resumes cuts to its checkpoint."""
+UNEVEN = 0.2
+"""Share of a step by which processes must wait differently before the progress line says so."""
 
 
 class RunLog:
@@ -60,6 +62,9 @@ class RunLog:
         for name, label, form in self._columns:
             value = row.get(name)
             notes.append(f"{label} -" if value is None else f"{label} {value:{form}}")
+        waits = [row.get(f"exchange_wait_frac_{end}") for end in ("min", "max")]
+        if None not in waits and waits[1] - waits[0] > UNEVEN:
+            notes.append(f"rank {row['slowest_rank']} holds the others up")
         count = f"step {row['step']}/{self._progress.total}"
         self.numbers = "  ".join(notes)
         self._progress.show(row["step"], count, self.numbers)

@@ -28,6 +28,7 @@ from tats_fast.engine import run_lock
 from tats_fast.engine.boards import open_boards, require_loggers
 from tats_fast.engine.checkpoint import Position, Savable, collect, load_checkpoint
 from tats_fast.engine.distributed import ANSWER_WITHIN, World, lost_process
+from tats_fast.engine.exchange import across
 from tats_fast.engine.finite import SkippedSteps, kept
 from tats_fast.engine.logs import RunLog, SilentLog, recorded
 from tats_fast.engine.meter import Meter
@@ -265,7 +266,8 @@ class TrainingLoop(ABC):
         return self.position.samples * self.config.listed_per_step // train.batch_size
 
     def _loop(self, log: RunLog | SilentLog, loader: Loader, request: StopRequest) -> None:
-        train, meter = self.config.train, Meter(self.world, self.bf16)
+        train, exchange = self.config.train, self.learner.runner.exchange
+        meter = Meter(self.world, self.bf16, exchange)
         # A file that hangs its reader holds one process up for twice the time limit.
         within = max(ANSWER_WITHIN, 2 * self.config.data.timeout_s + 20)
         window: list[_Step] = []
@@ -275,6 +277,7 @@ class TrainingLoop(ABC):
             with meter.waiting():
                 micro_batches = [next(batches) for _ in range(train.accumulation)]
             start = time.monotonic()
+            meter.watch((self.position.step + 1) % train.log_every == 0)
             metrics = self.train_step(micro_batches)
             if within is not None:
                 self.world.answer_within(within)
@@ -343,8 +346,7 @@ class TrainingLoop(ABC):
         """What a run that resumes has to say at its start."""
         notes = [] if moved is None else [moved]
         if self.resume_from is not None:
-            step, total = self.position.step, self.total_steps
-            notes.append(continuing(self.resume_from, step, total))
+            notes.append(continuing(self.resume_from, self.position.step, self.total_steps))
         if self._changed:
             notes.append(f"changed since {self.resume_from.name}: {'; '.join(self._changed)}")
         return notes
@@ -353,9 +355,8 @@ class TrainingLoop(ABC):
         """Means over the finite steps since the last summary; a logged step's one host sync."""
         names = sorted({name for step in window for name in step.metrics})
         nothing = torch.full((), math.nan, device=self.world.device)
-        table = torch.stack(
-            [torch.stack([step.metrics.get(name, nothing) for name in names]) for step in window]
-        ).cpu()
+        rows = [torch.stack([step.metrics.get(name, nothing) for name in names]) for step in window]
+        table = torch.stack(rows).cpu()
         skipped = table[:, names.index("skipped")].bool()
         flags = skipped.tolist()
         if any(flags):  # what may be said of the newest checkpoint must be true
@@ -365,22 +366,25 @@ class TrainingLoop(ABC):
         means = dict(zip(names, table[~skipped].nanmean(dim=0).tolist(), strict=True))
         # Every process hears of every bad file, so that all stop together at the limit.
         read = {self.videos[number].path for step in window for number in step.videos}
+        config, windows, steps = self.config, self.config.windows_per_step, len(window)
+        speed = meter.report(steps * config.clips_per_step, self.flop_per_clip(), steps)
         loaded = self.world.gather(
             (
                 [entry for step in window for entry in step.bad],
                 [path for path in read if one_field(path) in self.bad_files.failing],
                 sum(step.on_host for step in window),
                 loader.replaced_workers,
+                speed,
             )
         )
-        bad = [entry for entries, _, _, _ in loaded for entry in entries]
-        self.bad_files.record(bad, [path for _, paths, _, _ in loaded for path in paths])
+        found, paths, on_host, replaced, speeds = zip(*loaded, strict=True)
+        bad = [entry for entries in found for entry in entries]
+        self.bad_files.record(bad, [path for part in paths for path in part])
         self.position = dataclasses.replace(
             self.position,
             skipped_clips=self.position.skipped_clips + len(bad),
             skipped_steps=self.position.skipped_steps + int(skipped.sum()),
         )
-        config, windows = self.config, self.config.windows_per_step
         videos = len(self.videos) or math.nan
         return {
             "step": self.position.step,
@@ -388,9 +392,9 @@ class TrainingLoop(ABC):
             "passes": self.position.samples * windows / config.train.batch_size / videos,
             **self.row(),
             **{name: means[name] for name in names if name != "skipped"},
-            **meter.report(len(window) * config.clips_per_step, self.flop_per_clip()),
-            "host_decoded_frac": sum(n for _, _, n, _ in loaded) / (len(window) * max(1, windows)),
-            "replaced_workers": sum(replaced for _, _, _, replaced in loaded),
+            **across(speeds),
+            "host_decoded_frac": sum(on_host) / (steps * max(1, windows)),
+            "replaced_workers": sum(replaced),
             "skipped_clips": self.position.skipped_clips,
             "skipped_steps": self.position.skipped_steps,
         }

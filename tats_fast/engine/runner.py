@@ -12,10 +12,18 @@ from torch import Tensor, nn
 from tats_fast.config import ConfigError, TrainingConfig
 from tats_fast.engine.deepspeed_json import read_deepspeed_json
 from tats_fast.engine.distributed import World
+from tats_fast.engine.exchange import ExchangeWait
 from tats_fast.engine.extension_locks import announce_first_build, remove_stale_locks
 from tats_fast.engine.host_memory import keep_freed_memory
 from tats_fast.engine.optim import load_optimizer, set_lr, skip_step_if
-from tats_fast.engine.zero_state import share_out, whole_state
+from tats_fast.engine.zero3 import gather_by_unit, in_low_precision
+from tats_fast.engine.zero_state import (
+    share_out,
+    split_weights,
+    state_device,
+    whole_state,
+    whole_weights,
+)
 
 
 class Update(NamedTuple):
@@ -32,6 +40,8 @@ class Runner(Protocol):
     module: nn.Module
     """The bare model."""
     optimizer: torch.optim.Optimizer
+    exchange: ExchangeWait | None
+    """None where there is one process."""
 
     def forward(self, *inputs: Any) -> Any:
         """The model's forward."""
@@ -44,6 +54,18 @@ class Runner(Protocol):
 
     def step(self, lr: float | Tensor, skip: Tensor) -> Update:
         """Update, unless ``skip`` (0-d, fp32, on the device) is 1; clears the gradients."""
+
+    def weights(self, everywhere: bool = False) -> dict[str, Tensor]:
+        """The module's ``state_dict``, whole on the first process or, with ``everywhere``, on each.
+        All call it."""
+
+    def load_weights(self, state: dict[str, Tensor]) -> None:
+        """Take over whole weights, which every process has. All call it."""
+
+    def parts(self) -> dict[str, Tensor]:
+        """What this process keeps of each parameter, by name: all of it, or under ZeRO-3 a flat
+        part, filled up to the size that the others' have. Values may be changed in place, but only
+        ``weights`` reads them for certain."""
 
     def optimizer_state(self) -> dict[str, Any]:
         """The whole optimizer's state, as a plain AdamW's ``state_dict``: complete on the first
@@ -72,9 +94,13 @@ class TorchRunner:
         self._wrapped = module
         if world.size > 1:
             self._wrapped = nn.parallel.DistributedDataParallel(
-                module, device_ids=[world.device.index] if world.device.type == "cuda" else None
+                module,
+                device_ids=[world.device.index] if world.device.type == "cuda" else None,
+                # Ours are fixed tables; sent in every forward pass they would make all wait there.
+                broadcast_buffers=False,
             )
         self.forward = self._wrapped.__call__
+        self.exchange = ExchangeWait(module, world.device) if world.size > 1 else None
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager:
         if last or self._world.size == 1:
@@ -83,9 +109,20 @@ class TorchRunner:
 
     def backward(self, loss: Tensor) -> None:
         (loss / self._micro_batches).backward()
+        if self.exchange is not None:
+            self.exchange.end()
 
     def step(self, lr: float | Tensor, skip: Tensor) -> Update:
         return update(self.optimizer, self.module, lr, self._clip, skip)
+
+    def weights(self, everywhere: bool = False) -> dict[str, Tensor]:
+        return self.module.state_dict()
+
+    def load_weights(self, state: dict[str, Tensor]) -> None:
+        self.module.load_state_dict(state)
+
+    def parts(self) -> dict[str, Tensor]:
+        return {name: p.data for name, p in self.module.named_parameters()}
 
     def optimizer_state(self) -> dict[str, Any]:
         return self.optimizer.state_dict()
@@ -95,7 +132,7 @@ class TorchRunner:
 
 
 class DeepSpeedRunner:
-    """DeepSpeed ZeRO stage 1 or 2."""
+    """DeepSpeed ZeRO stage 1, 2 or 3."""
 
     def __init__(
         self,
@@ -115,9 +152,14 @@ class DeepSpeedRunner:
         self.module = module
         self.optimizer = optimizer
         self._world = world
+        self._splits_weights = config.distributed.splits_weights
         remove_stale_locks()
         announce_first_build()
+        if self._splits_weights:
+            gather_by_unit(module)
         settings = self.settings(config, world, bf16)
+        if self._splits_weights:
+            settings["torch_autocast"]["lower_precision_safe_modules"] = in_low_precision(module)
         # DeepSpeed puts one flat partition per group in their place.
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
         try:
@@ -133,13 +175,20 @@ class DeepSpeedRunner:
                 f"distributed.deepspeed_config={path}: DeepSpeed refuses it ({reason})"
             ) from error
         self.forward = self._engine.__call__
+        self.exchange = ExchangeWait(module, world.device) if world.size > 1 else None
 
     @staticmethod
     def settings(config: TrainingConfig, world: World, bf16: bool) -> dict[str, Any]:
         """DeepSpeed's JSON for this run: the user's file, then what the trainer owns."""
         distributed, train = config.distributed, config.train
-        extra = read_deepspeed_json(distributed.deepspeed_config)
+        extra = read_deepspeed_json(distributed.deepspeed_config, distributed.zero_stage)
         zero = {**extra.pop("zero_optimization", {}), "stage": distributed.zero_stage}
+        if distributed.splits_weights:
+            # It would replace torch's own linear, for weights that autocast copies; ours are
+            # gathered in bf16.
+            zero["memory_efficient_linear"] = False
+            # By default what is needed again within a billion weights stays, most of our models.
+            zero.setdefault("stage3_max_reuse_distance", 0)
         micro = train.batch_size // (world.size * train.accumulation)
         return {
             "steps_per_print": 10**9,  # the trainer prints
@@ -162,16 +211,36 @@ class DeepSpeedRunner:
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)  # divides by the accumulation itself
+        if self.exchange is not None:
+            self.exchange.end()
 
     def step(self, lr: float | Tensor, skip: Tensor) -> Update:
         set_lr(self.optimizer, lr)
-        skip_step_if(self.optimizer, skip)
+        # A wait for the device where the host updates: torch's own copy would not wait.
+        skip_step_if(self.optimizer, skip.to(state_device(self._engine.optimizer)))
         before = self._engine.skipped_steps
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         if self._engine.skipped_steps > before:  # its own check found a gradient that is not finite
             skip, norm = torch.ones_like(skip), math.nan
         return Update(skip, torch.as_tensor(math.nan if norm is None else norm, device=skip.device))
+
+    def weights(self, everywhere: bool = False) -> dict[str, Tensor]:
+        if self._splits_weights:
+            return whole_weights(self.module, self._world.device, everywhere)
+        return self.module.state_dict()
+
+    def load_weights(self, state: dict[str, Tensor]) -> None:
+        if self._splits_weights:
+            split_weights(state, self.module, self._engine.optimizer)
+        else:
+            self.module.load_state_dict(state)
+
+    def parts(self) -> dict[str, Tensor]:
+        parameters = self.module.named_parameters()
+        if self._splits_weights:
+            return {name: p.ds_tensor.data for name, p in parameters}
+        return {name: p.data for name, p in parameters}
 
     def optimizer_state(self) -> dict[str, Any]:
         return whole_state(self._engine.optimizer, self._groups)

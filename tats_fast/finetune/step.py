@@ -20,6 +20,7 @@ from tats_fast.engine.distributed import World, draw_seed
 from tats_fast.engine.optim import any_not_finite
 from tats_fast.engine.precision import autocast
 from tats_fast.engine.runner import Runner
+from tats_fast.engine.zero3 import filled
 from tats_fast.finetune.augment.mixing import mix, random_erase, soft_cross_entropy
 from tats_fast.finetune.augment.rand_augment import rand_augment
 from tats_fast.models.classifier import VideoClassifier
@@ -46,6 +47,8 @@ class ClassifierLearner:
     """(K,) fp32 on the device; none = all alike."""
     average: WeightAverage | None
     """None = not kept."""
+    twin: VideoClassifier | None = None
+    """For ``whole``, where no process has all weights."""
 
     @property
     def module(self) -> VideoClassifier:
@@ -53,15 +56,27 @@ class ClassifierLearner:
         return self.runner.module
 
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[VideoClassifier]:
-        """The classifier with the weights that count: the averaged ones, if an average is kept."""
+    def averaged(self) -> Iterator[None]:
+        """Inside, the runner has the weights that count: the averaged ones, if an average is kept.
+        What it then gives is whole, but no step may be taken."""
         with contextlib.nullcontext() if self.average is None else self.average.in_place():
-            yield self.module
+            yield
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[VideoClassifier]:
+        """The classifier to evaluate, whole on every process. All processes enter it."""
+        with self.averaged():
+            if self.twin is None:
+                yield self.module
+                return
+            weights = self.runner.weights(everywhere=True)
+        with filled(self.twin, weights, self.world.device) as classifier:
+            yield classifier
 
     def model_state(self) -> dict[str, Any]:
         """What a checkpoint's ``model.pt`` holds: all that the model is, without the run."""
-        with self.averaged() as classifier:
-            state = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+        with self.averaged():
+            state = {name: tensor.clone() for name, tensor in self.runner.weights().items()}
         encoder = self.module.encoder
         return {
             "classifier": state,
@@ -72,14 +87,15 @@ class ClassifierLearner:
 
     def trainer_state(self) -> dict[str, Any]:
         """The weights that train, where ``model.pt`` holds their average."""
-        return {"weights": None if self.average is None else self.module.state_dict()}
+        return {"weights": None if self.average is None else self.runner.weights()}
 
     def load_state(self, model: dict[str, Any], trainer: dict[str, Any]) -> None:
         """Take over what the two gave."""
         stored = current_names(model["classifier"])
         if self.average is not None:
-            self.average.load(stored)
-        self.module.load_state_dict(current_names(trainer["weights"] or stored))
+            self.runner.load_weights(stored)
+            self.average.load(self.runner.parts())
+        self.runner.load_weights(current_names(trainer["weights"] or stored))
 
 
 def finetune_step(

@@ -17,6 +17,7 @@ from tats_fast.engine.loop import TrainingLoop
 from tats_fast.engine.optim import lr_at, make_adamw
 from tats_fast.engine.runner import make_runner
 from tats_fast.engine.videos import listed_videos
+from tats_fast.engine.zero3 import empty_twin
 from tats_fast.finetune.augment.mixing import balanced_weights
 from tats_fast.finetune.classes import classes_file, label_classes
 from tats_fast.finetune.layer_decay import parameter_groups
@@ -62,21 +63,25 @@ class Finetuner(TrainingLoop):
         if self.resume_from is None and world.is_main:
             for note in notes:
                 LOGGER.info("init_from=%s: %s", config.init_from, note)
-        prepare_blocks(config.train, world.device, True, classifier)
+        split = config.distributed.splits_weights
+        twin = empty_twin(classifier) if split else None
+        prepare_blocks(config.train, world.device, True, classifier, split=split)
         weights, optim = None, config.optim
         if config.augment.class_weights == "balanced":
             weights = balanced_weights(self.labels, len(classes)).to(world.device)
         groups = parameter_groups(classifier, optim.weight_decay, optim.layer_decay)
+        runner = make_runner(classifier, make_adamw(groups, optim), config, world, self.bf16)
         decay = config.train.ema_decay
         return ClassifierLearner(
             augment=config.augment,
             seed=config.seed,
             world=world,
-            runner=make_runner(classifier, make_adamw(groups, optim), config, world, self.bf16),
+            runner=runner,
             generator=torch.Generator(world.device),
             bf16=self.bf16,
             class_weights=weights,
-            average=WeightAverage(classifier, decay) if decay > 0 else None,
+            average=WeightAverage(runner.parts, decay) if decay > 0 else None,
+            twin=twin,
         )
 
     def clip_shape(self) -> tuple[int, int]:
@@ -117,7 +122,7 @@ class Finetuner(TrainingLoop):
     def _measure(self, views: Views) -> Evaluation | None:
         """On the held-out videos, shared out among all processes; the first has the result."""
         data, world = self.config.data, self.world
-        with self.learner.averaged() as classifier:
+        with self.learner.whole() as classifier:
             part = class_scores(
                 classifier,
                 self.held_out,

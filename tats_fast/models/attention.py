@@ -8,11 +8,11 @@
 - ``sdpa``: PyTorch's own. Every device and dtype.
 - ``eager``: matrix products and a softmax, the plain form that the others are tested against.
 
-``auto`` leaves both FlashAttentions out where SDPA has cuDNN's kernel for Hopper and Blackwell. On an
-H100 that is 1.9 times as fast forward as flash-attn 2 (pytorch issue 142132, d = 128), 1.7 to 2.3
-times in training (transformers pull request 48163). flash-attn-4 takes 12% less for the decoder's
-1,568 tokens, forward and backward, but more for the encoder's 78, is no torch operator, and so makes
-the compiled step longer: 73.6 ms against 65.3 (docs/benchmarks.md).
+``auto`` leaves both FlashAttentions out where SDPA has cuDNN's kernel for Hopper and Blackwell. On
+an H100 that is 1.9 times as fast forward as flash-attn 2 (pytorch issue 142132, d = 128), 1.7 to
+2.3 times in training (transformers pull request 48163). flash-attn-4 takes 12% less for the
+decoder's 1,568 tokens, forward and backward, but more for the encoder's 78, is no torch operator,
+and so makes the compiled step longer: 73.6 ms against 65.3 (docs/benchmarks.md).
 
 Legend: B clips, N tokens, T rows of a packed batch, L longest clip allowed, h heads of d channels.
 Strided views of a fused projection need no copy.

@@ -33,6 +33,7 @@ class PatchEmbedding(nn.Module):
     """
 
     regions = ("forward",)
+    reads = ("proj.weight", "proj.bias")  # engine/zero3.py
 
     def __init__(self, patch_dim: int, width: int) -> None:
         super().__init__()
@@ -44,8 +45,9 @@ class PatchEmbedding(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """(B, N, D), uint8 or float in [0, 1] -> (B, N, C)."""
         scale = 255.0 if patches.dtype == torch.uint8 else 1.0
-        weight, bias = self.proj.weight, self.proj.bias
-        # Both folds in the parameters' precision, whatever autocast does to the large matmul.
+        # Both folds in fp32 (fp64), whatever autocast does to the large matmul; under ZeRO-3 the
+        # parameters may have been gathered in bf16.
+        weight, bias = self.proj.weight.to(self.mean.dtype), self.proj.bias.to(self.mean.dtype)
         with torch.autocast(weight.device.type, enabled=False):
             folded = weight / (self.std * scale)
             shift = bias - linear(self.mean / self.std, weight)

@@ -22,11 +22,16 @@ def _parts(*modules: nn.Module | None) -> list[nn.Module]:
 
 
 def prepare_blocks(
-    train: LoopConfig, device: torch.device, fixed_length: bool, *modules: nn.Module | None
+    train: LoopConfig,
+    device: torch.device,
+    fixed_length: bool,
+    *modules: nn.Module | None,
+    split: bool = False,
 ) -> None:
     """Apply ``train.compile`` and ``train.recompute``.
 
     fixed_length: whether the number of tokens is the same throughout the run.
+    split: whether ZeRO-3 gathers weights in hooks of modules, which no graph may hold.
 
     One graph per block rather than one per model: blocks of a kind share it, so that compiling
     costs a minute and not twenty, and no wrapper's hooks (DDP, ZeRO) are in its way. What lies
@@ -38,12 +43,17 @@ def prepare_blocks(
     dynamic, compiled = False if fixed_length else None, train.compiles(device.type)
     for block in blocks(*modules):
         block.recompute = train.recompute
-        if compiled:
+        if compiled and split:
+            block.forward = torch.compile(block.forward, dynamic=dynamic)
+        elif compiled:
             block.compile(dynamic=dynamic)
     if compiled:
         for part in _parts(*modules):
             for name in getattr(part, "regions", ()):
-                if name == "forward":
+                if split:
+                    if name == "forward":  # others call modules, and with them their hooks
+                        part.forward = torch.compile(part.forward, dynamic=dynamic)
+                elif name == "forward":
                     part.compile(dynamic=dynamic)
                 else:
                     setattr(part, name, torch.compile(getattr(part, name), dynamic=dynamic))

@@ -49,6 +49,8 @@ class QKV(nn.Module):
     A key bias adds one number to all of a query's logits and leaves the softmax as it is.
     """
 
+    autocasts = True  # engine/zero3.py
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -127,6 +129,7 @@ class Block(nn.Module):
 
     recompute = False
     drop_path = 0.0
+    unit = True  # engine/zero3.py
 
     def __init__(
         self, width: int, mlp_ratio: float, attention: nn.Module, norm_eps: float = NORM_EPS

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from tats_fast.engine.distributed import World
 from tats_fast.engine.optim import load_optimizer, make_optimizer
 from tats_fast.engine.precision import wants_bf16
 from tats_fast.engine.runner import Runner, make_runner
+from tats_fast.engine.zero3 import empty_twin, filled
 from tats_fast.models import MaskedAutoencoder, TokenSampler
 from tats_fast.models.encoder import VideoEncoder
 from tats_fast.models.execution import compiled_cut, prepare_blocks
@@ -26,6 +28,9 @@ from tats_fast.pretrain.step import Rollout
 from tats_fast.pretrain.teacher import load_teacher
 from tats_fast.rl import RewardScale
 from tats_fast.rl.reward import initial_value
+
+MAE, HEAD = "mae.", "feature_head."
+"""Of the parameters' names in a ``Rollout``."""
 
 
 @dataclass
@@ -47,23 +52,47 @@ class Learner:
     """Frozen; what its features are predicted for is ``teacher`` in the configuration."""
     cut: Callable[..., tuple[Tensor, Tensor, Tensor]] = patches_and_statistics
     """``patches_and_statistics``, compiled or not."""
+    twin: MaskedAutoencoder | None = None
+    """For ``whole_mae``, where no process has all weights."""
 
     @property
     def mae(self) -> MaskedAutoencoder:
         """The bare autoencoder."""
         return self.runner.module.mae
 
+    @contextlib.contextmanager
+    def whole_mae(self, averaged: bool = False) -> Iterator[MaskedAutoencoder | None]:
+        """The autoencoder to measure with, on the first process, with its own weights or their
+        average; None on the others. All processes enter it."""
+        with self.average.in_place() if averaged else contextlib.nullcontext():
+            weights = {} if self.twin is None else _of(self.runner.weights(), MAE)
+            if not self.world.is_main:
+                yield None
+            elif self.twin is None:
+                yield self.mae
+            else:
+                with filled(self.twin, weights, self.world.device) as mae:
+                    yield mae
+
+    def _average(self) -> dict[str, Tensor]:
+        """The average of the autoencoder's parameters, whole on the first process. All call it."""
+        if self.twin is None:
+            return self.average.values
+        with self.average.in_place():
+            whole = _of(self.runner.weights(), MAE)
+        return {name: value for name, value in whole.items() if name in self.average.values}
+
     def model_state(self) -> dict[str, Any]:
-        """Content of a checkpoint's ``model.pt``."""
-        sampler, average = self.sampler, self.average
+        """Content of a checkpoint's ``model.pt``, whole on the first process. All call it."""
+        sampler, whole = self.sampler, self.runner.weights()
         state = {
-            "mae": self.mae.state_dict(),
+            "mae": _of(whole, MAE),
             "sampler": None if sampler is None else sampler.state_dict(),
         }
-        if average is not None:
-            state[EMA] = average.values
+        if self.average is not None:
+            state[EMA] = self._average()
         if self.runner.module.feature_head is not None:
-            state["feature_head"] = self.runner.module.feature_head.state_dict()
+            state["feature_head"] = _of(whole, HEAD)
         return state
 
     def trainer_state(self) -> dict[str, Any]:
@@ -76,16 +105,24 @@ class Learner:
 
     def load_state(self, model: dict[str, Any], trainer: dict[str, Any]) -> None:
         """Restore what ``model_state`` and ``trainer_state`` returned."""
-        self.mae.load_state_dict(current_names(model["mae"]))
+        weights = {MAE + name: value for name, value in current_names(model["mae"]).items()}
         if self.runner.module.feature_head is not None:
-            self.runner.module.feature_head.load_state_dict(model["feature_head"])
+            weights |= {HEAD + name: value for name, value in model["feature_head"].items()}
         if self.average is not None:  # where none was kept so far, it starts here
-            self.average.load(model.get(EMA) or self.mae.state_dict())
+            begun = {MAE + name: value for name, value in model.get(EMA, {}).items()}
+            self.runner.load_weights(weights | begun)
+            self.average.load(_of(self.runner.parts(), MAE))
+        self.runner.load_weights(weights)
         if self.sampler is not None:
             self.sampler.load_state_dict(model["sampler"])
             load_optimizer(self.sampler_optimizer, trainer["sampler_optimizer"])
         scale = trainer["reward_scale"].items()
         self.reward_scale = RewardScale(**{k: v.to(self.world.device) for k, v in scale})
+
+
+def _of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Those of ``MAE`` or ``HEAD``, by their names there."""
+    return {n.removeprefix(part): w for n, w in weights.items() if n.startswith(part)}
 
 
 def kernel_levels(device_type: str) -> list[str]:
@@ -117,23 +154,31 @@ def make_learner(config: RunConfig, world: World, resumes: bool = False) -> Lear
     if config.train.init_from is not None and not resumes:
         # Before there is an optimizer: ZeRO's updates its own copy of the weights it is given.
         load_initial(config, mae, sampler, world.is_main)
+    mae, split = mae.to(world.device), config.distributed.splits_weights
+    twin = empty_twin(mae) if split else None
     features = None if teacher is None else teacher.config.width
     rollout = Rollout(mae, config, features).to(world.device)
     sampler = None if sampler is None else sampler.to(world.device)
     fixed_length = config.masking.schedule == "constant"
-    prepare_blocks(config.train, world.device, fixed_length, mae, sampler)
+    prepare_blocks(config.train, world.device, fixed_length, mae, split=split)
+    prepare_blocks(config.train, world.device, fixed_length, sampler)
     prepare_blocks(config.train, world.device, True, teacher)
+    runner = make_runner(rollout, make_optimizer(rollout, config.optim), config, world, bf16)
+    decay, average = config.train.ema_decay, None
+    if decay > 0:
+        average = WeightAverage(lambda: _of(runner.parts(), MAE), decay)
     compiled = config.train.compiles(world.device.type)
     return Learner(
         config=config,
         world=world,
-        runner=make_runner(rollout, make_optimizer(rollout, config.optim), config, world, bf16),
+        runner=runner,
         sampler=sampler,
         sampler_optimizer=None if sampler is None else make_optimizer(sampler, config.optim),
         reward_scale=RewardScale.initial(world.device),
         generator=torch.Generator(world.device),
         bf16=bf16,
         teacher=teacher,
-        average=WeightAverage(mae, decay) if (decay := config.train.ema_decay) > 0 else None,
+        average=average,
         cut=compiled_cut() if compiled else patches_and_statistics,
+        twin=twin,
     )

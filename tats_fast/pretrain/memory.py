@@ -11,12 +11,17 @@ from tats_fast.config import RunConfig
 from tats_fast.config.schema import LEARNED_STRATEGIES
 from tats_fast.masking import decoder_length, visible_tokens
 from tats_fast.models import memory
+from tats_fast.models.execution import blocks
 from tats_fast.models.restore import build_models
 
 FP32 = 4
 MOMENTS = 2
 REDUCE_BUCKET = 500_000_000
 """Numbers in the buffer in which DeepSpeed gathers gradients, by default."""
+PREFETCH = 50_000_000
+"""Weights that ZeRO-3 gathers ahead of use, by default."""
+PERSISTENT = 100_000
+"""Up to so many numbers a parameter stays whole under ZeRO-3, by default."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,10 @@ class Sharing:
     processes: int = 1
     zero_stage: int = 0
     reduce_bucket: int = REDUCE_BUCKET
+    offload: str = "none"
+    """What lies in the host's memory: ``none``, the ``optimizer``'s state, with it the ``weights``
+    (stage 3)."""
+    persistent: int = PERSISTENT
 
 
 @dataclass(frozen=True)
@@ -41,11 +50,13 @@ class StepMemory:
     communication: int
     """Buffers in which gradients are exchanged."""
     casts: int
-    """bf16 copies of the weights, while they are needed."""
+    """Copies of the weights while they are needed: in bf16, or gathered under ZeRO-3."""
     activations: int
     """Of a micro-batch, its clips included."""
     held: int
     """What micro-batches before the last leave for the inner epochs, and their gradients."""
+    host: int = 0
+    """Of the host's memory instead, by offloading."""
 
     @property
     def peak(self) -> int:
@@ -57,11 +68,14 @@ class StepMemory:
 
 
 class Counts(NamedTuple):
-    """Parameters of autoencoder and sampler, and numbers in fixed tables."""
+    """Parameters of autoencoder and sampler, numbers in fixed tables, and of the autoencoder's
+    parameters the largest block's and the size of each."""
 
     mae: int
     sampler: int
     tables: int
+    block: int
+    sizes: tuple[int, ...]
 
 
 def count_parameters(config: RunConfig) -> Counts:
@@ -70,7 +84,8 @@ def count_parameters(config: RunConfig) -> Counts:
         models = build_models(config, "cpu")
     sizes = [sum(p.numel() for p in m.parameters()) if m is not None else 0 for m in models]
     tables = sum(table.numel() for m in models if m is not None for table in m.buffers())
-    return Counts(*sizes, tables)
+    block = max(sum(p.numel() for p in block.parameters()) for block in blocks(models[0]))
+    return Counts(*sizes, tables, block, tuple(p.numel() for p in models[0].parameters()))
 
 
 def activations(config: RunConfig, bf16: bool, compiled: bool, fused: bool) -> int:
@@ -105,25 +120,44 @@ def step_memory(
 ) -> StepMemory:
     """Memory of one process of a run, whose ``train.batch_size`` is that of all of them.
 
-    ZeRO splits the moments and its master copy of the weights among the processes, and from
-    stage 2 the gradients; the sampler stays whole.
+    ZeRO splits the moments and its master copy of the weights, from stage 2 the gradients, and in
+    stage 3 the weights, of which a block and those fetched ahead are whole; the sampler stays
+    whole.
     """
-    main, sampler, tables = counts
+    main, sampler, tables = counts.mae, counts.sampler, counts.tables
     processes, stage = sharing.processes, sharing.zero_stage
-    share = processes if stage >= 1 else 1
+    share = main // processes if stage >= 1 else main
     clips = config.train.batch_size // (processes * config.train.accumulation)
-    gradients = main // (processes if stage >= 2 else 1) + sampler
-    bucket = sharing.reduce_bucket if stage >= 1 else (main if processes > 1 else 0)
     size = 2 if bf16 else FP32
     waiting = config.train.accumulation - 1
-    average = main if config.train.ema_decay > 0 else 0
     held = clips * config.model.num_tokens * config.model.width * size * waiting
+    # DeepSpeed keeps a copy to update, its partition's, also in stage 3 (0.19.8).
+    weights = (share if stage == 3 else main) + (share if stage >= 1 else 0)
+    average = (share if stage == 3 else main) if config.train.ema_decay > 0 else 0
+    gradients = share if stage >= 2 else main
+    bucket = FP32 * (sharing.reduce_bucket if stage >= 1 else (main if processes > 1 else 0))
+    casts = 2 * (main + sampler) if bf16 else 0
+    if stage == 3:
+        whole = [n for n in counts.sizes if n <= sharing.persistent]
+        gathered = min(main - sum(whole), counts.block + PREFETCH)
+        casts = size * gathered + FP32 * sum(whole) + (2 * sampler if bf16 else 0)
+        bucket += 2 * sharing.reduce_bucket if bf16 else 0  # one for each precision
+        bucket += FP32 * share if sharing.offload == "none" else 0  # kept from step to step
+    moments = MOMENTS * share
+    host = 0
+    if sharing.offload != "none":  # moments, the master copy and gradients
+        host += FP32 * (moments + 2 * share)
+        moments, gradients = 0, 0 if stage == 3 else gradients
+        weights -= share
+    if sharing.offload == "weights":
+        host, weights, average = host + FP32 * (weights + average), 0, 0
     return StepMemory(
-        weights=FP32 * (main + sampler + average + tables + (main // share if stage >= 1 else 0)),
-        optimizer=FP32 * MOMENTS * (main // share + sampler),
-        gradients=FP32 * gradients,
-        communication=FP32 * bucket,
-        casts=2 * (main + sampler) if bf16 else 0,
+        weights=FP32 * (weights + sampler + average + tables),
+        optimizer=FP32 * (moments + MOMENTS * sampler),
+        gradients=FP32 * (gradients + sampler),
+        communication=bucket,
+        casts=casts,
         activations=clips * activations(config, bf16, compiled, fused),
-        held=held + (FP32 * gradients if waiting else 0),
+        held=held + (FP32 * (gradients + sampler) if waiting else 0),
+        host=host,
     )

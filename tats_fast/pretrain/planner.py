@@ -114,7 +114,7 @@ def _with(config: RunConfig, batch: int | None = None, **train: Any) -> RunConfi
 
 
 def _memory(config: RunConfig, counts: Counts, options: PlanOptions) -> StepMemory:
-    sharing = Sharing(options.gpus, options.zero)
+    sharing = Sharing(options.gpus, options.zero, offload=options.offload)
     return step_memory(config, counts, sharing, bf16=True, compiled=True, fused=True)
 
 
@@ -136,7 +136,7 @@ def lines(plan: Plan) -> list[str]:
         "optimizer": memory.optimizer,
         "gradients": memory.gradients,
         "exchange of gradients": memory.communication,
-        "bf16 copies of weights": memory.casts,
+        "gathered weights" if options.zero == 3 else "bf16 copies of weights": memory.casts,
         f"activations ({per_clip:.3f} per clip)": memory.activations,
         "held between micro-batches": memory.held,
     }
@@ -154,6 +154,11 @@ def lines(plan: Plan) -> list[str]:
         f"  {'peak (not their sum)':32}{memory.peak / GIB:8.2f}  {verdict} in "
         f"{plan.capacity / GIB:.1f} ({USABLE:.0%} of {MEMORY_GIB[options.chip]:g})",
         largest,
+        *(
+            [f"offloaded: {memory.host / GIB:.1f} GiB of the host's memory for each of its GPUs"]
+            if memory.host
+            else []
+        ),
         f"work: {plan.flop / plan.steps / train.batch_size / 1e9:,.0f} GFLOP per clip, "
         f"{plan.flop:.3g} FLOP in {plan.steps:,} steps over {plan.videos:,} videos",
         f"time: {plan.hours:,.0f} hours at {options.mfu:.0%} MFU"

@@ -15,6 +15,7 @@ from tats_fast.engine.logs import RunLog, SilentLog
 from tats_fast.engine.loop import TrainingLoop
 from tats_fast.engine.videos import Loader, listed_videos
 from tats_fast.masking import visible_tokens
+from tats_fast.models import MaskedAutoencoder
 from tats_fast.models.attention import choose_backend
 from tats_fast.pretrain.flops import training_step
 from tats_fast.pretrain.generated import GeneratedLoader, Stream
@@ -156,41 +157,46 @@ class Trainer(TrainingLoop):
         return due
 
     def evaluate(self, due: Sequence[str], log: RunLog | SilentLog) -> None:
-        if not self.world.is_main:
-            return
-        if HELD_OUT in due:
-            self._measure(log)
-        if PROBES in due:
-            row, text = self.prober.measure(self.learner.mae)
-            if self.learner.average is not None:
-                with self.learner.average.in_place():
-                    average, words = self.prober.measure(self.learner.mae)
-                row |= {f"{key}_ema": top for key, top in average.items() if key != PROBES}
-                text += f"; of the average, {words}"
-            log.evaluation({"step": self.position.step, **row}, text)
+        values: dict[str, Any] = {}
+        probed: dict[str, Any] = {}
+        text, words = "", ""
+        with self.learner.whole_mae() as mae:
+            if mae is not None and HELD_OUT in due:
+                values, text = self._measure(mae)
+            if mae is not None and PROBES in due:
+                probed, words = self.prober.measure(mae)
+        if self.learner.average is not None:
+            with self.learner.whole_mae(averaged=True) as mae:
+                if mae is not None and HELD_OUT in due:
+                    loss = random_mask_loss(self.config, mae, self.eval_clips, self.learner.bf16)
+                    values[f"{HELD_OUT}_ema"] = loss
+                    text += f"; loss {loss:.4f} with the average"
+                if mae is not None and PROBES in due:
+                    average, more = self.prober.measure(mae)
+                    probed |= {f"{key}_ema": top for key, top in average.items() if key != PROBES}
+                    words += f"; of the average, {more}"
+        for row, said in ((values, text), (probed, words)):
+            if row:
+                log.evaluation({"step": self.position.step, **row}, said)
 
-    def _measure(self, log: RunLog | SilentLog) -> None:
+    def _measure(self, mae: MaskedAutoencoder) -> tuple[dict[str, Any], str]:
+        """Of the held-out clips, and what to say of it."""
         learner = self.learner
-        mae = learner.mae
         values = held_out_metrics(self.config, mae, learner.sampler, self.eval_clips, learner.bf16)
         values |= true_motion_lifts(self.config, mae, learner.sampler, learner.bf16)
         text = f"held-out: loss {values[HELD_OUT]:.4f} under the fixed random mask"
-        if learner.average is not None:
-            with learner.average.in_place():
-                values[f"{HELD_OUT}_ema"] = random_mask_loss(
-                    self.config, mae, self.eval_clips, learner.bf16
-                )
-            text += f" ({values[f'{HELD_OUT}_ema']:.4f} with the average)"
         lift = values.get("motion_lift_sampler")
         if lift is not None:
             text += f", motion lift of the sampler {lift:.2f}"
         if (truth := values.get("true_motion_lift_sampler")) is not None:
             text += f", on generated clips {truth:.2f} of what truly moves"
-        log.evaluation({"step": self.position.step, **values}, text)
+        return values, text
 
     def picture(self, log: RunLog | SilentLog) -> None:
         every = self.config.train.image_every
-        if every and self.eval_clips is not None and self.due(every):
-            learner = self.learner
-            sheet = mask_sheet(self.config, learner.mae, learner.sampler, self.eval_clips[:4])
-            log.image("sampled_masks", sheet, self.position.step)
+        if not every or self.config.data.eval is None or not self.due(every):
+            return
+        with self.learner.whole_mae() as mae:
+            if mae is not None:
+                sheet = mask_sheet(self.config, mae, self.learner.sampler, self.eval_clips[:4])
+                log.image("sampled_masks", sheet, self.position.step)

@@ -128,8 +128,21 @@ MORE_CHARTS = (
     ("Mask ratio", "Share of hidden tokens.", "mask_ratio"),
     ("Speed", "Clips per second.", "clips_per_s"),
     ("Utilisation", "Model FLOP per second over the device’s peak.", "mfu"),
-    ("Waiting for data", "Share of time spent waiting for clips.", "data_wait_frac"),
-    ("Peak memory", "MiB.", "peak_mem_mb", "reserved_mem_mb"),
+    (
+        "Waiting for data",
+        "Share of time spent waiting for clips.",
+        "data_wait_frac",
+        "data_wait_frac_max",
+    ),
+    (
+        "Waiting for each other",
+        "Share of a step spent waiting for gradients of other processes: least and most of all "
+        "processes. Far apart, one of them (slowest_rank) holds the others up.",
+        "exchange_wait_frac_min",
+        "exchange_wait_frac_max",
+    ),
+    ("Own time", "Seconds per step without that wait.", "busy_s_min", "busy_s_max"),
+    ("Peak memory", "MiB.", "peak_mem_mb", "peak_mem_mb_max", "reserved_mem_mb"),
 )
 """Title, caption and columns of the charts that are folded away."""
 MEASURED_TWICE = ("content_dependence", "visible_prob_max", "min_prob")

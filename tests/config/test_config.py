@@ -61,7 +61,7 @@ BAD = {
     "optim.base_lr=.nan": "optim.base_lr=nan: must be above 0",
     "optim.betas=[0.9]": "must be two numbers, such as",
     "data.scales=[1.5]": "data.scales=1.5: must be above 0 and at most 1",
-    "distributed.zero_stage=3": "distributed.zero_stage=3: must be at least 0 and at most 2",
+    "distributed.zero_stage=4": "distributed.zero_stage=4: must be at least 0 and at most 3",
     "generated.share=1.5": "generated.share=1.5: must be at least 0 and at most 1",
     "generated.share=1": "train.steps=None: generated.share=1 leaves no list",
     "generated.area=0.6": "generated.area=0.6: must be at least 0.02 and at most 0.5",

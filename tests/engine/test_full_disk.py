@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from project import ROOT
 from run_processes import TRAIN, finish, start
 
 from tats_fast.config import save_config
@@ -15,8 +16,9 @@ from tats_fast.run_folder import damage, list_checkpoints
 
 FULL_FOR_ONE = """
 import sys
+sys.path.insert(0, {support!r})
 import torch
-from tats_fast.cli import run_and_exit
+from legs import main
 
 save = torch.save
 
@@ -28,21 +30,28 @@ def full(content, file, *rest, **kept):
     return save(content, file, *rest, **kept)
 
 torch.save = full
-run_and_exit(["pretrain", *sys.argv[1:]])
+main()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_one_rank_that_cannot_write_costs_all_one_checkpoint(run_config, tmp_path, launcher):
+def test_one_rank_that_cannot_write_costs_all_one_checkpoint(run_config, tmp_path):
     script = tmp_path / "full.py"
-    script.write_text(FULL_FOR_ONE)
+    script.write_text(FULL_FOR_ONE.format(support=str(ROOT / "tests/support")))
     save_config(run_config("run"), tmp_path / "run.yaml")
-    output = finish(start(tmp_path / "run.yaml", launcher=launcher, script=str(script)))
-    (line,) = [line for line in output.splitlines() if "could not be saved" in line]
-    assert "step 4 could not be saved (No space left on device); training goes on" in line
-    names = [folder.name for folder in list_checkpoints(tmp_path / "run")]
-    assert names == ["step_000002", "step_000006"]
+    engines = {"ddp": "ddp", "zero": "deepspeed", "split": "deepspeed distributed.zero_stage=3"}
+    legs = [f"name={name} distributed.engine={engine}" for name, engine in engines.items()]
+    arguments = [part for leg in legs for part in ("--leg", leg)]
+    output = finish(
+        start(tmp_path / "run.yaml", *arguments, launcher="torchrun", script=str(script))
+    )
+    lines = [line for line in output.splitlines() if "could not be saved" in line]
+    assert len(lines) == len(engines)
+    expected = "step 4 could not be saved (No space left on device); training goes on"
+    assert all(expected in line for line in lines)
+    for name in engines:
+        names = [folder.name for folder in list_checkpoints(tmp_path / name)]
+        assert names == ["step_000002", "step_000006"]
 
 
 @pytest.mark.slow

@@ -21,7 +21,8 @@ from tats_fast.run_folder import list_checkpoints, read_tensors
 CPU = World(0, 1, torch.device("cpu"))
 POISONED = """
 import math, sys
-from tats_fast.cli import run_and_exit
+from tats_fast.cli import main
+from tats_fast.engine.distributed import end_process
 from tats_fast.pretrain.trainer import Trainer
 
 bad = [int(step) for step in sys.argv[2].split(",")]
@@ -34,12 +35,14 @@ def make_learner(self):
     return learner
 
 Trainer.make_learner = make_learner
-run_and_exit(["pretrain", "--config", sys.argv[1], *sys.argv[3:]])
+codes = [main(["pretrain", "--config", sys.argv[1], *run.split()]) for run in sys.argv[3:]]
+end_process(max(codes))
+sys.exit(max(codes))
 """
 
 
-def poisoned(config, folder, *steps, overrides=()):
-    """A run whose gradient is infinite in these steps: exit code, output, its metrics."""
+def poisoned(config, folder, *steps, runs=("name=run",)):
+    """Runs in one process whose gradient is infinite in these steps: exit code, output."""
     save_config(config, folder / "run.yaml")
     done = subprocess.run(
         [
@@ -48,35 +51,38 @@ def poisoned(config, folder, *steps, overrides=()):
             POISONED,
             str(folder / "run.yaml"),
             ",".join(map(str, steps)),
-            *overrides,
+            *runs,
         ],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"},
         timeout=300,
     )
-    return done.returncode, done.stdout + done.stderr, read_lines(folder / "run" / "metrics.jsonl")
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [None, 1, 2], ids=["plain", "zero1", "zero2"])
-def test_an_infinite_gradient_is_skipped_and_counted(run_config, tmp_path, stage):
+@pytest.mark.parametrize("stages", [[], [1, 2, 3]], ids=["plain", "ZeRO"])
+def test_an_infinite_gradient_is_skipped_and_counted(run_config, tmp_path, stages):
     config = run_config(train={"log_every": 1})
-    engine = [] if stage is None else ["distributed.engine=deepspeed"]
-    engine += [] if stage is None else [f"distributed.zero_stage={stage}"]
-    code, output, rows = poisoned(config, tmp_path, 2, 3, overrides=engine)
+    zero = "name=run{0} distributed.engine=deepspeed distributed.zero_stage={0}"
+    runs = [zero.format(stage) for stage in stages] or ["name=run"]
+    code, output = poisoned(config, tmp_path, 2, 3, runs=runs)
     assert code == 0, output[-3000:]
-    assert [row["skipped_steps"] for row in rows] == [0, 1, 2, 2, 2, 2]
-    assert rows[-1]["loss_recon"] is not None
-    notes = read_lines(tmp_path / "run" / "skipped_steps.jsonl")
-    assert [note["step"] for note in notes] == [2, 3]
+    for run in runs:
+        folder = tmp_path / run.split()[0].removeprefix("name=")
+        rows = read_lines(folder / "metrics.jsonl")
+        assert [row["skipped_steps"] for row in rows] == [0, 1, 2, 2, 2, 2], run
+        assert rows[-1]["loss_recon"] is not None
+        notes = read_lines(folder / "skipped_steps.jsonl")
+        assert [note["step"] for note in notes] == [2, 3]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [None, 1], ids=["plain", "zero1"])
 def test_an_end_that_is_not_finite_is_no_success(run_config, tmp_path, stage):
-    engine = [] if stage is None else ["distributed.engine=deepspeed"]
-    code, output, _ = poisoned(run_config(), tmp_path, 5, 6, overrides=engine)
+    run = "name=run" if stage is None else "name=run distributed.engine=deepspeed"
+    code, output = poisoned(run_config(), tmp_path, 5, 6, runs=[run])
     assert code == 1
     (line,) = [line for line in output.splitlines() if line.startswith("error:")]
     assert "2 steps in a row (to step 6)" in line and "step_000004" in line

@@ -3,6 +3,9 @@ same: 20 steps on the same clips, whose draws follow from their place in the bat
 
 from __future__ import annotations
 
+import json
+import re
+
 import parity
 import pytest
 import torch
@@ -77,18 +80,48 @@ def test_four_micro_batches_are_one_batch(config_file, epochs):
     assert_same_losses(parts, whole, relative=1e-6)  # logged in fp32
 
 
+ZERO = {
+    "distributed.zero_stage=1": {},
+    "distributed.zero_stage=2": {},
+    "distributed.zero_stage=2 distributed.deepspeed_config=offload.json": {
+        "offload_optimizer": {"device": "cpu"}
+    },
+    "distributed.zero_stage=3 distributed.deepspeed_config=split.json": {
+        "stage3_param_persistence_threshold": 2048
+    },
+    "distributed.zero_stage=3 distributed.deepspeed_config=split.json "
+    "train.compile=true train.recompute=true": {"stage3_param_persistence_threshold": 2048},
+    "distributed.zero_stage=3 distributed.deepspeed_config=all.json": {
+        "stage3_param_persistence_threshold": 2048,
+        "sub_group_size": 5_000,
+        "offload_optimizer": {"device": "cpu"},
+        "offload_param": {"device": "cpu"},
+    },
+}
+"""Settings, and what their file of DeepSpeed's holds."""
+ONE_CUT = [engine for engine in ZERO if "offload" in str(ZERO[engine]) or "compile" in engine]
+"""Engines for which two inner epochs of four micro-batches must do."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("launcher", "stage", "dtypes"),
+    ("launcher", "engines", "dtypes"),
     [
-        ("torchrun", 0, ("float32", "float64")),
-        ("deepspeed", 1, ("float32",)),
-        ("deepspeed", 2, ("float32",)),
+        ("torchrun", ["distributed.engine=ddp"], ("float32", "float64")),
+        ("deepspeed", list(ZERO), ("float32",)),
     ],
-    ids=["DDP", "ZeRO-1", "ZeRO-2"],
+    ids=["DDP", "ZeRO"],
 )
-def test_two_processes_train_as_one(config_file, tmp_path, launcher, stage, dtypes):
-    runs = [f"{cut} distributed.zero_stage={stage}" for cut in CUTS]
+def test_two_processes_train_as_one(config_file, tmp_path, launcher, engines, dtypes):
+    for engine, settings in ZERO.items():
+        if ".json" in engine:
+            path = tmp_path / re.search(r"\w+\.json", engine)[0]
+            path.write_text(json.dumps({"zero_optimization": settings}))
+    runs = [
+        f"{cut} {engine}"
+        for engine in engines
+        for cut in (CUTS[-1:] if engine in ONE_CUT else CUTS)
+    ]
     process = start(
         config_file,
         *("--out", str(tmp_path / "found.pt")),

@@ -1,5 +1,5 @@
-"""24 kills, six under each engine, and not a bit of difference. ``make soak-short`` runs them, for
-minutes; ``make soak`` has 200."""
+"""30 kills, six under each engine, and not a bit of difference. ``make soak-short`` runs them, for
+minutes; ``make soak`` has 250."""
 
 from __future__ import annotations
 

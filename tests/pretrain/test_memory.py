@@ -24,9 +24,11 @@ RECORDS = ROOT / "benchmarks" / "records"
 SIZES = {"width": 64, "depth": 4, "heads": 4, "decoder_width": 32, "decoder_depth": 2}
 
 
-def planned(config, processes=1, stage=0, bucket=0, bf16=False, compiled=False, fused=False):
+def planned(
+    config, processes=1, stage=0, bucket=0, bf16=False, compiled=False, fused=False, **sharing
+):
     kinds = {"bf16": bf16, "compiled": compiled, "fused": fused}
-    sharing = Sharing(processes, stage, bucket)
+    sharing = Sharing(processes, stage, bucket, **sharing)
     return step_memory(config, count_parameters(config), sharing, **kinds)
 
 
@@ -103,8 +105,7 @@ def test_a_gpu_took_what_was_planned(record, epochs, batch, path, mebibytes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2], ids=["DDP", "ZeRO-1", "ZeRO-2"])
-def test_two_processes_take_what_was_planned(tiny_config, tmp_path, stage):
+def test_two_processes_take_what_was_planned(tiny_config, tmp_path):
     config = tiny_config(
         device="cpu",
         data={"train": "none"},
@@ -113,18 +114,28 @@ def test_two_processes_take_what_was_planned(tiny_config, tmp_path, stage):
         model={**SIZES, "width": 128},
     )
     save_config(config, tmp_path / "run.yaml")
-    bucket = 100_000
-    settings = {"zero_optimization": {"reduce_bucket_size": bucket}}
-    (tmp_path / "small.json").write_text(json.dumps(settings))
-    overrides = [f"distributed.zero_stage={stage}"]
-    overrides += ["distributed.deepspeed_config=small.json"] if stage else []
-    launcher = "deepspeed" if stage else "torchrun"
-    script = str(ROOT / "tests/support/state_bytes.py")
-    process = start(tmp_path / "run.yaml", *overrides, launcher=launcher, script=script)
-    found = json.loads(re.search(r'\{"alive": .*\}', finish(process))[0])
-    memory = planned(config, 2, stage, bucket)
-    assert memory.weights + memory.optimizer == pytest.approx(found["alive"], rel=0.03)
-    assert memory.peak == pytest.approx(found["peak"], rel=WITHIN)
+    bucket, vectors = 100_000, 2048
+    settings = {"reduce_bucket_size": bucket}
+    (tmp_path / "small.json").write_text(json.dumps({"zero_optimization": settings}))
+    settings["stage3_param_persistence_threshold"] = vectors
+    (tmp_path / "small3.json").write_text(json.dumps({"zero_optimization": settings}))
+    cuts = ["distributed.engine=ddp"]
+    for stage, name in ((1, "small"), (2, "small"), (3, "small3")):
+        cuts.append(f"distributed.engine=deepspeed distributed.zero_stage={stage}")
+        cuts[-1] += f" distributed.deepspeed_config={name}.json"
+    process = start(
+        tmp_path / "run.yaml",
+        *(part for cut in cuts for part in ("--cut", cut)),
+        launcher="torchrun",
+        script=str(ROOT / "tests/support/state_bytes.py"),
+    )
+    found = json.loads(re.search(r'\{"distributed.*\}', finish(process))[0])
+    for stage, cut in enumerate(cuts):
+        memory = planned(config, 2, stage, bucket, persistent=vectors)
+        kept = memory.weights + memory.optimizer
+        kept += memory.communication if stage == 3 else 0
+        assert kept == pytest.approx(found[cut]["alive"], rel=0.03), cut
+        assert memory.peak == pytest.approx(found[cut]["peak"], rel=WITHIN), cut
 
 
 def test_what_zero_shares_out(tiny_config):
@@ -135,3 +146,12 @@ def test_what_zero_shares_out(tiny_config):
     assert one.weights == two.weights == ddp.weights + 4 * (main // 4)
     assert two.gradients == one.gradients - 4 * (main - main // 4)
     assert ddp.communication == 4 * main
+    three = planned(config, 4, 3)
+    assert three.weights == two.weights - 4 * (main - main // 4)
+    assert three.optimizer == two.optimizer and three.host == 0
+    optimizer, weights = (planned(config, 4, 3, offload=o) for o in ("optimizer", "weights"))
+    assert optimizer.host == 16 * (main // 4) and weights.host == 20 * (main // 4)
+    assert optimizer.optimizer == three.optimizer - 8 * (main // 4)
+    assert optimizer.weights == three.weights - 4 * (main // 4)
+    assert weights.weights == optimizer.weights - 4 * (main // 4)
+    assert three.peak > optimizer.peak > weights.peak

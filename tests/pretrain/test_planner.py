@@ -14,6 +14,8 @@ from tats_fast.models.restore import build_models
 from tats_fast.pretrain.planner import make_plan
 from tats_fast.pretrain.planner_options import CHIPS, PlanOptions
 
+PLACES = ("optimizer", "weights")
+
 
 def plan(*overrides, **options):
     return make_plan(load_config(overrides=list(overrides)), PlanOptions(**options))
@@ -69,3 +71,19 @@ def test_the_command(capsys):
     assert "in 20 steps over 1,000 videos" in capsys.readouterr().out
     assert main(["plan", "--batch", "0"]) == 2
     assert "--batch=0: must be at least 1" in capsys.readouterr().err
+
+
+def test_zero_3_and_offloading(capsys):
+    peaks = [
+        plan("model.preset=vit_huge", gpus=8, batch=8, **how).memory
+        for how in ({"zero": 2}, {"zero": 3}, *({"zero": 3, "offload": o} for o in PLACES))
+    ]
+    assert sorted((memory.peak for memory in peaks), reverse=True) == [m.peak for m in peaks]
+    assert [memory.host > 0 for memory in peaks] == [False, False, True, True]
+    line = "plan --model vit_huge --gpus 8 --batch 8 --zero 3 --offload weights"
+    assert main(line.split()) == 0
+    text = capsys.readouterr().out
+    assert "8 x H100 (ZeRO-3)" in text and "gathered weights" in text
+    assert f"offloaded: {peaks[-1].host / 2**30:.1f} GiB of the host's memory" in text
+    assert main(["plan", "--zero", "2", "--offload", "weights"]) == 2
+    assert "--offload=weights: needs --zero 3 or more" in capsys.readouterr().err

@@ -8,6 +8,7 @@ Started as the training commands are, alone or under a launcher.
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ def main() -> None:
     parser.add_argument("--dtype", action="append", default=[])
     parser.add_argument("--local_rank", type=int)
     options = parser.parse_args()
+    # What is compiled is traced and cut as on a GPU; a compiler for this processor takes a minute.
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
     world, found = None, {}
     for dtype in options.dtype:
         for cut in options.cut:

@@ -19,13 +19,17 @@ TRAIN = str(ROOT / "tats_fast" / "train.py")
 
 
 def start(
-    config: Path, *overrides: str, launcher: str = "python", ranks: int = 2, script: str = TRAIN
+    config: Path,
+    *overrides: str,
+    launcher: str = "python",
+    ranks: int = 2,
+    script: str | tuple[str, ...] = TRAIN,
 ):
     """``tats-fast pretrain`` on a configuration file, its output caught in a pipe.
 
     Args:
         launcher: ``python`` (one process), ``torchrun`` or ``deepspeed``.
-        script: to start in place of the project's own.
+        script: to start in place of the project's own; several arguments name a module.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -42,9 +46,10 @@ def start(
             f"--master_port={port}",
         ],
     }[launcher]
+    parts = (script,) if isinstance(script, str) else script
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
     return subprocess.Popen(
-        [*command, script, "--config", str(config), *overrides],
+        [*command, *parts, "--config", str(config), *overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import signal
@@ -30,14 +31,22 @@ from run_processes import finish, ranks_below, start, steps
 
 from tats_fast.run_folder import damage, list_checkpoints
 
+STAGE_3 = "distributed.zero_stage=3 distributed.deepspeed_config=split.json"
 ENGINES = {
     "plain": ("python", ()),
     "ddp": ("torchrun", ()),
     "zero1": ("deepspeed", ("distributed.zero_stage=1",)),
     "zero2": ("deepspeed", ("distributed.zero_stage=2",)),
+    "zero3": ("deepspeed", tuple(STAGE_3.split())),
 }
 """Launcher and settings."""
-TIMES = ("clips_per_s", "data_wait_frac", "tflops", "peak_mem_mb", "replaced_workers")
+SPLIT = {"zero_optimization": {"stage3_param_persistence_threshold": 2048}}
+"""So that stage 3 splits all matrices, however small the model is."""
+TIMES = (
+    *("clips_per_s", "data_wait_frac", "data_wait_frac_max", "tflops", "replaced_workers"),
+    *("peak_mem_mb", "peak_mem_mb_max", "exchange_wait_frac_min", "exchange_wait_frac_max"),
+    *("busy_s_min", "busy_s_max", "slowest_rank"),
+)
 """What a line says about the process and not about the training."""
 PER_KILL = 12
 """Steps that a run is longer for every kill it is to survive."""
@@ -52,6 +61,7 @@ def soak(folder: Path, engine: str, kills: int, seed: int = 0) -> dict[str, Any]
     """
     launcher, extra = ENGINES[engine]
     total = PER_KILL * (kills + 1)
+    (folder / "split.json").write_text(json.dumps(SPLIT))
     for name in ("straight", "killed"):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(_tree(folder, name, total)))
     finish(start(folder / "straight.yaml", *extra, launcher=launcher), seconds=1200)

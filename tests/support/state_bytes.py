@@ -1,7 +1,7 @@
 """Bytes that a training process has taken at its peak, and those of all tensors that Python knows
 between two steps, printed as JSON.
 
-deepspeed --num_accelerators 2 tests/support/state_bytes.py --config run.yaml [key=value ...]
+torchrun --nproc_per_node=2 tests/support/state_bytes.py --config run.yaml --cut "key=value ..."
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import json
 import torch
 from live_memory import peak_growth
 
-from tats_fast.commands.training import resolve_engine
-from tats_fast.config import load_config
-from tats_fast.engine.distributed import end_process, join_world
+from tats_fast.config import RunConfig, load_config
+from tats_fast.engine.distributed import World, end_process, join_world
 from tats_fast.pretrain.learner import make_learner
 from tats_fast.pretrain.plan import plan_step
 from tats_fast.pretrain.step import pretrain_step
@@ -29,15 +28,8 @@ def alive() -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--local_rank", type=int)
-    parser.add_argument("overrides", nargs="*")
-    options = parser.parse_intermixed_args()
-    config = load_config(options.config, options.overrides)
-    config = resolve_engine(config, by_deepspeed=options.local_rank is not None)
-    world = join_world("cpu", options.local_rank, config.distributed.engine == "deepspeed")
+def measured(config: RunConfig, world: World) -> dict[str, int]:
+    """Of three steps."""
     kept = []
 
     def train() -> None:
@@ -50,7 +42,16 @@ def main() -> None:
 
     before = alive()
     peak = peak_growth(train)
-    found = {"alive": alive() - before, "peak": peak}
+    return {"alive": alive() - before, "peak": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--cut", action="append", help="overrides; once for each run")
+    options = parser.parse_args()
+    world = join_world("cpu", group=True)
+    found = {cut: measured(load_config(options.config, cut.split()), world) for cut in options.cut}
     if world.is_main:
         print(json.dumps(found), flush=True)
     end_process(0)
