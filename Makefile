@@ -13,14 +13,18 @@ TORCH ?= $(if $(GPU),torch>=2.11,torch==2.13.0+cpu)
 demo: $(VENV)/.demo
 	$(BIN)/python demo/run.py
 
+# As many tests at a time as there are cores, each with one thread: most start small processes.
+JOBS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
 # The interpreter replaces Triton's compiler when kernels are imported, so it has its own process.
 # Without a GPU the kernels' tests run there alone. The machine tier's long ones have test-machine.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not (machine and slow) and not soak$(if $(GPU),, and not interpret and not gpu)"
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interpret
+	$(PYTEST) -m "not (machine and slow) and not soak$(if $(GPU),, and not interpret and not gpu)"
+	TRITON_INTERPRET=1 $(PYTEST) -m interpret
 
 test-interpret: $(VENV)/.dev
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interpret
+	TRITON_INTERPRET=1 $(PYTEST) -m interpret
 
 test-compile: $(VENV)/.dev
 	$(BIN)/python -m pytest -m compile
