@@ -72,7 +72,7 @@ CASES = [
     (PRETRAIN + "device=cuda", "cuda"),
     (PRETRAIN + "generated.share=2", "generated.share=2.0"),
     (PRETRAIN + "eval.probe_every=1", "eval.probe_train=None"),
-    (PRETRAIN + "distributed.zero_stage=3", "distributed.zero_stage=3"),
+    (PRETRAIN + "distributed.zero_stage=4", "distributed.zero_stage=4"),
     # data
     (PRETRAIN + "data.train=null", "data.train=None: give a list file"),
     (PRETRAIN + "data.train=gone.txt", "data.train=gone.txt: no such file"),

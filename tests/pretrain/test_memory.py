@@ -20,6 +20,7 @@ from tats_fast.pretrain.step import pretrain_step
 
 CPU = World(0, 1, torch.device("cpu"))
 WITHIN = 0.15
+WITHIN_SPLIT = 0.2  # ZeRO-3's: what is gathered at once depends on which process is ahead
 RECORDS = ROOT / "benchmarks" / "records"
 SIZES = {"width": 64, "depth": 4, "heads": 4, "decoder_width": 32, "decoder_depth": 2}
 
@@ -135,7 +136,8 @@ def test_two_processes_take_what_was_planned(tiny_config, tmp_path):
         kept = memory.weights + memory.optimizer
         kept += memory.communication if stage == 3 else 0
         assert kept == pytest.approx(found[cut]["alive"], rel=0.03), cut
-        assert memory.peak == pytest.approx(found[cut]["peak"], rel=WITHIN), cut
+        within = WITHIN_SPLIT if stage == 3 else WITHIN
+        assert memory.peak == pytest.approx(found[cut]["peak"], rel=within), cut
 
 
 def test_what_zero_shares_out(tiny_config):
