@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from types import SimpleNamespace
 
 import ops
@@ -23,6 +24,29 @@ TINY = (
     *("model.heads=2", "model.decoder_width=16", "model.decoder_depth=1"),
     "model.decoder_heads=2",
 )
+STAND_IN = """
+import torch
+from timm.models.layers import to_2tuple, trunc_normal_
+from timm.models.registry import register_model
+
+
+class PretrainVisionTransformer(torch.nn.Module):
+    def __init__(self, img_size, tubelet_size, patch_size, decoder_num_classes, mask_ratio, **_):
+        super().__init__()
+        self.per_frame = (img_size // patch_size) ** 2
+        self.size, self.tubelet, self.ratio = patch_size, tubelet_size, mask_ratio
+        self.head = torch.nn.Linear(3, decoder_num_classes)
+        self.scores = torch.nn.Parameter(torch.zeros(self.per_frame))
+
+    def forward(self, x):
+        batch, _, frames, _, _ = x.shape
+        count = self.per_frame * frames // self.tubelet
+        p = self.scores.repeat(frames // self.tubelet).softmax(0).expand(batch, count)
+        visible = torch.multinomial(p, int(count * (1 - self.ratio)))
+        mask = torch.ones(batch, count, dtype=torch.bool).scatter(1, visible, False)
+        tokens = x.mean((2, 3, 4))[:, None].expand(batch, count, 3)
+        return self.head(tokens), p, visible, mask
+"""
 LOST = RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")
 
 
@@ -67,6 +91,37 @@ def test_a_missing_peer_is_skipped_by_name(monkeypatch, clips):
     ran, others = measure.enter(["fast", "videomae"], small_config(), cpu, clips)
     assert list(ran) == ["fast"]
     assert others == {"videomae": {"skipped": "transformers is not installed"}}
+
+
+def test_adamae_without_its_code_is_skipped_by_name(monkeypatch, clips):
+    monkeypatch.delenv("ADAMAE_CODE", raising=False)
+    cpu = torch.device("cpu")
+    ran, others = measure.enter(["adamae", "adamae_code"], small_config(), cpu, clips)
+    assert list(ran) == ["adamae"]
+    skipped = "a clone of AdaMAE (ADAMAE_CODE=FOLDER) is not installed"
+    assert others == {"adamae_code": {"skipped": skipped}}
+
+
+def test_adamae_code_is_timed_with_a_model_that_draws_for_itself(monkeypatch, clips, tmp_path):
+    """A stand-in for the clone: its module's names, arguments and outputs, on one linear layer."""
+    folder = tmp_path / "models" / "pretrain"
+    folder.mkdir(parents=True)
+    (folder / "vit.py").write_text(STAND_IN)
+    monkeypatch.setenv("ADAMAE_CODE", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("timm", "models")]:
+        monkeypatch.delitem(sys.modules, name)
+    config = small_config("optim.base_lr=0.1")
+    path = paths.PATHS["adamae_code"]
+    peer = paths.make_contender(path, config, torch.device("cpu"), clips)
+    peer.take_first_step()
+    assert 0.5 < peer.first["loss_recon"] < 1.5
+    for _ in range(15):
+        last = peer.step()["loss_recon"]
+    assert last < peer.first["loss_recon"]
+    before = peer.model.scores.detach().clone()
+    peer.step()
+    assert not torch.equal(before, peer.model.scores)  # the draw's own loss reaches it
 
 
 def test_isolated_paths_are_compared_across_processes(tmp_path):

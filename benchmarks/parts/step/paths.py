@@ -15,7 +15,8 @@ from torch import Tensor
 from parts import ROOT
 from parts.peak_memory import MIB, peak_mb, state_bytes
 from parts.step.clips import NAME, moving_texture
-from parts.step.peer import Peer
+from parts.step.peer import Peer, VideoMAE
+from parts.step.peer_adamae import AdaMAE
 from parts.step.stages import stages_ms
 from tats_fast import kernels
 from tats_fast.config import ModelConfig, RunConfig
@@ -55,8 +56,8 @@ class StepPath:
     """Device types on which ``train.compile`` is on (torch.compile of every block)."""
     strategy: str | None = None
     """``masking.strategy`` where it is not the configuration's."""
-    peer: bool = False
-    """Transformers' VideoMAE instead of ours; its kernels and attention are its own."""
+    peer: type[Peer] | None = None
+    """Others' model and loss instead of ours; its kernels and attention are its own."""
     graph: bool = False
     """``train.cuda_graph``: steps after the first few are replayed as one CUDA graph."""
 
@@ -70,9 +71,11 @@ PATHS = {
     "reference": StepPath("reference", "eager"),
     "compiled": StepPath("torch", "sdpa", ("cuda", "cpu")),
     "fast": StepPath("auto", "auto", ("cuda",)),
-    "videomae": StepPath("auto", "sdpa", strategy="random", peer=True),
-    "videomae_compiled": StepPath("auto", "sdpa", ("cuda", "cpu"), "random", peer=True),
+    "videomae": StepPath("auto", "sdpa", strategy="random", peer=VideoMAE),
+    "videomae_compiled": StepPath("auto", "sdpa", ("cuda", "cpu"), "random", peer=VideoMAE),
     "random": StepPath("auto", "auto", ("cuda",), strategy="random"),
+    "adamae_code": StepPath("auto", "eager", strategy="adamae", peer=AdaMAE),
+    "adamae": StepPath("auto", "auto", ("cuda",), strategy="adamae"),
     "sdpa": StepPath("reference", "sdpa"),
     "fast_eager": StepPath("auto", "auto"),
     "fast_graph": StepPath("auto", "auto", ("cuda",), graph=True),
@@ -211,8 +214,8 @@ def make_contender(
         masking=replace(config.masking, strategy=strategy),
         train=replace(config.train, compile=device.type in path.compiled, cuda_graph=path.graph),
     )
-    if path.peer:
-        return Peer(config, device, micro_batches)
+    if path.peer is not None:
+        return path.peer(config, device, micro_batches)
     learner = make_learner(config, World(0, 1, device))
     return Contender(path, learner, micro_batches, make_step(learner))
 

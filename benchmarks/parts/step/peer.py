@@ -1,4 +1,4 @@
-"""What one would use instead: VideoMAE of Hugging Face Transformers in a plain training loop."""
+"""What one would use instead, in a plain training loop: VideoMAE of Hugging Face Transformers."""
 
 from __future__ import annotations
 
@@ -31,37 +31,33 @@ def videomae(model: ModelConfig) -> nn.Module:
 
 class Peer:
     """A path like ``Contender``: the same clips, size, number of visible tokens, precision and
-    optimizer under a uniformly random mask. Its losses cannot be compared with ours."""
+    optimizer. Its losses cannot be compared with ours."""
 
     compared = False
 
-    def __init__(self, config: RunConfig, device: torch.device, clips: list[Tensor]) -> None:
-        torch.manual_seed(config.seed)
+    def __init__(
+        self, config: RunConfig, device: torch.device, clips: list[Tensor], model: nn.Module
+    ) -> None:
         self.config, self.clips = config, clips
         self.bf16 = wants_bf16(config.train.precision, device)
         self.device = device
-        self.model = videomae(config.model).to(device).train()
+        self.model = model.to(device).train()
         self.optimizer = make_optimizer(self.model, config.optim)
-        if config.train.compile:
-            # Layer by layer, like ours (regional compilation): whole, it was still
-            # compiling after three minutes on an H100's host.
-            for layer in (*self.model.videomae.encoder.layer, *self.model.decoder.decoder_layers):
-                layer.compile(dynamic=False)
         self.skipped: list[Tensor] = []
         self.first: dict[str, float] = {}
-        visible = visible_tokens("random", config.model, config.masking.ratio)
-        self._hidden = config.model.num_tokens - visible
-        self._generator = torch.Generator(device).manual_seed(config.seed)
         colours = (IMAGENET_MEAN, IMAGENET_STD)
         self._mean, self._std = (torch.tensor(colour, device=device) for colour in colours)
+
+    def loss(self, clips: Tensor) -> Tensor:
+        """Of uint8 clips (B, T, S, S, 3): a scalar with a gradient."""
+        raise NotImplementedError
 
     def step(self) -> dict[str, Tensor]:
         """One update; the loss stays on the device."""
         losses = []
         for clips in self.clips:
-            pixels, mask = self._normalized(clips), self._mask(len(clips))
             with autocast(self.device, self.bf16):
-                loss = self.model(pixels, bool_masked_pos=mask).loss / len(self.clips)
+                loss = self.loss(clips) / len(self.clips)
             loss.backward()
             losses.append(loss.detach())
         set_lr(
@@ -74,17 +70,9 @@ class Peer:
         self.skipped.append((~loss.isfinite()).float())
         return {"loss_recon": loss}
 
-    def _normalized(self, clips: Tensor) -> Tensor:
-        """uint8 (B, T, S, S, 3) -> fp32 (B, T, 3, S, S), each channel normalised as ImageNet's."""
-        return ((clips / 255 - self._mean) / self._std).permute(0, 1, 4, 2, 3).contiguous()
-
-    def _mask(self, batch: int) -> Tensor:
-        """(B, N) bool, True where hidden, the same number in every clip."""
-        shape = batch, self.config.model.num_tokens
-        noise = torch.rand(shape, generator=self._generator, device=self.device)
-        chosen = noise.topk(self._hidden, dim=1).indices
-        mask = torch.zeros(shape, dtype=torch.bool, device=self.device)
-        return mask.scatter_(1, chosen, True)
+    def normalized(self, clips: Tensor) -> Tensor:
+        """uint8 (B, T, S, S, 3) -> fp32, each channel normalised as ImageNet's."""
+        return (clips / 255 - self._mean) / self._std
 
     def take_first_step(self) -> None:
         """Fill in ``first``."""
@@ -93,8 +81,8 @@ class Peer:
     def settings(self) -> dict[str, Any]:
         """What distinguishes the path."""
         return {
-            "attention": "sdpa",
-            "kernels": {"model": "transformers"},
+            "attention": self.config.model.attention,
+            "kernels": {"model": type(self.model).__module__.partition(".")[0]},
             "compile": self.config.train.compile,
             "masking": self.config.masking.strategy,
         }
@@ -106,3 +94,32 @@ class Peer:
     def peak_memory_mb(self) -> float | None:
         """Of one step in MiB, its own state included."""
         return peak_mb(self.step, [self.model], [self.optimizer], self.device)
+
+
+class VideoMAE(Peer):
+    """Transformers' model under a uniformly random mask."""
+
+    def __init__(self, config: RunConfig, device: torch.device, clips: list[Tensor]) -> None:
+        torch.manual_seed(config.seed)
+        super().__init__(config, device, clips, videomae(config.model))
+        if config.train.compile:
+            # Layer by layer, like ours (regional compilation): whole, it was still
+            # compiling after three minutes on an H100's host.
+            for layer in (*self.model.videomae.encoder.layer, *self.model.decoder.decoder_layers):
+                layer.compile(dynamic=False)
+        visible = visible_tokens("random", config.model, config.masking.ratio)
+        self._hidden = config.model.num_tokens - visible
+        self._generator = torch.Generator(device).manual_seed(config.seed)
+
+    def loss(self, clips: Tensor) -> Tensor:
+        """The model's own."""
+        pixels = self.normalized(clips).permute(0, 1, 4, 2, 3).contiguous()
+        return self.model(pixels, bool_masked_pos=self._mask(len(clips))).loss
+
+    def _mask(self, batch: int) -> Tensor:
+        """(B, N) bool, True where hidden, the same number in every clip."""
+        shape = batch, self.config.model.num_tokens
+        noise = torch.rand(shape, generator=self._generator, device=self.device)
+        chosen = noise.topk(self._hidden, dim=1).indices
+        mask = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        return mask.scatter_(1, chosen, True)
