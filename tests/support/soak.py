@@ -4,6 +4,8 @@
 
 Each engine gets so many kills, of the whole run, of one rank or of its launcher, every second one
 aimed into the writing of a checkpoint. Prints a table; fails where a number differs.
+
+    python tests/support/soak.py --kills 6 --engines ddp zero3 --ranks 4
 """
 
 from __future__ import annotations
@@ -52,8 +54,9 @@ PER_KILL = 12
 """Steps that a run is longer for every kill it is to survive."""
 
 
-def soak(folder: Path, engine: str, kills: int, seed: int = 0) -> dict[str, Any]:
-    """Train twice, once undisturbed and once with ``kills`` kills.
+def soak(folder: Path, engine: str, kills: int, seed: int = 0, ranks: int = 2) -> dict[str, Any]:
+    """Train twice, once undisturbed and once with ``kills`` kills, in ``ranks`` processes (plain
+    training in one).
 
     Returns:
         Counts: ``kills`` by kind, ``into_saving`` (a checkpoint was being written), ``rows`` and
@@ -64,14 +67,15 @@ def soak(folder: Path, engine: str, kills: int, seed: int = 0) -> dict[str, Any]
     (folder / "split.json").write_text(json.dumps(SPLIT))
     for name in ("straight", "killed"):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(_tree(folder, name, total)))
-    finish(start(folder / "straight.yaml", *extra, launcher=launcher), seconds=1200)
+    how = {"launcher": launcher, "ranks": ranks}
+    finish(start(folder / "straight.yaml", *extra, **how), seconds=1200)
     chance, done, run = random.Random(seed), Counter(), folder / "killed"
     for number in range(kills):
-        process = start(folder / "killed.yaml", *extra, launcher=launcher)
+        process = start(folder / "killed.yaml", *extra, **how)
         done[_kill(process, run, launcher, chance, PER_KILL * (number + 1), number % 2 == 0)] += 1
         if list((run / "checkpoints").glob(".*")):
             done["into_saving"] += 1
-    finish(start(folder / "killed.yaml", *extra, launcher=launcher), seconds=1200)
+    finish(start(folder / "killed.yaml", *extra, **how), seconds=1200)
     into_saving = done.pop("into_saving", 0)
     return {"kills": dict(done), "into_saving": into_saving, **compare(folder / "straight", run)}
 
@@ -161,14 +165,16 @@ def _leaves(tree: Any, where: str):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50, help="per engine (default: 50)")
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
+    parser.add_argument("--ranks", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     failed = False
     print("| engine | kills | into saving | rows | differing | tensors | differing |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for engine in ENGINES:
+    for engine in options.engines:
         with tempfile.TemporaryDirectory() as folder:
-            found = soak(Path(folder), engine, options.kills, options.seed)
+            found = soak(Path(folder), engine, options.kills, options.seed, options.ranks)
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(found["kills"].items()))
         numbers = ("into_saving", "rows", "differing_rows", "tensors", "differing_tensors")
         cells = [engine, kinds, *(str(found[name]) for name in numbers)]
