@@ -52,6 +52,8 @@ TIMES = (
 """What a line says about the process and not about the training."""
 PER_KILL = 12
 """Steps that a run is longer for every kill it is to survive."""
+AFTER = 48
+"""Steps after the last kill: a kill that waits for a checkpoint's writing may come that late."""
 
 
 def soak(folder: Path, engine: str, kills: int, seed: int = 0, ranks: int = 2) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def soak(folder: Path, engine: str, kills: int, seed: int = 0, ranks: int = 2) -
         ``tensors`` compared, ``differing_rows`` and ``differing_tensors``.
     """
     launcher, extra = ENGINES[engine]
-    total = PER_KILL * (kills + 1)
+    total = PER_KILL * kills + AFTER
     (folder / "split.json").write_text(json.dumps(SPLIT))
     for name in ("straight", "killed"):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(_tree(folder, name, total)))
@@ -111,6 +113,7 @@ def _kill(
             break
     time.sleep(chance.random() * 0.01)
     ranks = [process.pid] if launcher == "python" else ranks_below(process.pid)
+    assert ranks, f"nothing trains: {_output_of(process)}"
     kind = "whole run" if launcher == "python" else chance.choice(["whole run", "rank", "launcher"])
     victims = {"whole run": {process.pid, *ranks}, "rank": {chance.choice(ranks)}}
     for pid in victims.get(kind, {process.pid}):
@@ -119,6 +122,11 @@ def _kill(
     assert all(gone(pid, within=60) for pid in ranks), f"{kind}: a rank is left"
     process.communicate(timeout=60)
     return kind
+
+
+def _output_of(process: Popen) -> str:
+    process.kill()
+    return process.communicate()[0]
 
 
 def compare(one: Path, two: Path) -> dict[str, int]:
