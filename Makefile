@@ -8,7 +8,7 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 # own with TORCH="torch==2.13.0 --index-url ..."; the plain package brings gigabytes of CUDA along).
 TORCH ?= $(if $(GPU),torch>=2.11,torch==2.13.0+cpu)
 
-.PHONY: demo test test-interpret test-compile test-machine test-gpu test-matrix gpu-suite soak soak-short fuzz docs lint format clean
+.PHONY: demo test test-slow test-interpret test-compile test-machine test-gpu test-matrix gpu-suite soak soak-short fuzz docs lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/run.py
@@ -18,10 +18,15 @@ JOBS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # The interpreter replaces Triton's compiler when kernels are imported, so it has its own process.
-# Without a GPU the kernels' tests run there alone. The machine tier's long ones have test-machine.
+# Without a GPU the kernels' tests run there alone.
+HERE := $(if $(GPU),, and not interpret and not gpu)
 test: $(VENV)/.op
-	$(PYTEST) -m "not (machine and slow) and not soak$(if $(GPU),, and not interpret and not gpu)"
+	$(PYTEST) -m "not slow and not soak$(HERE)"
 	TRITON_INTERPRET=1 $(PYTEST) -m interpret
+
+# Launchers, many processes, every kernel's compilation. The machine tier's have test-machine.
+test-slow: $(VENV)/.op
+	$(PYTEST) -m "slow and not machine and not soak$(HERE)"
 
 test-interpret: $(VENV)/.dev
 	TRITON_INTERPRET=1 $(PYTEST) -m interpret
