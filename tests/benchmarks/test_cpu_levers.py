@@ -14,6 +14,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_every_case_is_measured(tmp_path):
     file = tmp_path / "record.json"
     done = run_script("cpu_levers.py", *TINY, "--json", file)

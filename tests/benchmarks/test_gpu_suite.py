@@ -246,6 +246,7 @@ def test_last(): pass
 """
 
 
+@pytest.mark.slow
 def test_gpu_tests_go_on_after_a_cuda_error(tmp_path):
     file = tmp_path / "test_some.py"
     file.write_text(LOSES_ITS_CONTEXT)

@@ -133,6 +133,7 @@ def test_step_costs_agree_with_model_flops():
     assert products == training_step(config) + again - embed - critic
 
 
+@pytest.mark.slow
 def test_ops_end_to_end(tmp_path, capsys):
     file, chart = tmp_path / "record.json", tmp_path / "chart.png"
     arguments = [*TINY, "--impl", "reference,torch,triton", "--json", str(file)]
@@ -209,6 +210,7 @@ def test_gate_closes(monkeypatch, capsys, op, change, named):
     assert "fwd+bwd" not in out
 
 
+@pytest.mark.slow
 def test_keep_going_records_what_is_wrong_and_times_the_rest(monkeypatch, capsys, tmp_path):
     def crash(*_):
         raise RuntimeError("out of shared memory\nand more")

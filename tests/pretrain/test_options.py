@@ -92,6 +92,7 @@ def probing(lists, **more):
     return {"probe_train": str(lists[0]), "probe_eval": str(lists[1]), **more}
 
 
+@pytest.mark.slow
 def test_probes_while_training(run_config, lists, tmp_path):
     """Every pass and at the end, equal to the probe of that checkpoint, and training as without."""
     train = {"steps": 14, "checkpoint_every": 7}
