@@ -58,7 +58,7 @@ CASES = [
     (PRETRAIN + "masking.ratio=.nan", "masking.ratio=nan"),
     (PRETRAIN + "masking.strategy=tatz", "did you mean tats?"),
     (PRETRAIN + "model=3", "model=3: is a group of keys"),
-    (PRETRAIN + "model.preset=vit_giant", "model.preset=vit_giant"),
+    (PRETRAIN + "model.preset=vit_gigantic", "model.preset=vit_gigantic"),
     (PRETRAIN + "model.heads=3", "model.heads=3"),
     (PRETRAIN + "model.image_size=33", "model.image_size=33"),
     (PRETRAIN + "optim.betas=[.9]", "must be two numbers"),

@@ -7,25 +7,16 @@ torchrun --nproc_per_node=2 tests/support/state_bytes.py --config run.yaml --cut
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 
 import torch
-from live_memory import peak_growth
+from live_memory import alive, peak_growth
 
 from tats_fast.config import RunConfig, load_config
 from tats_fast.engine.distributed import World, end_process, join_world
 from tats_fast.pretrain.learner import make_learner
 from tats_fast.pretrain.plan import plan_step
 from tats_fast.pretrain.step import pretrain_step
-
-
-def alive() -> int:
-    """Of tensors that Python knows, each memory once."""
-    gc.collect()
-    found = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
-    storages = [tensor.untyped_storage() for tensor in found if tensor.device.type == "cpu"]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def measured(config: RunConfig, world: World) -> dict[str, int]:
@@ -40,9 +31,9 @@ def measured(config: RunConfig, world: World) -> dict[str, int]:
             clips = torch.zeros(shape, dtype=torch.uint8)
             pretrain_step(kept[0], [clips], plan_step(config, step, 10))
 
-    before = alive()
-    peak = peak_growth(train)
-    return {"alive": alive() - before, "peak": peak}
+    before = sum(alive().values())
+    peak = peak_growth(train, freed_unseen=config.distributed.engine == "deepspeed")
+    return {"alive": sum(alive().values()) - before, "peak": peak}
 
 
 def main() -> None:
