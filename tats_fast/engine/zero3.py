@@ -55,7 +55,7 @@ def without_weights() -> Iterator[None]:
     """Around a forward pass of split weights: what autograd keeps of a gathered weight is which one
     it was. A linear map keeps a transposed view, and with it, after DeepSpeed has let the weight
     go, all of its numbers until the backward pass, for which they are gathered again anyway.
-    Not for compiled modules, which keep the parameter itself.
+    Not for compiled modules: what those keep is their compiler's choice.
     """
 
     def pack(kept: Tensor) -> Tensor | _View:
