@@ -139,7 +139,7 @@ def test_two_processes_take_what_was_planned(tiny_config, tmp_path):
     for (stage, _, _, precision), cut in zip(engines, cuts, strict=True):
         memory = planned(config, 2, stage, bucket, bf16=precision == "bf16", **split)
         kept = memory.weights + memory.optimizer
-        kept += memory.communication if stage == 3 else 0
+        kept += memory.communication if stage in (0, 3) else 0
         assert kept == pytest.approx(found[cut]["alive"], rel=0.03), cut
         print(f"planned over measured: {memory.peak / found[cut]['peak']:.2f}, {cut}")
         # Closer than is promised: what ZeRO-3 gathers is less than that.
