@@ -65,7 +65,8 @@ def create_model(
     """A masked autoencoder with fresh weights.
 
     Args:
-        preset: ``vit_tiny``, ``vit_small``, ``vit_base``, ``vit_large`` or ``vit_huge``.
+        preset: ``vit_tiny``, ``vit_small``, ``vit_base``, ``vit_large``, ``vit_huge`` or
+            ``vit_giant``.
         overrides: fields of ``model`` in the configuration, such as ``num_frames=32``.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from tats_fast.config.checks import nearest_multiple, require
 from tats_fast.config.options import Options, option
 
-Preset = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
+Preset = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge", "vit_giant"]
 Attention = Literal["auto", "flash", "flash4", "flash2", "sdpa", "eager"]
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class RunLog:
             notes.append(f"rank {row['slowest_rank']} holds the others up")
         count = f"step {row['step']}/{self._progress.total}"
         self.numbers = "  ".join(notes)
-        self._progress.show(row["step"], count, self.numbers)
+        self._say(lambda: self._progress.show(row["step"], count, self.numbers))
 
     def evaluation(self, row: dict[str, Any], text: str) -> None:
         """Append to eval.jsonl and the boards, and say it in words."""
@@ -80,12 +81,21 @@ class RunLog:
 
     def message(self, text: str) -> None:
         """A line for the person watching."""
-        self._progress.message(text)
+        self._say(lambda: self._progress.message(text))
 
     def close(self) -> None:
         """Flush and stop the progress display."""
-        self._progress.close()
+        self._say(self._progress.close)
         self._tell(lambda board: board.close())
+
+    @staticmethod
+    def _say(show: Callable[[], None]) -> None:
+        """Training goes on, and saves, when nobody reads any more what it prints: where a launcher
+        is gone that had logged in to this host, or the other end of a pipe."""
+        try:
+            show()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _write(self, file: str, row: dict[str, Any], prefix: str) -> None:
         # NaN is not JSON: a number that does not exist is null.

@@ -16,7 +16,7 @@ from tats_fast.engine.exchange import ExchangeWait
 from tats_fast.engine.extension_locks import announce_first_build, remove_stale_locks
 from tats_fast.engine.host_memory import keep_freed_memory
 from tats_fast.engine.optim import load_optimizer, set_lr, skip_step_if
-from tats_fast.engine.zero3 import gather_by_unit, in_low_precision
+from tats_fast.engine.zero3 import LIVE, gather_by_unit, in_low_precision, without_weights
 from tats_fast.engine.zero_state import (
     share_out,
     split_weights,
@@ -174,8 +174,12 @@ class DeepSpeedRunner:
             raise ConfigError(
                 f"distributed.deepspeed_config={path}: DeepSpeed refuses it ({reason})"
             ) from error
-        self.forward = self._engine.__call__
+        self._keeps_views = self._splits_weights and not config.train.compiles(world.device.type)
         self.exchange = ExchangeWait(module, world.device) if world.size > 1 else None
+
+    def forward(self, *inputs: Any) -> Any:
+        with without_weights() if self._keeps_views else contextlib.nullcontext():
+            return self._engine(*inputs)
 
     @staticmethod
     def settings(config: TrainingConfig, world: World, bf16: bool) -> dict[str, Any]:
@@ -189,6 +193,7 @@ class DeepSpeedRunner:
             zero["memory_efficient_linear"] = False
             # By default what is needed again within a billion weights stays, most of our models.
             zero.setdefault("stage3_max_reuse_distance", 0)
+            zero.setdefault("stage3_max_live_parameters", LIVE)
         micro = train.batch_size // (world.size * train.accumulation)
         return {
             "steps_per_print": 10**9,  # the trainer prints

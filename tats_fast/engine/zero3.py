@@ -10,12 +10,16 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
+LIVE = 100_000_000
+"""Weights that may be gathered at once, blocks ahead of their use included. DeepSpeed fetches up to
+50 million more with every block it enters, and with its own limit, a billion, has all of a model of
+this project together before the middle of a forward pass."""
 
 
 def gather_by_unit(module: nn.Module) -> None:
@@ -44,6 +48,36 @@ def in_low_precision(module: nn.Module) -> list[str]:
         if isinstance(part, nn.Linear) or getattr(part, "autocasts", False)
     }
     return sorted(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """Around a forward pass of split weights: what autograd keeps of a gathered weight is which one
+    it was. A linear map keeps a transposed view, and with it, after DeepSpeed has let the weight
+    go, all of its numbers until the backward pass, for which they are gathered again anyway.
+    Not for compiled modules: what those keep is their compiler's choice.
+    """
+
+    def pack(kept: Tensor) -> Tensor | _View:
+        weight = kept._base
+        if weight is None or not hasattr(weight, "ds_tensor"):
+            return kept
+        return _View(weight, tuple(kept.shape), kept.stride(), kept.storage_offset())
+
+    def unpack(kept: Tensor | _View) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        return kept.weight.data.as_strided(kept.shape, kept.stride, kept.offset)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
+class _View(NamedTuple):
+    weight: Tensor
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
 
 
 def empty_twin(module: M) -> M:

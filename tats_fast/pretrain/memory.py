@@ -9,6 +9,7 @@ import torch
 
 from tats_fast.config import RunConfig
 from tats_fast.config.schema import LEARNED_STRATEGIES
+from tats_fast.engine.zero3 import LIVE
 from tats_fast.masking import decoder_length, visible_tokens
 from tats_fast.models import memory
 from tats_fast.models.execution import blocks
@@ -18,8 +19,6 @@ FP32 = 4
 MOMENTS = 2
 REDUCE_BUCKET = 500_000_000
 """Numbers in the buffer in which DeepSpeed gathers gradients, by default."""
-PREFETCH = 50_000_000
-"""Weights that ZeRO-3 gathers ahead of use, by default."""
 PERSISTENT = 100_000
 """Up to so many numbers a parameter stays whole under ZeRO-3, by default."""
 
@@ -35,6 +34,8 @@ class Sharing:
     """What lies in the host's memory: ``none``, the ``optimizer``'s state, with it the ``weights``
     (stage 3)."""
     persistent: int = PERSISTENT
+    live: int = LIVE
+    """Most weights that ZeRO-3 has gathered at once (``stage3_max_live_parameters``)."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class StepMemory:
     communication: int
     """Buffers in which gradients are exchanged."""
     casts: int
-    """Copies of the weights while they are needed: in bf16, or gathered under ZeRO-3."""
+    """Copies of the weights while they are needed: in bf16, and gathered under ZeRO-3."""
     activations: int
     """Of a micro-batch, its clips included."""
     held: int
@@ -121,8 +122,7 @@ def step_memory(
     """Memory of one process of a run, whose ``train.batch_size`` is that of all of them.
 
     ZeRO splits the moments and its master copy of the weights, from stage 2 the gradients, and in
-    stage 3 the weights, of which a block and those fetched ahead are whole; the sampler stays
-    whole.
+    stage 3 the weights, of which ``live`` are whole at a time; the sampler stays whole.
     """
     main, sampler, tables = counts.mae, counts.sampler, counts.tables
     processes, stage = sharing.processes, sharing.zero_stage
@@ -136,11 +136,12 @@ def step_memory(
     average = (share if stage == 3 else main) if config.train.ema_decay > 0 else 0
     gradients = share if stage >= 2 else main
     bucket = FP32 * (sharing.reduce_bucket if stage >= 1 else (main if processes > 1 else 0))
-    casts = 2 * (main + sampler) if bf16 else 0
+    casts = 2 * (main + sampler) if bf16 else 0  # autocast's, kept for the backward pass
     if stage == 3:
         whole = [n for n in counts.sizes if n <= sharing.persistent]
-        gathered = min(main - sum(whole), counts.block + PREFETCH)
-        casts = size * gathered + FP32 * sum(whole) + (2 * sampler if bf16 else 0)
+        gathered = min(main - sum(whole), max(counts.block, sharing.live))
+        # Twice: as an exchange gave them, until the last of its weights was used, and in fp32.
+        casts += (size + FP32) * gathered + FP32 * sum(whole)
         bucket += 2 * sharing.reduce_bucket if bf16 else 0  # one for each precision
         bucket += FP32 * share if sharing.offload == "none" else 0  # kept from step to step
     moments = MOMENTS * share

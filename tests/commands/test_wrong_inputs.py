@@ -11,6 +11,7 @@ import string
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from project import ROOT, TINY_MODEL
 
@@ -58,7 +59,7 @@ CASES = [
     (PRETRAIN + "masking.ratio=.nan", "masking.ratio=nan"),
     (PRETRAIN + "masking.strategy=tatz", "did you mean tats?"),
     (PRETRAIN + "model=3", "model=3: is a group of keys"),
-    (PRETRAIN + "model.preset=vit_giant", "model.preset=vit_giant"),
+    (PRETRAIN + "model.preset=vit_gigantic", "model.preset=vit_gigantic"),
     (PRETRAIN + "model.heads=3", "model.heads=3"),
     (PRETRAIN + "model.image_size=33", "model.image_size=33"),
     (PRETRAIN + "optim.betas=[.9]", "must be two numbers"),
@@ -211,6 +212,17 @@ CASES = [
     ("import --from $text --out new.pt", "text.txt"),
     ("import --from $empty --out new.pt", "empty"),
     ("import --from $pre --out $text/new.pt", "text.txt"),
+    # a file that would run code when it is unpickled, to every command that reads one
+    *(
+        (line.format("$hostile"), "refused: ")
+        for line in (
+            *(PRETRAIN + "train.init_from={}", PRETRAIN + "train.resume={}_step"),
+            *(FINETUNE + "init_from={}", FINETUNE + "train.resume={}_step"),
+            *(PROBE + "--checkpoint {}", EVALUATE + "--checkpoint {}"),
+            *(EXTRACT + "--checkpoint {}", VISUALIZE + "--checkpoint {}"),
+            *(EXPORT + "--checkpoint {}", "import --from {}_weights --out new.pt"),
+        )
+    ),
     ("config gone", "gone"),
     ("config quickstart train.stepz=3", "did you mean train.steps?"),
     ("config quickstart train.steps=0", "train.steps=0: must be at least 1"),
@@ -220,6 +232,16 @@ CASES = [
     ("plan --batch -4", "--batch=-4"),
     ("plan data.stride=0", "data.stride=0"),
 ]
+
+
+class Hostile:
+    """Reading it with pickle writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
 
 
 @pytest.fixture(scope="module")
@@ -286,8 +308,14 @@ def place(tmp_path_factory) -> dict[str, Path]:
     (step,) = (folder / "hurt/checkpoints").iterdir()
     weights = step / "model.pt"
     weights.write_bytes(weights.read_bytes()[:-200] + bytes(200))
+    shutil.copytree(folder / "runs/pre", folder / "hostile")
+    (hostile,) = (folder / "hostile/checkpoints").iterdir()
+    (hostile / "manifest.json").unlink()  # whoever writes such a file writes its checksum, too
+    for name in ("model.pt", "trainer.pt", "optimizer.pt"):
+        torch.save({"mae": Hostile(folder / "touched"), "sampler": None}, hostile / name)
     return {
         **{path.stem: path for path in folder.iterdir()},
+        **{"hostile_step": hostile, "hostile_weights": hostile / "model.pt"},
         **{"clip": clips / names[0], "pre": folder / "runs/pre", "fine": folder / "runs/fine"},
         "pre_step": folder / "runs/pre/checkpoints/step_000001",
         "fine_step": folder / "runs/fine/checkpoints/step_000001",

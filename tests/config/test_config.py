@@ -27,7 +27,8 @@ def test_presets_and_overrides(tmp_path):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_builds(preset):
-    assert build_config({"model": {"preset": preset}}).model.num_tokens == 1568
+    tokens = {"vit_giant": 2048}.get(preset, 1568)  # of 14 and 16 pixels a side
+    assert build_config({"model": {"preset": preset}}).model.num_tokens == tokens
 
 
 def test_resolved_config_round_trips(tmp_path):
@@ -69,7 +70,7 @@ BAD = {
     "ppo.epochs=0": "ppo.epochs=0: must be at least 1",
     "masking.schedule=linear": "needs masking.start_ratio",
     "masking.start_ratio=0.5": "needs masking.schedule=linear or cosine",
-    "model.preset=vit_giant": "model.preset=vit_giant: must be one of vit_tiny",
+    "model.preset=vit_gigantic": "model.preset=vit_gigantic: must be one of vit_tiny",
     "name=a/b": "must be a plain folder name",
     "model=5": "model=5: is a group of keys",
     "steps": "an override is key=value",

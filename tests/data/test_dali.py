@@ -170,7 +170,12 @@ def test_bad_files_cost_their_own_clips(videos, tmp_path, workers):
     whole = Path(videos[3].path).read_bytes()
     cut.write_bytes(whole[: len(whole) // 2])
     os.mkfifo(tmp_path / "fifo.webm")
+    (tmp_path / "whole.webm").write_bytes(whole)  # to which these refer
+    (tmp_path / "concat.webm").write_text("ffconcat version 1.0\nfile whole.webm\n")
+    listing = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nwhole.webm\n#EXT-X-ENDLIST\n"
+    (tmp_path / "list.webm").write_text(listing)
     names = ["text.webm", "empty.webm", "cut.webm", "fifo.webm", "absent.webm"]
+    names += ["concat.webm", "list.webm"]
     listed = [*videos, *(Video(str(tmp_path / name)) for name in names)]
     dali = list(loader(listed, workers=workers))
     pyav = list(loader(listed, workers=workers, backend="pyav"))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hosts import DEVICE, FIRST_ADDRESS, two_hosts
 from project import ROOT
 from run_processes import BIN, TRAIN, finish, steps, wait_for
 
@@ -101,52 +102,22 @@ def test_a_job_that_fails_does_not_go_back(slurm):
 
 @pytest.fixture
 def hosts():
-    """Two network namespaces with addresses of their own, joined by a cable."""
-    names = [f"tats{os.getpid()}{side}" for side in "ab"]
-    try:
-        for name in names:
-            ip("netns", "add", name)
-        ip(
-            "link",
-            "add",
-            "tats0",
-            "netns",
-            names[0],
-            "type",
-            "veth",
-            "peer",
-            "tats0",
-            "netns",
-            names[1],
-        )
-        for number, name in enumerate(names, start=1):
-            ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "tats0")
-            for device in ("lo", "tats0"):
-                ip("-n", name, "link", "set", device, "up")
+    with two_hosts() as names:
         yield names
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("network namespaces cannot be made here")
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
 @pytest.mark.slow
 def test_two_hosts_train_one_model(hosts, run_config, tmp_path):
     """``torchrun`` on two hosts that share nothing but a network and a file system."""
     save_config(run_config("run", train={"log_every": 1, "steps": 3}), tmp_path / "run.yaml")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "tats0"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": DEVICE}
     env["PATH"] = f"{BIN}:{os.environ['PATH']}"
     runs = []
     for number, host in enumerate(hosts):
         launcher = [
             *("ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run"),
             *("--nnodes=2", f"--node_rank={number}", "--nproc_per_node=1"),
-            *("--master_addr=10.77.0.1", "--master_port=29611"),
+            *(f"--master_addr={FIRST_ADDRESS}", "--master_port=29611"),
         ]
         command = [*launcher, TRAIN, "--config", str(tmp_path / "run.yaml")]
         runs.append(

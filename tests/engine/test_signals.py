@@ -80,6 +80,21 @@ def test_a_signal_to_every_process_saves(running, launcher):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["python", "torchrun"])
+def test_a_reader_that_leaves_ends_no_run(running, launcher):
+    """As `tee` does in `tats-fast pretrain | tee log` on Ctrl-C, before the run can save."""
+    process, run, ranks = running(launcher)
+    process.stdout.close()  # stderr's, too
+    before = steps(run)[-1]
+    wait_for(lambda: steps(run)[-1] > before + 3, process)
+    os.kill(ranks[0], signal.SIGTERM)
+    assert all(gone(pid, within=30) for pid in ranks)
+    assert_saved(run)
+    if launcher == "python":
+        assert process.wait() == 143
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_signal_to_one_rank_stops_all_within_two_steps(running, which):
     """Between two logged lines, of which there is but one in so many steps."""

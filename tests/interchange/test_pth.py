@@ -27,6 +27,7 @@ from transformers import VideoMAEForPreTraining, VideoMAEForVideoClassification
 import tats_fast
 from tats_fast.cli import main
 from tats_fast.config import ConfigError
+from tats_fast.config.reading import build_model_config
 from tats_fast.interchange import read_weights, save_weights
 from tats_fast.models import MaskedAutoencoder
 from tats_fast.models.layers import sincos_positions
@@ -116,15 +117,29 @@ def test_half_precision_becomes_fp32(tmp_path, pretrained):
     assert {t.dtype for t in weights.state.values()} == {torch.float32}
 
 
-def test_published_widths_need_no_heads(tmp_path):
-    """ViT-B's widths with one block each, 16 frames of 224 pixels, is all that a file says."""
+GIANT = {
+    **{"hidden_size": 1408, "num_attention_heads": 16, "intermediate_size": 6144},
+    **{"decoder_hidden_size": 512, "decoder_num_attention_heads": 8, "patch_size": 14},
+    "decoder_intermediate_size": 2234,
+}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [({}, (12, 6, 1568)), (GIANT, (16, 8, 2048))], ids=["ViT-B", "ViT-g"]
+)
+def test_published_widths_need_no_heads(tmp_path, sizes, expected):
+    """Their widths with one block each, 16 frames of 224 pixels, is all that a file says."""
     config = {"num_hidden_layers": 1, "decoder_num_hidden_layers": 1, "use_mean_pooling": False}
     with torch.device("meta"):
-        model = VideoMAEForPreTraining(type(transformers_config("plain"))(**config))
+        model = VideoMAEForPreTraining(type(transformers_config("plain"))(**config, **sizes))
     state = {k: torch.zeros(v.shape) for k, v in original_state(model).items()}
-    torch.save({"model": state}, tmp_path / "base.pth")
-    model = read_weights(tmp_path / "base.pth").model
-    assert (model.heads, model.decoder_heads, model.num_tokens) == (12, 6, 1568)
+    torch.save({"model": state}, tmp_path / "theirs.pth")
+    model = read_weights(tmp_path / "theirs.pth").model
+    assert (model.heads, model.decoder_heads, model.num_tokens) == expected
+    assert (
+        model.mlp_ratio
+        == build_model_config({"preset": "vit_giant" if sizes else "vit_base"}).mlp_ratio
+    )
 
 
 def refusal(path, **given) -> str:

@@ -31,6 +31,7 @@ pytestmark = [
 OPS = tuple(MAKERS)
 SHAPE = Shape()
 MATRIX_OPS = ("trajectory_attention", "trajectory_temporal")  # all their kernels multiply matrices
+GIANT = Shape(places=256, heads=16, dim=88)  # vit_giant, its heads in tiles of 128 channels
 SMALL = Shape(batch=1, frames=3, places=36, heads=2, dim=32, decoder_width=48, visible=9)
 
 
@@ -75,6 +76,13 @@ def test_other_chips_and_dtypes_fit(op, arch, dtype):
 @pytest.mark.parametrize("op", OPS)
 def test_small_shapes_compile(op):
     for launch in resources.launches(op, SMALL, 90):
+        assert resources.resources_of(launch, 90).shared <= limit(90)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", MATRIX_OPS)
+def test_the_giant_fits(op):
+    for launch in resources.launches(op, GIANT, 90):
         assert resources.resources_of(launch, 90).shared <= limit(90)
 
 

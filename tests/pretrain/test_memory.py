@@ -20,7 +20,6 @@ from tats_fast.pretrain.step import pretrain_step
 
 CPU = World(0, 1, torch.device("cpu"))
 WITHIN = 0.15
-WITHIN_SPLIT = 0.2  # ZeRO-3's: what is gathered at once depends on which process is ahead
 RECORDS = ROOT / "benchmarks" / "records"
 SIZES = {"width": 64, "depth": 4, "heads": 4, "decoder_width": 32, "decoder_depth": 2}
 
@@ -115,15 +114,21 @@ def test_two_processes_take_what_was_planned(tiny_config, tmp_path):
         model={**SIZES, "width": 128},
     )
     save_config(config, tmp_path / "run.yaml")
-    bucket, vectors = 100_000, 2048
+    bucket, split = 100_000, {"persistent": 2048, "live": 400_000}
     settings = {"reduce_bucket_size": bucket}
     (tmp_path / "small.json").write_text(json.dumps({"zero_optimization": settings}))
-    settings["stage3_param_persistence_threshold"] = vectors
+    settings["stage3_param_persistence_threshold"] = split["persistent"]
+    settings["stage3_max_live_parameters"] = split["live"]  # of 884,320: two blocks
+    settings["stage3_prefetch_bucket_size"] = 250_000
     (tmp_path / "small3.json").write_text(json.dumps({"zero_optimization": settings}))
-    cuts = ["distributed.engine=ddp"]
-    for stage, name in ((1, "small"), (2, "small"), (3, "small3")):
-        cuts.append(f"distributed.engine=deepspeed distributed.zero_stage={stage}")
-        cuts[-1] += f" distributed.deepspeed_config={name}.json"
+    engines = [(0, "ddp", "small", "fp32")]
+    engines += [(stage, "deepspeed", "small", "fp32") for stage in (1, 2)]
+    engines += [(3, "deepspeed", "small3", precision) for precision in ("fp32", "bf16")]
+    cuts = []
+    for stage, engine, name, precision in engines:
+        cuts.append(f"distributed.engine={engine} train.precision={precision}")
+        if stage:
+            cuts[-1] += f" distributed.zero_stage={stage} distributed.deepspeed_config={name}.json"
     process = start(
         tmp_path / "run.yaml",
         *(part for cut in cuts for part in ("--cut", cut)),
@@ -131,13 +136,14 @@ def test_two_processes_take_what_was_planned(tiny_config, tmp_path):
         script=str(ROOT / "tests/support/state_bytes.py"),
     )
     found = json.loads(re.search(r'\{"distributed.*\}', finish(process))[0])
-    for stage, cut in enumerate(cuts):
-        memory = planned(config, 2, stage, bucket, persistent=vectors)
+    for (stage, _, _, precision), cut in zip(engines, cuts, strict=True):
+        memory = planned(config, 2, stage, bucket, bf16=precision == "bf16", **split)
         kept = memory.weights + memory.optimizer
-        kept += memory.communication if stage == 3 else 0
+        kept += memory.communication if stage in (0, 3) else 0
         assert kept == pytest.approx(found[cut]["alive"], rel=0.03), cut
-        within = WITHIN_SPLIT if stage == 3 else WITHIN
-        assert memory.peak == pytest.approx(found[cut]["peak"], rel=within), cut
+        print(f"planned over measured: {memory.peak / found[cut]['peak']:.2f}, {cut}")
+        # Closer than is promised: what ZeRO-3 gathers is less than that.
+        assert memory.peak == pytest.approx(found[cut]["peak"], rel=WITHIN / 2), cut
 
 
 def test_what_zero_shares_out(tiny_config):
