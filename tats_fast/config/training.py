@@ -124,6 +124,9 @@ class LoopConfig(Options):
     Biases) and mlflow."""
     keep_checkpoints: int = option(3, at_least=1)
     """Newest checkpoints kept, and besides them the one that ``resume`` names."""
+    keep_best: bool = False
+    """Save at every evaluation as well, and keep the best of these checkpoints beside the newest:
+    lowest ``loss_recon_random`` in pretraining, highest ``top1`` in fine-tuning."""
     compile: bool | None = None
     """Run every transformer block, and what lies between them, through torch.compile: on a GPU a
     fifth faster after a first step of about a minute. None = on a GPU only."""
@@ -196,6 +199,12 @@ class TrainingConfig(ABC):
             "must be a plain folder name, for example tats_ssv2",
         )
         require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
+        require(
+            not self.train.keep_best or self.data.eval is not None,
+            "train.keep_best",
+            True,
+            "needs evaluations to compare; name held-out videos with data.eval",
+        )
         self.check_world_size(1)
 
     @abstractmethod

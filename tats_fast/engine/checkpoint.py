@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tats_fast.config import ConfigError, Failure, TrainingConfig, save_config
 from tats_fast.engine import store
+from tats_fast.engine.best import best_checkpoint
 from tats_fast.engine.changes import changed_settings, changed_videos
 from tats_fast.engine.distributed import World
 from tats_fast.engine.finite import require_finite
@@ -114,7 +115,8 @@ def collect(
 
 
 def write_checkpoint(run_dir: Path, contents: Contents, source: Path | None = None) -> Path:
-    """Write ``run_dir/checkpoints/step_N`` and drop the oldest beyond ``train.keep_checkpoints``.
+    """Write ``run_dir/checkpoints/step_N`` and drop the oldest beyond ``train.keep_checkpoints``,
+    but for the best where ``train.keep_best`` asks for it.
 
     An interruption at any instant leaves earlier checkpoints intact, one of the same step included.
 
@@ -134,8 +136,10 @@ def write_checkpoint(run_dir: Path, contents: Contents, source: Path | None = No
         save_config(config, temporary / CONFIG_FILE)
         store.seal(temporary)
         store.publish(temporary, final)
+        best = best_checkpoint(run_dir) if config.train.keep_best else None
+        kept = {path.resolve() for path in (source, best and best.checkpoint) if path is not None}
         for old in list_checkpoints(run_dir)[: -config.train.keep_checkpoints]:
-            if source is None or old.resolve() != source.resolve():
+            if old.resolve() not in kept:
                 store.remove(old)
     except (OSError, RuntimeError) as error:
         problem = _writing_problem(error)

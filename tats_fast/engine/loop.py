@@ -37,13 +37,7 @@ from tats_fast.engine.precision import wants_bf16
 from tats_fast.engine.resume import checkpoint_to_resume, leave_behind
 from tats_fast.engine.saving import Saving
 from tats_fast.engine.signals import StopRequest
-from tats_fast.engine.videos import (
-    Loader,
-    listed_videos,
-    listing,
-    make_run_loader,
-    total_steps,
-)
+from tats_fast.engine.videos import Loader, listed_videos, listing, make_run_loader, total_steps
 from tats_fast.engine.words import continuing, ended
 
 LOGGER = logging.getLogger("tats_fast")
@@ -292,6 +286,7 @@ class TrainingLoop(ABC):
             )
             stop = request.agreed()
             save = stop or self.due(train.checkpoint_every)
+            save = save or (train.keep_best and self.evaluations())
             if save or step % train.log_every == 0:
                 log.metrics(self._summary(window, meter, loader))
                 window = []

@@ -45,7 +45,8 @@ def try_out(loop: TrainingLoop) -> list[str]:
     finally:
         run_lock.release(loop.folder)
     whole = sum(_bytes(loop.learner.model_state())) * 3  # weights and Adam's two moments
-    kept = min(loop.config.train.keep_checkpoints, -(-left // loop.config.train.checkpoint_every))
+    train = loop.config.train
+    kept = min(train.keep_checkpoints + train.keep_best, -(-left // train.checkpoint_every))
     free = shutil.disk_usage(_existing(loop.folder)).free
     return [
         *loop.describe(),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tats_fast.engine.best import best_checkpoint
 from tats_fast.run_folder import list_checkpoints
 
 _UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
@@ -32,6 +33,8 @@ def ended(run: Path, step: int, numbers: str, next_commands: Sequence[str]) -> s
     Args:
         next_commands: with ``{run}`` for the run's folder.
     """
-    checkpoint = list_checkpoints(run)[-1]
+    checkpoint, best = list_checkpoints(run)[-1], best_checkpoint(run)
+    if best is not None and best.checkpoint != checkpoint:
+        numbers += f"\n  best evaluation: {best.measure} {best.value:.4g}, {best.checkpoint}"
     commands = [f"  {command.format(run=run)}" for command in next_commands]
     return "\n".join([f"trained to step {step}: {checkpoint}", f"  {numbers}", "next:", *commands])

@@ -88,7 +88,8 @@ class Plan:
     @property
     def storage(self) -> int:
         """Bytes of the checkpoints kept and the one being written."""
-        return (self.config.train.keep_checkpoints + 1) * self.checkpoint
+        train = self.config.train
+        return (train.keep_checkpoints + train.keep_best + 1) * self.checkpoint
 
 
 def make_plan(config: RunConfig, options: PlanOptions) -> Plan:
@@ -164,6 +165,7 @@ def lines(plan: Plan) -> list[str]:
         f"time: {plan.hours:,.0f} hours at {options.mfu:.0%} MFU"
         f"{', recomputation included' if train.recompute else ''}; loading, exchange and "
         "evaluation are not in it",
-        f"storage: {plan.storage / GIB:.1f} GiB for {train.keep_checkpoints} checkpoints and the "
+        f"storage: {plan.storage / GIB:.1f} GiB for "
+        f"{train.keep_checkpoints + train.keep_best} checkpoints and the "
         f"one being written; {plan.checkpoint / GIB:.1f} GiB of the first host's memory meanwhile",
     ]
