@@ -31,6 +31,13 @@ def test_every_command_and_option_has_a_row(pages: ModuleType) -> None:
     assert "| `--checkpoint` | `PATH` |" in text and "SUPPRESS" not in text
 
 
+def test_bars_in_cells_separate_nothing(pages: ModuleType) -> None:
+    assert pages.table(["a", "b"], [["`NAME|FILE`", "one|two"]]).endswith(
+        "| `NAME|FILE` | one\\|two |"
+    )
+    assert "`none|optimizer|weights`" in pages.commands()
+
+
 def test_every_setting_has_a_meaning(pages: ModuleType) -> None:
     rows = [line.split(" | ") for line in pages.settings().splitlines() if line.startswith("| `")]
     assert len(rows) > 150 and ["| `seed`", "`0`"] in [row[:2] for row in rows]

@@ -180,7 +180,9 @@ def pretrained(tmp_path) -> Path:
     torch.manual_seed(0)
     run = write_run(tmp_path / "pretrained", tats_fast.create_model("vit_tiny", **TINY_MODEL))
     for file in (tmp_path / "pretrained").rglob("config.yaml"):
-        file.write_text(file.read_text().replace("stride: 4\n  fps: null\n", "stride: null\n  fps: 5.0\n"))
+        file.write_text(
+            file.read_text().replace("stride: 4\n  fps: null\n", "stride: null\n  fps: 5.0\n")
+        )
     assert read_weights(tmp_path / "pretrained").fps == 5.0, run
     return tmp_path / "pretrained"
 

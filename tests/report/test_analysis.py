@@ -102,6 +102,18 @@ def test_motion_lift_and_heat_mean_what_they_say():
     assert abs(result.draws["random"].mean_motion_lift - 1) < 0.3
 
 
+def test_every_strategy_has_draws_of_its_own():
+    """A sampler that wants nothing draws as random does, but not the same tokens."""
+    config, clips = tiny(), noise_clips()
+    mae, sampler = models(config)
+    for parameter in sampler.parameters():
+        torch.nn.init.zeros_(parameter)
+    for result in analyze(config, mae, sampler, clips, draws=1):
+        assert np.ptp(result.heat) < 1e-5
+        own, random = (set(result.draws[name].visible.tolist()) for name in ("sampler", "random"))
+        assert own != random
+
+
 def test_still_clip_has_no_motion_and_no_nan():
     config = tiny()
     clips = noise_clips(1)[:, :1].expand(1, 16, 32, 32, 3).contiguous()
