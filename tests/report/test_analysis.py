@@ -12,7 +12,7 @@ from pages import NAMES, models, noise_clips, tiny
 from tats_fast import kernels
 from tats_fast.models.patchify import motion_energy, patchify
 from tats_fast.report.analysis import analyze, fill_masked, unnormalize
-from tats_fast.report.pictures import mask_sheet
+from tats_fast.report.pictures import mask_strips
 
 
 def test_unnormalize_inverts_the_target_exactly():
@@ -77,7 +77,7 @@ def test_analysis_is_deterministic_and_leaves_the_global_generator_alone():
     mae, sampler = models(config)
     before = torch.get_rng_state()
     one, same = (analyze(config, mae, sampler, clips, seed=3, draws=2) for _ in range(2))
-    mask_sheet(config, mae, sampler, clips)
+    mask_strips(config, mae, sampler, clips)
     assert torch.equal(torch.get_rng_state(), before)
     other = analyze(config, mae, sampler, clips, seed=4, draws=2)
     for a, b in zip(one, same, strict=True):
