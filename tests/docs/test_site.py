@@ -64,6 +64,16 @@ def test_links_that_leave_the_pages(pages: ModuleType, link: str, expected: str)
     assert pages.on_page_markdown(link, None) == expected
 
 
+def test_links_to_files_have_their_files(pages: ModuleType) -> None:
+    """The site shows what lies outside of it as a path, which mkdocs does not look for."""
+    found = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("demo/*.md")]
+    found += ROOT.glob("benchmarks/records/*/*.md")
+    links = [(page, link[3]) for page in found for link in pages.LINK.finditer(page.read_text())]
+    links = [(page, link.partition("#")[0]) for page, link in links if "://" not in link]
+    assert len(links) > 150
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
 @pytest.mark.slow
 def test_the_site_is_built(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
