@@ -182,9 +182,12 @@ def summary(path: Path) -> str:
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines
-    )
+    return "\n".join("| " + " | ".join(map(escaped, row)) + " |" for row in lines)
+
+
+def escaped(cell: str) -> str:
+    """A cell whose bars separate nothing; in code they do not, and a backslash would be shown."""
+    return re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or "\\|", cell)
 
 
 def code(value: Any) -> str:

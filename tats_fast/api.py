@@ -18,7 +18,8 @@ def load_encoder(
     path: str | Path, device: torch.device | str = "cpu", *, ema: bool = False, **overrides: Any
 ) -> VideoEncoder:
     """The encoder at ``path`` in evaluation mode; ``forward_features(video)`` takes video
-    (B, 3, T, H, W), float and normalised with ImageNet's mean and deviation, to (B, N, C).
+    (B, 3, T, H, W), float and normalised with ImageNet's mean and deviation, to (B, N, C). Its
+    ``sampling`` is the training's ``stride`` or ``fps``: how the T frames should be taken.
 
     Args:
         path: run folder (then its newest checkpoint), checkpoint folder or its ``model.pt``, file
@@ -42,7 +43,8 @@ def load_classifier(
     path: str | Path, device: torch.device | str = "cpu", **overrides: Any
 ) -> VideoClassifier:
     """The classifier at ``path`` in evaluation mode; it takes video (B, 3, T, H, W), float and
-    normalised with ImageNet's mean and deviation, to logits (B, K) of its ``classes``.
+    normalised with ImageNet's mean and deviation, to logits (B, K) of its ``classes``. How the T
+    frames should be taken is in ``encoder.sampling``, as for ``load_encoder``.
 
     Args:
         path: fine-tuned run folder (then its newest checkpoint), checkpoint folder or its

@@ -37,7 +37,6 @@ def _extract(arguments: argparse.Namespace) -> int:
     from tats_fast.data.lists import read_videos
     from tats_fast.engine.distributed import pick_device
     from tats_fast.interchange import build_encoder, read_weights
-    from tats_fast.recognition.decoding import warn_of_rate
     from tats_fast.recognition.extract import extract_features
 
     overrides = model_overrides(arguments.overrides)
@@ -46,7 +45,6 @@ def _extract(arguments: argparse.Namespace) -> int:
     videos = read_videos(options.videos, options.root, key="videos")
     weights = read_weights(options.checkpoint, {"attention": "auto", **overrides})
     settings = chosen(ExtractSettings, options, weights)
-    warn_of_rate(weights, options.stride, settings.stride)
     done = extract_features(build_encoder(weights, device), videos, settings, Path(options.out))
     before = f", {done.skipped} of them from before" if done.skipped else ""
     print(f"{options.out}: {done.windows} windows of {done.videos} videos{before}")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from tats_fast.config.checks import require
 from tats_fast.config.options import Options, option
+from tats_fast.config.sampling import settle_sampling
 from tats_fast.config.training import (
     Attention,
     DistributedConfig,
@@ -50,9 +51,12 @@ class LabelledDataConfig(VideosConfig):
     classes: str | None = None
     """File with the name of class 0, 1, ... on its lines; none = ``classes.txt`` beside ``train``
     if there is one, else the classes are the labels of ``train`` in order."""
-    stride: int = option(4, at_least=0)
+    stride: int | None = option(None, at_least=0)
     """Frames between two sampled frames of a random window; 0 = a random frame from each of
-    ``num_frames`` equal segments of the video (TSN; Something-Something)."""
+    ``num_frames`` equal segments of the video (TSN; Something-Something); none = 4, or ``fps``."""
+    fps: float | None = option(None, above=0)
+    """Sampled frames per second, in training and tests, by the files' timestamps and whatever
+    their own rates; in the place of ``stride``, which must then be null."""
     area: tuple[float, ...] = option((0.08, 1.0), above=0, at_most=1)
     """Least and greatest area of a random crop over the frame's."""
     aspect: tuple[float, ...] = option((0.75, 1.3333), above=0)
@@ -67,6 +71,7 @@ class LabelledDataConfig(VideosConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        settle_sampling(self)
         for name in ("area", "aspect"):
             bounds = list(getattr(self, name))
             right = len(bounds) == 2 and bounds[0] <= bounds[1]

@@ -18,7 +18,7 @@ from tats_fast.config.checks import require
 
 Chosen = TypeVar("Chosen")
 BOUNDS = {"at_least": ge, "above": gt, "at_most": le, "below": lt}
-_OURS = ("flag", "unset", *BOUNDS)
+_OURS = ("flag", "unset", "instead_of", *BOUNDS)
 _TYPES = {"int": int, "float": float, "str": str}
 
 
@@ -30,7 +30,8 @@ def option(default: Any = MISSING, help: str = "", **settings: Any) -> Any:
         settings: bounds (``at_least``, ``above``, ``at_most``, ``below``) or ``choices`` for the
             value or each part of a tuple; ``flag``, what the command line calls it, if not
             ``--name-of-the-field`` (without dashes: a positional argument); ``unset``, the default
-            in words. Others are for ``argparse``, where a ``metavar`` of DIR, FILE or PATH also
+            in words; ``instead_of``, a field that ``chosen`` drops where this one is given. Others
+            are for ``argparse``, where a ``metavar`` of DIR, FILE or PATH also
             marks a path.
     """
     kind = "default_factory" if callable(default) else "default"
@@ -40,7 +41,9 @@ def option(default: Any = MISSING, help: str = "", **settings: Any) -> Any:
 def follow(cls: type, name: str, source: str) -> Any:
     """The option ``name`` of ``cls`` where it may stay open: None means what ``source`` says."""
     item = cls.__dataclass_fields__[name]
-    return field(default=None, metadata={**item.metadata, "unset": f"{source}, or {item.default}"})
+    otherwise = item.metadata.get("unset", item.default)
+    unset = source if otherwise is None else f"{source}, or {otherwise}"
+    return field(default=None, metadata={**item.metadata, "unset": unset})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +130,12 @@ def chosen(cls: type[Chosen], *sources: object) -> Chosen:
     Raises:
         ConfigError: a value out of bounds; one line.
     """
-    values = {}
-    for item in fields(cls):
-        for source in reversed(sources):
-            if (value := getattr(source, item.name, None)) is not None:
-                values[item.name] = value
+    values: dict[str, Any] = {}
+    for source in reversed(sources):
+        own = {item.name: getattr(source, item.name, None) for item in fields(cls)}
+        own = {name: value for name, value in own.items() if value is not None}
+        replaced = {cls.__dataclass_fields__[name].metadata.get("instead_of") for name in own}
+        values = {name: value for name, value in values.items() if name not in replaced} | own
     return cls(**values)
 
 

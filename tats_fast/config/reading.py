@@ -275,10 +275,15 @@ def _float_or_text(value: str) -> float | str:
 
 
 def _key_hint(key: str, prefix: str, known: Iterable[str]) -> str:
-    """The full name of the key that was meant: the same name elsewhere, or a similar one here."""
+    """The full name of the key that was meant: the same name elsewhere, one of which it is a word,
+    or a similar one, here first."""
     same = [name for name in known if name.split(".")[-1] == key]
     if same:
         return f"; did you mean {' or '.join(same)}?"
+    longer = [name for name in known if key in name.split(".")[-1].split("_")]
+    if longer:
+        longer.sort(key=lambda name: not name.endswith(f"_{key}"))
+        return f"; did you mean {' or '.join(longer[:3])}?"
     here = [name for name in known if name.rpartition(".")[0] == prefix.rstrip(".")]
     return _hint(prefix + key, here, cutoff=0.6) or _hint(prefix + key, known, cutoff=0.6)
 

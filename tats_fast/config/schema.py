@@ -14,6 +14,7 @@ from tats_fast.config.checks import require
 from tats_fast.config.generated import GeneratedConfig
 from tats_fast.config.model import ModelConfig
 from tats_fast.config.options import Options, option
+from tats_fast.config.sampling import settle_sampling
 from tats_fast.config.teacher import TeacherConfig
 from tats_fast.config.training import (
     DistributedConfig,
@@ -144,10 +145,6 @@ class PPOConfig(Options):
     """Learning rate of the sampler over that of the autoencoder."""
 
 
-STRIDE = 4
-"""``data.stride`` where neither it nor ``data.fps`` is given."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(VideosConfig):
     """Where clips come from and how they are cut."""
@@ -164,16 +161,8 @@ class DataConfig(VideosConfig):
     learning rate, steps and epochs stay what they are, and only one in K clips is decoded."""
 
     def __post_init__(self) -> None:
-        if self.fps is None and self.stride is None:
-            object.__setattr__(self, "stride", STRIDE)
         super().__post_init__()
-        require(
-            self.fps is None or self.stride is None,
-            "data.fps",
-            self.fps,
-            f"frames are taken by time or every data.stride={self.stride}; set data.stride=null, "
-            "or leave data.fps out",
-        )
+        settle_sampling(self)
         require(len(self.scales) > 0, "data.scales", list(self.scales), "needs at least one scale")
 
 

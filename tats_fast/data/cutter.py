@@ -121,8 +121,8 @@ class ClipCutter:
         crops = [training_crop(self.config, draw) for draw in draws]
         flips = [draw.flip and self.config.flip for draw in draws]
         clips = self.rows[task.row]
-        num_frames, stride, timeout = clips.shape[1], self.config.stride, self.config.timeout_s
-        fps = self.config.fps if isinstance(self.config, DataConfig) else None
+        num_frames, timeout = clips.shape[1], self.config.timeout_s
+        stride, fps = self.config.stride, self.config.fps
 
         def segments(total: int) -> list[list[int]]:
             return [random_segments(total, num_frames, places)]

@@ -6,6 +6,7 @@ without them count as evenly timed, at the rate that their header claims.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from tats_fast.data.opening import Deadline, DecodeError, open_video
 from tats_fast.data.pixels import FrameScaler
 from tats_fast.data.plan import timed_packets
 from tats_fast.data.pyav import packets_of
+from tats_fast.data.segment import Packet
 from tats_fast.data.video import Timing, count_frames, decoded_frames, seek_before
 
 if TYPE_CHECKING:
@@ -37,13 +39,54 @@ def frames_at_rate(times: Sequence[float], num_frames: int, fps: float, window: 
         times: when each frame is shown, s, ascending, not empty.
         window: position of the first moment over the free room in time, in [0, 1).
     """
-    first, length = times[0], times[-1] - times[0]
-    length += length / max(1, len(times) - 1)
-    start = first + window * max(0.0, length - (num_frames - 1) / fps)
+    start = times[0] + window * max(0.0, _length(times) - (num_frames - 1) / fps)
     return [
         max(0, bisect_right(times, start + number / fps + _LATE) - 1)
         for number in range(num_frames)
     ]
+
+
+def frames_by_time(times: Sequence[float], fps: float) -> list[int]:
+    """Numbers of the frames that are shown at 0, 1 / fps, 2 / fps, ... s from the first one on, as
+    long as the video lasts; not empty. At a constant rate of k fps it is every k-th.
+
+    times: as for ``frames_at_rate``. Frames at 0, 1, 2, 3, 10 s, 0.5 fps -> [0, 2, 3, 3, 3, 4, 4].
+    """
+    length = _length(times)
+    # Rounded timestamps must not make another moment where a video ends between two.
+    count = max(1, math.ceil((length - 2 * _LATE) * fps))
+    return frames_at_rate(times, count, fps, 0.0)
+
+
+def _length(times: Sequence[float]) -> float:
+    """Seconds, with the last frame shown as long as the others on average."""
+    length = times[-1] - times[0]
+    return length + length / max(1, len(times) - 1)
+
+
+def shown_times(path: str, timeout: float | None = None) -> list[float]:
+    """When each frame of a file is shown, s, ascending, by reading it without decoding.
+
+    timeout: seconds after which it is given up; none = never.
+
+    Raises:
+        DecodeError: the file cannot be read, or holds no frame.
+    """
+    deadline = Deadline(path, timeout)
+    with open_video(path) as (_, stream):
+        timing, packets = Timing.of(path, stream), timed_packets(stream, deadline)
+        tick = float(stream.time_base)
+    times = _times(path, timing, packets, tick)
+    if not times:
+        raise DecodeError(path, "no frame could be decoded")
+    return times
+
+
+def _times(path: str, timing: Timing, packets: list[Packet] | None, tick: float) -> list[float]:
+    """Without the packets' own times, evenly and at the header's rate."""
+    if packets is None:
+        return [number / timing.rate for number in range(count_frames(path))]
+    return sorted(packet.pts * tick for packet in packets)
 
 
 def timed_clip(
@@ -73,10 +116,7 @@ def decode_timed(
     with open_video(path) as (_, stream):
         timing, packets = Timing.of(path, stream), timed_packets(stream, deadline)
         tick = float(stream.time_base)
-    if packets is None:
-        times = [number / timing.rate for number in range(count_frames(path))]
-    else:
-        times = sorted(packet.pts * tick for packet in packets)
+    times = _times(path, timing, packets, tick)
     if times:
         numbers = frames_at_rate(times, clips.shape[1], fps, window)
         if packets is not None and numbers[0] > 0:

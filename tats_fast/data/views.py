@@ -25,9 +25,15 @@ def dense_views(total: int, num_frames: int, stride: int, clips: int) -> list[li
     clip k starts int(k (n - num_frames) / (clips - 1)) in. One clip is the middle one.
     10 frames, stride 2, T=3, 2 clips -> [0, 2, 4], [4, 6, 8].
     """
-    require_counts(frame_in_the_video=total, frame_per_clip=num_frames)
-    require_counts(frame_of_stride=stride, clip=clips)
-    frames = list(range(0, total, stride))
+    require_counts(frame_in_the_video=total, frame_of_stride=stride)
+    return spread_views(range(0, total, stride), num_frames, clips)
+
+
+def spread_views(sampled: Sequence[int], num_frames: int, clips: int) -> list[list[int]]:
+    """Frame numbers of ``clips`` clips spread evenly over a video's ``sampled`` ones, not empty,
+    as in ``dense_views``."""
+    require_counts(frame_per_clip=num_frames, clip=clips)
+    frames = list(sampled)
     frames += [frames[-1]] * (num_frames - len(frames))
     room = len(frames) - num_frames
     starts = [int(k * room / (clips - 1)) for k in range(clips)] if clips > 1 else [room // 2]

@@ -1,8 +1,8 @@
 """Sliding windows over a whole video, cut in one decoding pass of any length.
 
 Nothing here asks the container how long the video is, as headers lie: windows are cut while frames
-are decoded, and the last one is settled when they end. Only every ``step``-th frame is used, step =
-gcd(stride, hop), as no window needs another; a window's worth of them is in memory.
+are decoded, and the last one is settled when they end. Of a stride only every ``step``-th frame is
+used, step = gcd(stride, hop), as no window needs another; a window's worth of them is in memory.
 
 Legend: T frames of a window, S side of a frame in pixels.
 """
@@ -10,8 +10,9 @@ Legend: T frames of a window, S side of a frame in pixels.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from tats_fast.data.clip import centre_crop
 from tats_fast.data.opening import DecodeError, open_video
 from tats_fast.data.pixels import FrameScaler
 from tats_fast.data.pyav import packets_of
+from tats_fast.data.timed import frames_by_time, shown_times
 from tats_fast.data.video import believable_rate, decoded_frames
 from tats_fast.data.views import decode_views, require_counts, segment_views, side_crops
 
@@ -57,16 +59,20 @@ def window_starts(total: int, num_frames: int, stride: int, hop: int) -> list[in
     """
     require_counts(frame_in_the_video=total, frame_per_window=num_frames)
     require_counts(frame_of_stride=stride, frame_of_hop=hop)
-    # From here on all is counted in used frames.
     step = math.gcd(stride, hop)
-    ahead, span = hop // step, _span(num_frames, stride, step)
-    last = -(-total // step) - span
+    used = -(-total // step)
+    return [start * step for start in _starts(used, _span(num_frames, stride, step), hop // step)]
+
+
+def _starts(used: int, span: int, ahead: int) -> list[int]:
+    """``window_starts`` where every frame is used: windows of ``span``, one every ``ahead``."""
+    last = used - span
     if last <= 0:
         return [0]
     starts = list(range(0, last + 1, ahead))
     if last - starts[-1] > max(0, ahead - span):
         starts.append(last)
-    return [start * step for start in starts]
+    return starts
 
 
 def video_windows(
@@ -92,26 +98,69 @@ def video_windows(
     if stride == 0:
         return (yield from _segments(path, num_frames, size))
     step = math.gcd(stride, hop)
-    span = _span(num_frames, stride, step)
-    recent: deque[np.ndarray] = deque(maxlen=span)  # the last used frames, (S, S, 3) each
-    windows = total = 0
+
+    def used(number: int) -> range:
+        return range(number // step, number // step + (number % step == 0))
+
+    span, skip = _span(num_frames, stride, step), stride // step
+    return (yield from _slide(path, used, num_frames, span, skip, hop // step, size))
+
+
+def timed_windows(
+    path: str, num_frames: int, fps: float, hop: int, size: int
+) -> Generator[Window, None, Length]:
+    """``video_windows`` of frames taken by time, ``fps`` per second (``timed.frames_by_time``).
+
+    The packets are read first, for their times. Where fewer frames decode, the video ends there.
+
+    Args:
+        hop: sampled frames, of which there are ``fps`` per second, between two windows' starts.
+    """
+    require_counts(frame_of_hop=hop)
+    moments = frames_by_time(shown_times(path), fps)
+
+    def used(number: int) -> range:
+        return range(bisect_left(moments, number), bisect_right(moments, number))
+
+    return (yield from _slide(path, used, num_frames, num_frames, 1, hop, size))
+
+
+def _slide(
+    path: str,
+    used: Callable[[int], range],
+    num_frames: int,
+    span: int,
+    skip: int,
+    ahead: int,
+    size: int,
+) -> Generator[Window, None, Length]:
+    """Windows of ``span`` used frames each, of which every ``skip``-th is taken, one every
+    ``ahead`` used frames.
+
+    used: from a frame's number to the places that it has among the used frames, if any.
+    """
+    recent: deque[tuple[int, np.ndarray]] = deque(maxlen=span)  # number and (S, S, 3)
+    windows = total = count = 0
     scaler = FrameScaler(size, centre_crop)
     with open_video(path) as (container, stream):
         fps = believable_rate(stream)
         for number, frame in enumerate(decoded_frames(packets_of(container, stream))):
             total = number + 1
-            if number % step:
+            places = used(number)
+            if not places:
                 continue
             picture = np.empty((size, size, 3), np.uint8)
             scaler.write(frame, picture)
-            recent.append(picture)
-            if number // step == windows * hop // step + span - 1:
-                yield Window(windows * hop, _cut(recent, num_frames, stride // step))
-                windows += 1
+            for place in places:
+                count = place + 1
+                recent.append((number, picture))
+                if place == windows * ahead + span - 1:
+                    yield _cut(recent, num_frames, skip)
+                    windows += 1
     if not total:
         raise DecodeError(path, "no frame could be decoded")
-    for start in window_starts(total, num_frames, stride, hop)[windows:]:
-        yield Window(start, _cut(recent, num_frames, stride // step))
+    for _ in _starts(count, span, ahead)[windows:]:
+        yield _cut(recent, num_frames, skip)
     return Length(total, fps)
 
 
@@ -133,10 +182,10 @@ def _span(num_frames: int, stride: int, step: int) -> int:
     return (num_frames - 1) * stride // step + 1
 
 
-def _cut(recent: deque[np.ndarray], num_frames: int, stride: int) -> np.ndarray:
-    """(T, S, S, 3): every ``stride``-th of the ``recent`` frames, the last such one repeated."""
-    frames = list(recent)[::stride][:num_frames]
-    return np.stack(frames + frames[-1:] * (num_frames - len(frames)))
+def _cut(recent: deque[tuple[int, np.ndarray]], num_frames: int, skip: int) -> Window:
+    """The window of every ``skip``-th of the ``recent`` frames, the last such one repeated."""
+    frames = [picture for _, picture in list(recent)[::skip][:num_frames]]
+    return Window(recent[0][0], np.stack(frames + frames[-1:] * (num_frames - len(frames))))
 
 
 def _segments(path: str, num_frames: int, size: int) -> Generator[Window, None, Length]:

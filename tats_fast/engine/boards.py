@@ -115,13 +115,21 @@ class TensorBoard:
 
     def __init__(self, config: TrainingConfig, folder: Path, resumed_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
         # purge_step hides what an interrupted run logged beyond the checkpoint.
         purge = resumed_step + 1 if resumed_step > 0 else None
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
         if resumed_step < 0:
-            rows = (f"| {key} | {value} |" for key, value in flat(config).items())
+            settings = flat(config)
+            rows = (f"| {key} | {value} |" for key, value in settings.items())
             self._writer.add_text("config", "\n".join(("| key | value |", "|---|---|", *rows)), 0)
+            # Not add_hparams, which opens a run of its own beside this one.
+            plain = {
+                k: v if isinstance(v, bool | int | float) else str(v) for k, v in settings.items()
+            }
+            for summary in hparams(plain, {}):
+                self._writer.file_writer.add_summary(summary)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():

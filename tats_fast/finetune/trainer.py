@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tats_fast.config import ConfigError, FinetuneConfig
+from tats_fast.config.options import chosen
 from tats_fast.data.loader import ClipBatch, resolved_backend
 from tats_fast.engine.average import WeightAverage
 from tats_fast.engine.logs import RunLog, SilentLog
@@ -112,9 +113,9 @@ class Finetuner(TrainingLoop):
 
     def evaluate(self, due: Sequence[str], log: RunLog | SilentLog) -> None:
         data = self.config.data
-        views = Views(stride=data.stride, **QUICK)
+        views = Views(stride=data.stride, fps=data.fps, **QUICK)
         if self.finished:
-            views = Views(stride=data.stride, clips=data.clips, crops=data.crops)
+            views = chosen(Views, data)
         evaluation = self._measure(views)
         if evaluation is not None:
             self._report(evaluation, views, log)
@@ -169,7 +170,7 @@ class Finetuner(TrainingLoop):
         model, classes = self.learner.module.encoder.config, self.learner.module.classes
         names, device = classes_file(data), self.world.device.type
         source = "from the labels" if names is None else f"names from {names}"
-        sampling = f"stride {data.stride}" if data.stride else "one frame per segment"
+        sampling = chosen(Views, data).sampling
         return [
             *self.describe_run(
                 f"{len(self.videos)} videos of {len(classes)} classes ({source})",

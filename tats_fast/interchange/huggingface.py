@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tats_fast.config import ConfigError, ModelConfig
 from tats_fast.config.reading import build_model_config
+from tats_fast.config.sampling import Sampling
 from tats_fast.interchange.foreign import mlp_ratio
 from tats_fast.interchange.model_card import model_card
 from tats_fast.interchange.names import (
@@ -68,6 +69,8 @@ BIAS_NAMES = {
 }
 # Of early releases 5. It adds one number to all logits of a query, which no softmax sees.
 KEY_BIAS = "attention.attention.key.bias"
+SAMPLING = "frame_sampling"
+"""Of ``config.json``, a field of ours: ``stride`` or ``fps`` of the training's clips."""
 DECODER = ("decoder.", "encoder_to_decoder.", "mask_token")
 
 
@@ -111,6 +114,7 @@ def read_hugging_face(folder: Path) -> Weights:
         head=head,
         classes=() if head is None else _class_names(config, folder),
         source="Transformers",
+        sampling=_sampling(config, folder),
         notes=notes,
     )
     return check_shapes(weights, folder)
@@ -136,6 +140,7 @@ def hugging_face_config(weights: Weights) -> dict[str, Any]:
         "layer_norm_eps": weights.norm_eps,
         "use_mean_pooling": not weights.final_norm,
         "torch_dtype": "float32",
+        SAMPLING: {"stride": weights.stride, "fps": weights.fps},
         **labels,
     }
 
@@ -244,6 +249,16 @@ def _read_config(path: Path) -> dict[str, Any]:
         if config[key] != DEFAULTS[key]:
             raise ConfigError(f"{path}: {key}={config[key]}; only {DEFAULTS[key]} is possible here")
     return config
+
+
+def _sampling(config: Mapping[str, Any], where: Path) -> Sampling:
+    """What our own exports say of the training's frames."""
+    try:
+        return Sampling(**config.get(SAMPLING) or {})
+    except (TypeError, ConfigError):
+        raise ConfigError(
+            f"{where / CONFIG_JSON}: {SAMPLING} must be a stride or an fps, both positive"
+        ) from None
 
 
 def _class_names(config: Mapping[str, Any], where: Path) -> tuple[str, ...]:

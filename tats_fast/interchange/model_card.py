@@ -179,8 +179,12 @@ def _classifier_parts(weights: Weights) -> dict[str, str]:
     sampling, scratch = "TODO: which ones", False
     if isinstance(run, FinetuneConfig):
         stride, scratch = run.data.stride, run.init_from is None
-        steps = f"numbers n, n + {stride}, n + {2 * stride}, ..."
-        sampling = steps if stride else "one from each equal part of it"
+        if stride is None:
+            sampling = f"{run.data.fps:g} per second"
+        elif stride == 0:
+            sampling = "one from each equal part of it"
+        else:
+            sampling = f"numbers n, n + {stride}, n + {2 * stride}, ..."
     if weights.head_norm_eps != HEAD_NORM_EPS:
         limits += _HEAD_EPS.format(fixed=HEAD_NORM_EPS, eps=weights.head_norm_eps)
     return {
@@ -208,6 +212,8 @@ def _training(weights: Weights) -> str:
     else:
         names = (*_FINE_TUNING, "train.epochs" if run.train.steps is None else "train.steps")
         rows["started from"] = "random weights" if run.init_from is None else "a pretrained encoder"
+    if run.data.fps is not None:
+        names = ["data.fps" if name.startswith("data.stride") else name for name in names]
     rows |= {name: attrgetter(name.partition(" ")[0])(run) for name in names}
     if weights.ema:
         rows["these weights"] = f"their moving average, decay {run.train.ema_decay:g} per step"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tats_fast.config import (
     save_config,
 )
 from tats_fast.config.reading import build_model_config
+from tats_fast.config.sampling import Sampling
 from tats_fast.models.classifier import HEAD_NORM_EPS, VideoClassifier
 from tats_fast.models.encoder import PREFIX, VideoEncoder, encoder_state
 from tats_fast.models.layers import NORM_EPS
@@ -65,6 +66,8 @@ class Weights:
     """What was left out, a sentence each."""
     run: RunConfig | FinetuneConfig | None = None
     """How the weights were trained, if here and known."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How the training took its frames, where an export without ``run`` says so."""
     step: int | None = None
     """Optimizer steps of the training, if here."""
     ema: bool = False
@@ -79,9 +82,13 @@ class Weights:
 
     @property
     def stride(self) -> int | None:
-        """``data.stride`` of the training, if known: what clips should be cut with. None also
-        where the training took frames by time, with ``data.fps``."""
-        return None if self.run is None else self.run.data.stride
+        """Frames between two of a training's clip: how clips should be cut; None = unknown."""
+        return (self.sampling if self.run is None else self.run.data).stride
+
+    @property
+    def fps(self) -> float | None:
+        """The training's frames per second, where it took them by time; otherwise None."""
+        return (self.sampling if self.run is None else self.run.data).fps
 
 
 def resize(weights: Weights, overrides: Mapping[str, Any]) -> Weights:
@@ -143,6 +150,7 @@ def build_encoder(weights: Weights, device: torch.device | str = "cpu") -> Video
         weights.model, device.type, final_norm=weights.final_norm, norm_eps=weights.norm_eps
     )
     encoder.load_state_dict(encoder_state(weights.state))
+    encoder.sampling = {"stride": weights.stride, "fps": weights.fps}
     return encoder.to(device).eval()
 
 
@@ -169,6 +177,7 @@ def build_classifier(
         head_norm_eps=weights.head_norm_eps,
     )
     classifier.classes = weights.classes
+    classifier.encoder.sampling = {"stride": weights.stride, "fps": weights.fps}
     classifier.load_state_dict({**weights.state, **weights.head})
     return classifier.to(device).eval()
 
@@ -188,6 +197,7 @@ def save_weights(weights: Weights, out: Path) -> Path:
         "head_norm_eps": weights.head_norm_eps,
         "classes": list(weights.classes),
         "source": weights.source,
+        "sampling": {"stride": weights.stride, "fps": weights.fps},
     }
     content = {"mae": weights.state, "sampler": None, "imported": imported, "head": weights.head}
     if out.suffix == ".pt":
@@ -255,6 +265,7 @@ def own_weights(content: Mapping[str, Any], path: Path, ema: bool = False) -> We
             head_norm_eps=imported.get("head_norm_eps", HEAD_NORM_EPS),
             classes=tuple(imported.get("classes", ())),
             source=imported["source"],
+            sampling=Sampling(**imported.get("sampling", {})),
         )
     elif not config_file.is_file():
         raise ConfigError(f"{path}: {CONFIG_FILE} is missing beside it")

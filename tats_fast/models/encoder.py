@@ -70,7 +70,8 @@ class VideoEncoder(nn.Module):
     """Patch embedding, fixed positions, pre-norm blocks and a final LayerNorm.
 
     Its weights are not initialised: whoever builds a model calls ``initialize`` on the whole of it,
-    or loads a state.
+    or loads a state. ``sampling`` says how the training took its clips' frames: ``stride``, or
+    ``fps`` per second; both None = not known.
 
     Args:
         device_type: ``cpu`` or ``cuda``, which decides the attention backend.
@@ -94,6 +95,7 @@ class VideoEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.norm_eps = norm_eps
+        self.sampling: dict[str, float | None] = {"stride": None, "fps": None}
         backend, width = choose_backend(config.attention, device_type), config.width
         self.embed = PatchEmbedding(config.patch_dim, width)
         self.blocks = nn.ModuleList(

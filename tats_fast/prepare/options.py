@@ -11,7 +11,7 @@ from tats_fast.config import ConfigError, ModelConfig
 from tats_fast.config.checks import require
 from tats_fast.config.generated import SceneConfig
 from tats_fast.config.options import Options, cores, option
-from tats_fast.config.schema import STRIDE
+from tats_fast.config.sampling import STRIDE
 from tats_fast.prepare.layouts import READERS
 
 DATASETS = (*READERS, "folder")

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from tats_fast.config import RunConfig
-from tats_fast.config.schema import STRIDE
 from tats_fast.data.labels import label_numbers
 from tats_fast.data.lists import Video, read_videos
 from tats_fast.models import MaskedAutoencoder
@@ -48,7 +47,8 @@ class Prober:
         config = self.config
         kinds = config.eval.probe_kinds
         settings = FeatureSettings(
-            stride=config.data.stride or STRIDE,  # probes take frames by number also under data.fps
+            stride=config.data.stride,
+            fps=config.data.fps,
             workers=max(1, config.data.workers),
             timeout=config.data.timeout_s,
         )

@@ -29,7 +29,7 @@ from tats_fast.pretrain.learner import Learner, kernel_levels, make_learner
 from tats_fast.pretrain.plan import plan_step
 from tats_fast.pretrain.probing import Prober
 from tats_fast.pretrain.step import StepPlan
-from tats_fast.report.pictures import mask_sheet
+from tats_fast.report.pictures import mask_strips
 
 LOGGER = logging.getLogger("tats_fast")
 HELD_OUT, PROBES = "loss_recon_random", "probe_unreadable"
@@ -198,5 +198,8 @@ class Trainer(TrainingLoop):
             return
         with self.learner.whole_mae() as mae:
             if mae is not None:
-                sheet = mask_sheet(self.config, mae, self.learner.sampler, self.eval_clips[:4])
-                log.image("sampled_masks", sheet, self.position.step)
+                clips = self.eval_clips[:4]
+                for i, strip in enumerate(
+                    mask_strips(self.config, mae, self.learner.sampler, clips)
+                ):
+                    log.image(f"sampled_masks/clip_{i}", strip, self.position.step)

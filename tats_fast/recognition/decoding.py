@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
@@ -18,13 +17,11 @@ from torch import nn
 from tats_fast.config import ModelConfig
 from tats_fast.data.lists import Video
 from tats_fast.data.opening import DecodeError
+from tats_fast.data.timed import shown_times
 from tats_fast.data.views import decode_views, side_crops
 from tats_fast.data.workers.pool import Lost, Workers
 from tats_fast.data.workers.progress import JobProgress
-from tats_fast.interchange import Weights
 from tats_fast.recognition.options import Views
-
-LOGGER = logging.getLogger("tats_fast")
 
 
 class ViewReader:
@@ -79,22 +76,10 @@ def decoded_views(path: str, views: Views, model: ModelConfig) -> np.ndarray:
     Raises:
         DecodeError: it cannot be read.
     """
-    choose = partial(views.frames, num_frames=model.num_frames)
+    times = None if views.fps is None else shown_times(path)
+    choose = partial(views.frames, num_frames=model.num_frames, times=times)
     decoded = decode_views(path, choose, side_crops(views.crops), model.image_size)
     return decoded.reshape(-1, *decoded.shape[2:])
-
-
-def warn_of_rate(weights: Weights, asked: int | None, stride: int) -> None:
-    """Say that an encoder which was trained on frames taken by time sees every ``stride``-th frame
-    here, unless that was ``asked`` for."""
-    fps = getattr(weights.run.data, "fps", None) if weights.run is not None else None
-    if fps is not None and asked is None:
-        LOGGER.warning(
-            "trained with data.fps=%g, frames by time; here every %dth frame is taken, as "
-            "--stride says",
-            fps,
-            stride,
-        )
 
 
 class NoProgress:

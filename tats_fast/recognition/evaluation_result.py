@@ -138,10 +138,9 @@ def class_rows(result: Evaluation) -> Iterator[list[object]]:
 def table(result: Evaluation, views: Views) -> str:
     """The evaluation in words: accuracies, then the worst classes."""
     classes, bad = result.classes, result.scored.bad
-    sampling = f"stride {views.stride}" if views.stride else "segments"
     lines = [
         f"{len(result.scored.numbers)} videos, {len(classes)} classes, "
-        f"{views.clips} clips x {views.crops} crops, {sampling}; {len(bad)} unreadable",
+        f"{views.clips} clips x {views.crops} crops, {views.sampling}; {len(bad)} unreadable",
         f"{'':<18} {'top-1':>6} {'top-5':>6} {'mean class':>10}",
     ]
     kinds = [("readable videos", result.accuracy), ("unreadable wrong", result.lower_bound)]

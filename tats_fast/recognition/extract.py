@@ -26,7 +26,7 @@ from tats_fast.config import ConfigError
 from tats_fast.data.files import shown, write_json, write_lines, writing
 from tats_fast.data.lists import Video
 from tats_fast.data.opening import BadFiles, DecodeError
-from tats_fast.data.windows import Length, Window, video_windows, window_batches
+from tats_fast.data.windows import Length, Window, timed_windows, video_windows, window_batches
 from tats_fast.data.workers.pool import Done, stream_parts
 from tats_fast.data.workers.progress import JobProgress
 from tats_fast.data.workers.record import Stamp, lock, read_lines, stamp, stamps
@@ -71,7 +71,9 @@ def extract_features(
             list, is in use, or cannot be written; or the features are not finite. One line.
     """
     config = encoder.config
-    hop = (settings.hop or config.num_frames * settings.stride) if settings.stride else 0
+    # In sampled frames where these are taken by time.
+    step = 1 if settings.fps is not None else settings.stride
+    hop = (settings.hop or config.num_frames * step) if step else 0
     tokens = (config.num_tokens,) if settings.what == "tokens" else ()
     layout = Layout(settings.format, (*tokens, config.width), "<f2" if tokens else "<f4")
     with _locked(out):
@@ -113,13 +115,18 @@ def _written(
     out: Path,
 ) -> Iterator[dict[str, Any]]:
     """The index line of each video, by number, that came to its end, after its file was written."""
-    config, stride = encoder.config, settings.stride
+    config = encoder.config
 
     def windows(number: int) -> Generator[Window, None, tuple[Stamp, Length] | str]:
         path = videos[number].path
         before = stamp(path)
         try:
-            read = video_windows(path, config.num_frames, stride, hop, config.image_size)
+            if settings.fps is not None:
+                read = timed_windows(path, config.num_frames, settings.fps, hop, config.image_size)
+            else:
+                read = video_windows(
+                    path, config.num_frames, settings.stride, hop, config.image_size
+                )
             return before, (yield from read)
         except DecodeError as error:
             return error.reason
@@ -190,7 +197,7 @@ def _require_same_settings(
         "encoder": encoder_hash(encoder),
         "num_frames": encoder.config.num_frames,
         "device": next(encoder.parameters()).device.type,  # the GPU computes in bf16
-        **{name: getattr(settings, name) for name in ("what", "format", "stride")},
+        **{name: getattr(settings, name) for name in ("what", "format", "stride", "fps")},
         "hop": hop,
     }
     path = out / SETTINGS

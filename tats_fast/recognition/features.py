@@ -113,6 +113,8 @@ def _key(
 ) -> str:
     """Name of the cache entry. Labels are not part of it; a replaced video file is."""
     used = {"stride": settings.stride, "tokens": tokens, "grid": settings.grid}
+    if settings.fps is not None:  # otherwise the keys of features kept from before it was there
+        used["fps"] = settings.fps
     device = next(encoder.parameters()).device.type
     digest = hashlib.sha256(repr((_VERSION, used, device, encoder_hash(encoder))).encode())
     paths = [video.path for video in videos]
@@ -175,7 +177,7 @@ def _write(
     create = partial(np.lib.format.open_memmap, mode="w+")
     means = create(folder / "mean.npy", dtype=np.float32, shape=mean_shape)
     tokens = with_tokens and create(folder / "tokens.npy", dtype=np.float16, shape=tokens_shape)
-    middle = Views(stride=settings.stride, clips=1, crops=1)
+    middle = Views(stride=settings.stride, fps=settings.fps, clips=1, crops=1)
     reader = ViewReader(videos, middle, config, settings.timeout)
     decoded = reader.read(range(len(videos)), settings.workers)
     clips = ((number, views[0]) for number, views in decoded)

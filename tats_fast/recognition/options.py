@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tats_fast.config import ConfigError
 from tats_fast.config.options import FromCheckpoint, Options, cores, follow, option
+from tats_fast.config.sampling import STRIDE, settle_sampling
 from tats_fast.config.schema import PROBES
 
 _AS_TRAINED = "as the encoder was trained"
@@ -26,12 +29,35 @@ class Decoding(Options):
 class Strided(Options):
     """How the frames of a clip are chosen."""
 
-    stride: int = option(
-        4,
+    stride: int | None = option(
+        None,
         "frames between two sampled frames; 0 = one frame from each of equal segments of the "
         "video, as for Something-Something",
+        unset=STRIDE,
         at_least=0,
+        instead_of="fps",
     )
+    fps: float | None = option(
+        None,
+        "sampled frames per second, by the files' timestamps, in the place of --stride",
+        above=0,
+        metavar="F",
+        instead_of="stride",
+    )
+
+    otherwise: ClassVar[int | None] = STRIDE
+    """``stride`` where neither it nor ``fps`` is given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        settle_sampling(self, self.otherwise)
+
+    @property
+    def sampling(self) -> str:
+        """The same in words."""
+        if self.fps is not None:
+            return f"{self.fps:g} frames per second"
+        return f"stride {self.stride}" if self.stride else "one frame per segment"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +67,19 @@ class Views(Strided):
     clips: int = option(5, "clips per video", at_least=1)
     crops: int = option(3, "crops per clip, along the long side", at_least=1)
 
-    def frames(self, total: int, num_frames: int) -> list[list[int]]:
-        """Frame numbers of each clip of a video of ``total`` frames."""
-        # Here, because it loads PyAV.
-        from tats_fast.data.views import dense_views, segment_views
+    def frames(
+        self, total: int, num_frames: int, times: Sequence[float] | None = None
+    ) -> list[list[int]]:
+        """Frame numbers of each clip of a video of ``total`` frames.
 
+        times: when each frame is shown, s, ascending; needed with ``fps``.
+        """
+        # Here, because it loads PyAV.
+        from tats_fast.data.timed import frames_by_time
+        from tats_fast.data.views import dense_views, segment_views, spread_views
+
+        if self.fps is not None:
+            return spread_views(frames_by_time(times[:total], self.fps), num_frames, self.clips)
         if self.stride == 0:
             return segment_views(total, num_frames, self.clips)
         return dense_views(total, num_frames, self.stride, self.clips)
@@ -68,6 +102,7 @@ class EvaluateOptions(Decoding, FromCheckpoint):
         None, "folder to write (default: evaluation in the run's folder)", metavar="DIR"
     )
     stride: int | None = follow(Views, "stride", "the run's")
+    fps: float | None = follow(Views, "fps", "the run's")
     clips: int | None = follow(Views, "clips", "the run's")
     crops: int | None = follow(Views, "crops", "the run's")
 
@@ -85,6 +120,8 @@ class FeatureSettings(Decoding, Strided):
 class ProbeOptions(FeatureSettings, FromCheckpoint):
     """``tats-fast probe``."""
 
+    otherwise = None
+
     train: str = option(help="list file with labels", metavar="LIST")
     eval: str = option(help="list file with labels", metavar="LIST")
     root: str | None = option(
@@ -98,6 +135,7 @@ class ProbeOptions(FeatureSettings, FromCheckpoint):
         None, "folder of the features (default: features in --out)", metavar="DIR"
     )
     stride: int | None = follow(Strided, "stride", _AS_TRAINED)
+    fps: float | None = follow(Strided, "fps", _AS_TRAINED)
     seed: int = option(0, "seed of the held-out part and of the attentive probe", at_least=0)
 
 
@@ -109,7 +147,7 @@ class ExtractSettings(Decoding, Strided):
     format: str = option("npy", "format of the files", choices=("npy", "safetensors"))
     hop: int | None = option(
         None,
-        "frames between the starts of two windows (default: num_frames * stride, no overlap)",
+        "frames between the starts of two windows, with --fps sampled frames (default: no overlap)",
         at_least=1,
     )
 
@@ -125,9 +163,12 @@ class ExtractSettings(Decoding, Strided):
 class ExtractOptions(ExtractSettings, FromCheckpoint):
     """``tats-fast extract-features``."""
 
+    otherwise = None
+
     videos: str = option(help="list file or folder of videos", metavar="FOLDER_OR_LIST")
     root: str | None = option(
         None, "folder that the list's paths start from (default: the list's)", metavar="DIR"
     )
     out: str = option(help="folder to write", metavar="DIR")
     stride: int | None = follow(Strided, "stride", _AS_TRAINED)
+    fps: float | None = follow(Strided, "fps", _AS_TRAINED)

@@ -22,7 +22,7 @@ from tats_fast.data.opening import BadFiles
 from tats_fast.interchange import build_encoder, read_weights
 from tats_fast.models.encoder import VideoEncoder
 from tats_fast.recognition.accuracy import top_accuracy
-from tats_fast.recognition.decoding import progress_of, warn_of_rate
+from tats_fast.recognition.decoding import progress_of
 from tats_fast.recognition.features import encoder_hash, video_features
 from tats_fast.recognition.options import FeatureSettings, ProbeOptions
 from tats_fast.recognition.probe_heads import train_probe
@@ -79,7 +79,6 @@ def run_probe(
     require_writable(out, "out")
     weights = read_weights(options.checkpoint, {"attention": "auto", **(overrides or {})})
     settings = chosen(FeatureSettings, options, weights)
-    warn_of_rate(weights, options.stride, settings.stride)
     encoder = build_encoder(weights, device)
     report = probe_model(
         encoder,
@@ -93,7 +92,7 @@ def run_probe(
     )
     for bad_path, reason in report.bad_train + report.bad_eval:
         LOGGER.warning("left out %s: %s", shown(bad_path), reason)
-    used = asdict(options) | {"stride": settings.stride}
+    used = asdict(options) | {"stride": settings.stride, "fps": settings.fps}
     record = {"options": used, "encoder": encoder_hash(encoder), **asdict(report)}
     write_json(out / "probe.json", record)
     print(table(report))

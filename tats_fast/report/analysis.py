@@ -78,8 +78,8 @@ def analyze(
 
     Args:
         clips: (M, T, S, S, 3) uint8 on the models' device.
-        seed: decides every draw. The strategies of a clip share their random numbers, so that two
-            draws differ only by what the strategies want.
+        seed: decides every draw; each strategy has random numbers of its own, or what two of them
+            have in common would look like a choice.
         draws: draws behind ``mean_motion_lift``, at least 1.
 
     Raises:
@@ -103,9 +103,9 @@ def analyze(
         tokens = mae.embed(patches)
         log_p = None if sampler is None else sampler(tokens).log_p
         motion = motion_energy(patches, model.tubelet_size)
-        state = int(np.random.SeedSequence((seed, i)).generate_state(1)[0])
         by_name = {}
-        for name in names:
+        for number, name in enumerate(names):
+            state = int(np.random.SeedSequence((seed, i, number)).generate_state(1)[0])
             generator = torch.Generator(clip.device).manual_seed(state)
             strategy = "tats" if name == SAMPLER else name
             splits = [

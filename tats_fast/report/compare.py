@@ -68,7 +68,8 @@ def verdict(comparison: Comparison) -> str:
     """
     yours, theirs = comparison.yours, comparison.theirs
     low, high, runs = min(theirs), max(theirs), len(theirs)
-    if low <= yours <= high and runs > 1:
+    ends = short(low), short(high)
+    if runs > 1 and (low <= yours <= high or short(yours) in ends):  # as far as it is shown
         return "within the spread of the reference's seeds"
     if yours == low == high:
         return "equal to the reference"

@@ -176,8 +176,8 @@ def _how_to_read(report: Report, top: float) -> str:
     error = _scale(ERROR_COLOURS, ["0", f"{ERROR_TOP / 2:g}", f"{ERROR_TOP:g}"])
     return f"""<div class='legendbox'>
 <p>One picture per token-frame (the first of its {model.tubelet_size} frames), in order of time;
-strips scroll sideways. All draws of a clip have the same number of visible tokens and share their
-random numbers (seed {report.seed}).</p>
+strips scroll sideways. All draws of a clip have the same number of visible tokens, each with random
+numbers of its own (seed {report.seed}).</p>
 <dl>
 <dt>Probability</dt><dd>{heat} How likely a token is to be drawn first, relative to
 chance, over a grey copy of the frame. The scale is logarithmic; beyond its ends the colour stays

@@ -148,20 +148,20 @@ def strip(
 
 
 @torch.no_grad()
-def mask_sheet(
+def mask_strips(
     config: RunConfig, mae: MaskedAutoencoder, sampler: TokenSampler | None, clips: Tensor
-) -> np.ndarray:
-    """Contact sheet for TensorBoard: per clip its frames, the visible tokens of one draw and, with
-    a sampler, its heat map (N p from 1/4 to 4, the same in every picture of every run).
+) -> list[np.ndarray]:
+    """A strip of each clip for TensorBoard: its frames, the visible tokens of one draw and, with a
+    sampler, its heat map (N p from 1/4 to 4, the same in every picture of every run).
 
-    The draw's random numbers are fixed, so that two sheets of a run differ by the sampler alone;
+    The draw's random numbers are fixed, so that two strips of a run differ by the sampler alone;
     the global generators are left as they are.
 
     Args:
         clips: (M, T, S, S, 3) uint8 on the models' device, M at least 1.
 
     Returns:
-        (H, W, 3) uint8.
+        M pictures (H, W, 3) uint8.
     """
     model = config.model
     patches = patchify(clips, model.tubelet_size, model.patch_size)
@@ -171,15 +171,15 @@ def mask_sheet(
     visible = visible_tokens(strategy, model, config.masking.ratio)
     generator = torch.Generator(clips.device).manual_seed(0)
     split = split_tokens(strategy, model, patches, log_p, visible, generator, embedded)
-    sheets = []
+    strips = []
     for i, clip in enumerate(clips.cpu().numpy()):
         tokens = split.visible[i].cpu().numpy()
         rows = [token_frames(clip, model), masked_frames(clip, tokens, model)]
         if log_p is not None:
             weight = (model.num_tokens * log_p[i].exp()).float().cpu().numpy()
             rows.append(heat_overlay(clip, weight, model))
-        sheets.append(strip([strip(fit(pictures, 64)) for pictures in rows], axis=0))
-    return strip(sheets, gutter=12, axis=0)
+        strips.append(strip([strip(fit(pictures, 64)) for pictures in rows], axis=0))
+    return strips
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:

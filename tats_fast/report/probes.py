@@ -32,7 +32,7 @@ LOGGER = logging.getLogger("tats_fast")
 
 PROBED, CONTROL = "probe/probe.json", "probe_untrained/probe.json"
 OTHERS = "probe_others.json"
-SAME = ("train", "eval", "root", "stride")  # options that make two probes comparable
+SAME = ("train", "eval", "root", "stride", "fps")  # options that make two probes comparable
 MAX_EXAMPLES = 12  # classes of which a page shows a video
 EXAMPLES_BUDGET = 500_000  # bytes of their pictures
 KIND_NAMES = {"linear_bn": "linear, standardised features", "knn": "nearest neighbours"}
@@ -137,7 +137,7 @@ def _examples(record: dict[str, Any], model: ModelConfig) -> list[tuple[str, np.
     first: dict[str, Video] = {}
     for video in videos:
         first.setdefault(str(video.label), video)
-    view = Views(stride=options["stride"], clips=1, crops=1)
+    view = Views(stride=options["stride"], fps=options.get("fps"), clips=1, crops=1)
     examples = []
     for name in filter(first.__contains__, record["classes"][:MAX_EXAMPLES]):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import ops
 import plots
@@ -12,16 +13,49 @@ import predict
 import pytest
 import torch
 from parts import bench, costs
-from parts.ops import cases, gate, report
+from parts.ops import cases, gate, report, timing
 from project import ROOT
 
 from tats_fast import kernels
 from tats_fast.config import load_config
+from tats_fast.data.workers import progress
 from tats_fast.kernels import dispatch
 from tats_fast.pretrain.flops import training_step
 
 BENCHMARKS = ROOT / "benchmarks"
 TINY = ("--device", "cpu", "--case", "tiny", "--steps", "2", "--warmup", "0", "--batch", "3")
+
+
+class Clock:
+    """In the place of CUDA's events: each is a millisecond after the one before."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        Clock.now += 1.0
+        self.at = Clock.now
+
+    def elapsed_time(self, end):
+        return end.at - self.at
+
+
+@pytest.mark.parametrize("loop", [timing.interleaved_ms, timing.steps_ms])
+def test_loops_on_a_gpu_show_progress(loop, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "Event", Clock)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None, raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: torch.zeros(1))
+    monkeypatch.setattr(progress, "_SPARSE_EVERY", 0.0)
+    gpu = SimpleNamespace(type="cuda")
+    times = loop({"a": lambda: None, "b": lambda: None}, gpu, repeats=6, warmup=1)
+    assert times == {"a": [1.0] * 6, "b": [1.0] * 6}
+    shown = [line.split()[0] for line in capsys.readouterr().err.splitlines()]
+    assert shown[-1] in ("6/6", "7/7") and len(shown) >= 3
+
+
 ENTRY_KEYS = {
     *("fwd_ms", "bwd_ms", "fwd_bwd_ms", "peak_mem_mb", "gbps", "tflops", "roofline"),
     "max_rel_err",

@@ -166,6 +166,7 @@ def test_config_that_is_not_there(capsys):
         ("train.stepz", "train.steps"),
         ("model.hedas", "model.heads"),
         ("heads", "model.heads or sampler.heads"),
+        ("train.lr", "optim.base_lr or optim.min_lr or optim.warmup_lr"),
     ],
 )
 def test_a_wrong_key_is_answered_with_the_full_name(capsys, config_file, key, meant):

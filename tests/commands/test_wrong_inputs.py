@@ -131,6 +131,7 @@ CASES = [
     (PROBE + "--eval $strange", "the label jump does not occur in train"),
     (PROBE + "--kinds svm", "--kinds=svm: must be one of"),
     (PROBE + "--stride -1", "--stride=-1: must be at least 0"),
+    (PROBE + "--stride 2 --fps 8", "--fps=8.0: frames are taken by time or every --stride=2"),
     (PROBE + "--stride two", "argument --stride: invalid int value: 'two'"),
     (PROBE + "--batch-size 0", "--batch-size=0: must be at least 1"),
     (PROBE + "--timeout nan", "--timeout=nan: must be above 0"),

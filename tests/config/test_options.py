@@ -58,6 +58,22 @@ def test_the_first_source_with_a_value_counts():
     assert chosen(Settings, None).batch_size == 16
 
 
+def test_of_two_options_that_exclude_each_other_the_first_source_decides():
+    @dataclass(frozen=True, kw_only=True)
+    class Either(Options):
+        every: int | None = option(None, instead_of="rate")
+        rate: float | None = option(None, instead_of="every")
+
+    @dataclass(frozen=True)
+    class Given:
+        every: int | None = None
+        rate: float | None = None
+
+    assert chosen(Either, Given(rate=2.0), Given(every=3)) == Either(rate=2.0)
+    assert chosen(Either, Given(), Given(every=3)) == Either(every=3)
+    assert chosen(Either, Given(every=1, rate=2.0), Given(every=3)) == Either(every=1, rate=2.0)
+
+
 def test_required_options_and_choices_are_argparses(capsys):
     for arguments, message in (
         ([], "required: --from"),

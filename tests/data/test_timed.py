@@ -125,7 +125,7 @@ def test_stride_or_fps_but_not_both(tmp_path):
         load_config("quickstart", ["data.fps=8"])
 
 
-def test_a_run_by_time(run_config, tmp_path, demo_clips, caplog):
+def test_a_run_by_time(run_config, tmp_path, demo_clips):
     from tats_fast.engine.distributed import World
     from tats_fast.pretrain.trainer import Trainer
 
@@ -138,5 +138,6 @@ def test_a_run_by_time(run_config, tmp_path, demo_clips, caplog):
     (tmp_path / "one.txt").write_text(f"{clip}\n")
     extract = ["extract-features", "--checkpoint", run, "--videos", str(tmp_path / "one.txt")]
     assert main([*extract, "--out", out]) == 0
-    assert "trained with data.fps=5" in caplog.text
+    settings = json.loads((tmp_path / "features/settings.json").read_text())
+    assert (settings["stride"], settings["fps"]) == (None, 5.0)
     assert main(["visualize", "--checkpoint", run, "--video", str(clip), "--out", out + "2"]) == 0

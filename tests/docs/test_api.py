@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from classifiers_exchanged import make_classifier, write_fine_tuned
+from data_files import write_video
 from models_exchanged import random_clip, randomize, write_run
 from project import ROOT, TINY_MODEL
 
@@ -30,11 +31,12 @@ def mae(tmp_path) -> MaskedAutoencoder:
 
 def test_documented_snippets_run(mae, tmp_path, monkeypatch):
     write_fine_tuned(tmp_path / "runs" / "my_finetuned_run", make_classifier(TINY_MODEL))
+    write_video(tmp_path / "clip.mp4", 20)
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "api.md").read_text()
     names: dict = {}
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 12
+    assert len(blocks) == 13
     for kind, block in blocks:
         if kind == "python":
             exec(compile(block, "docs/api.md", "exec"), names)

@@ -31,6 +31,13 @@ def test_every_command_and_option_has_a_row(pages: ModuleType) -> None:
     assert "| `--checkpoint` | `PATH` |" in text and "SUPPRESS" not in text
 
 
+def test_bars_in_cells_separate_nothing(pages: ModuleType) -> None:
+    assert pages.table(["a", "b"], [["`NAME|FILE`", "one|two"]]).endswith(
+        "| `NAME|FILE` | one\\|two |"
+    )
+    assert "`none|optimizer|weights`" in pages.commands()
+
+
 def test_every_setting_has_a_meaning(pages: ModuleType) -> None:
     rows = [line.split(" | ") for line in pages.settings().splitlines() if line.startswith("| `")]
     assert len(rows) > 150 and ["| `seed`", "`0`"] in [row[:2] for row in rows]
@@ -55,6 +62,16 @@ def test_every_recipe_is_told_of(pages: ModuleType) -> None:
 )
 def test_links_that_leave_the_pages(pages: ModuleType, link: str, expected: str) -> None:
     assert pages.on_page_markdown(link, None) == expected
+
+
+def test_links_to_files_have_their_files(pages: ModuleType) -> None:
+    """The site shows what lies outside of it as a path, which mkdocs does not look for."""
+    found = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("demo/*.md")]
+    found += ROOT.glob("benchmarks/records/*/*.md")
+    links = [(page, link[3]) for page in found for link in pages.LINK.finditer(page.read_text())]
+    links = [(page, link.partition("#")[0]) for page, link in links if "://" not in link]
+    assert len(links) > 150
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
 
 
 @pytest.mark.slow

@@ -17,10 +17,12 @@ from tats_fast.engine import boards
 from tats_fast.engine.logs import RunLog
 
 
-def train(run_config, tmp_path: Path, logger: str, steps: int, **settings) -> list[dict]:
+def train(
+    run_config, tmp_path: Path, logger: str, steps: int, data: dict | None = None, **settings
+) -> list[dict]:
     """The rows of metrics.jsonl of a run that logs every step to ``logger``."""
     train = {"log_every": 1, "steps": steps, "loggers": (logger,), **settings}
-    save_config(run_config("run", train=train), tmp_path / "run.yaml")
+    save_config(run_config("run", train=train, data=data or {}), tmp_path / "run.yaml")
     assert main(["pretrain", "--config", str(tmp_path / "run.yaml")]) == 0
     return [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
 
@@ -46,14 +48,21 @@ def mlflow_runs(tmp_path, monkeypatch):
     return read
 
 
-def test_tensorboard_has_numbers_and_settings(run_config, tmp_path):
-    rows = train(run_config, tmp_path, "tensorboard", 2)
+def test_tensorboard_has_numbers_settings_and_strips(run_config, tmp_path, demo_clips):
+    held_out = {"eval": str(demo_clips)}
+    rows = train(run_config, tmp_path, "tensorboard", 2, held_out, image_every=1)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
     found = [(e.step, pytest.approx(e.value)) for e in events.Scalars("train/loss_recon")]
     assert [(row["step"], row["loss_recon"]) for row in rows] == found
     assert "config/text_summary" in events.Tags()["tensors"]
+    start = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"masking.ratio" in start and b"train.steps" in start
+    assert not [path for path in (tmp_path / "run/tensorboard").iterdir() if path.is_dir()]
+    assert "train/grad_norm" in events.Tags()["scalars"]
+    strips = [f"sampled_masks/clip_{clip}" for clip in range(4)]
+    assert sorted(events.Tags()["images"]) == strips
 
 
 def test_mlflow_has_one_run_that_goes_on(run_config, tmp_path, monkeypatch):

@@ -241,7 +241,7 @@ def test_a_run_needs_nothing_else(folder, capsys):
     assert "4 videos, 3 classes, 2 clips x 1 crops, stride 2; 0 unreadable" in printed
     out = folder / "run" / "evaluation"
     record = json.loads((out / "evaluation.json").read_text())
-    assert record["views"] == {"stride": 2, "clips": 2, "crops": 1}
+    assert record["views"] == {"stride": 2, "fps": None, "clips": 2, "crops": 1}
     assert record["list"] == str(folder / "good.txt")
     assert record["accuracy"] == record["lower_bound"] and record["unreadable"] == []
     assert f"{100 * record['accuracy']['top1']:.2f}" in printed and str(out) in printed
@@ -306,7 +306,12 @@ def test_checkpoint_folder_file_and_foreign_place(folder, tmp_path, monkeypatch,
     for path in (checkpoint, checkpoint / "model.pt"):
         assert main(command(folder, checkpoint=path)) == 0
         written = tmp_path / "other" / "evaluation" / "evaluation.json"
-        assert json.loads(written.read_text())["views"] == {"stride": 4, "clips": 1, "crops": 3}
+        assert json.loads(written.read_text())["views"] == {
+            "stride": 4,
+            "fps": None,
+            "clips": 1,
+            "crops": 3,
+        }
         written.unlink()
     alone = tmp_path / "alone.pt"
     (checkpoint / "model.pt").rename(alone)
@@ -315,7 +320,7 @@ def test_checkpoint_folder_file_and_foreign_place(folder, tmp_path, monkeypatch,
     assert "--list: not given" in capsys.readouterr().err
     assert main(command(folder, checkpoint=alone, list=folder / "good.txt")) == 0
     record = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
-    assert record["views"] == {"stride": 4, "clips": 5, "crops": 3}
+    assert record["views"] == {"stride": 4, "fps": None, "clips": 5, "crops": 3}
 
 
 @pytest.mark.parametrize(

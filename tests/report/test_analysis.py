@@ -12,7 +12,7 @@ from pages import NAMES, models, noise_clips, tiny
 from tats_fast import kernels
 from tats_fast.models.patchify import motion_energy, patchify
 from tats_fast.report.analysis import analyze, fill_masked, unnormalize
-from tats_fast.report.pictures import mask_sheet
+from tats_fast.report.pictures import mask_strips
 
 
 def test_unnormalize_inverts_the_target_exactly():
@@ -77,7 +77,7 @@ def test_analysis_is_deterministic_and_leaves_the_global_generator_alone():
     mae, sampler = models(config)
     before = torch.get_rng_state()
     one, same = (analyze(config, mae, sampler, clips, seed=3, draws=2) for _ in range(2))
-    mask_sheet(config, mae, sampler, clips)
+    mask_strips(config, mae, sampler, clips)
     assert torch.equal(torch.get_rng_state(), before)
     other = analyze(config, mae, sampler, clips, seed=4, draws=2)
     for a, b in zip(one, same, strict=True):
@@ -100,6 +100,18 @@ def test_motion_lift_and_heat_mean_what_they_say():
     # Half of the tokens stand still and the other half move alike.
     assert result.draws["motion"].mean_motion_lift == pytest.approx(2, abs=0.05)
     assert abs(result.draws["random"].mean_motion_lift - 1) < 0.3
+
+
+def test_every_strategy_has_draws_of_its_own():
+    """A sampler that wants nothing draws as random does, but not the same tokens."""
+    config, clips = tiny(), noise_clips()
+    mae, sampler = models(config)
+    for parameter in sampler.parameters():
+        torch.nn.init.zeros_(parameter)
+    for result in analyze(config, mae, sampler, clips, draws=1):
+        assert np.ptp(result.heat) < 1e-5
+        own, random = (set(result.draws[name].visible.tolist()) for name in ("sampler", "random"))
+        assert own != random
 
 
 def test_still_clip_has_no_motion_and_no_nan():

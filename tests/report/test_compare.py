@@ -88,6 +88,13 @@ def test_the_verdict_is_about_what_another_seed_explains(yours, text):
     assert verdict(Comparison("loss_recon_random", 10, yours, [0.50, 0.52, 0.54])) == text
 
 
+def test_what_no_shown_digit_tells_apart_is_no_difference():
+    """Before its sampler learns, a run's entropy is 1 but for rounding, and so is every seed's."""
+    seeds = [0.9999999, 0.9999998, 0.9999999]
+    judged = verdict(Comparison("entropy_frac", 3, 0.9999951, seeds))
+    assert judged == "within the spread of the reference's seeds"
+
+
 def test_a_verdict_says_better_only_where_something_is():
     judged = verdict(Comparison("probe_knn", 10, 0.9, [0.5]))
     assert judged == "above it by 0.4 (better); one seed tells no spread"

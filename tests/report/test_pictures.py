@@ -20,7 +20,7 @@ from tats_fast.report.pictures import (
     error_map,
     fit,
     heat_overlay,
-    mask_sheet,
+    mask_strips,
     masked_frames,
     strip,
 )
@@ -70,13 +70,15 @@ def test_fit_scales_by_whole_numbers(side, wide):
 @pytest.mark.parametrize(
     ("strategy", "rows"), [("tats", 3), ("random", 2), ("tube", 2), ("everest", 2)]
 )
-def test_mask_sheet(strategy, rows):
+def test_mask_strips(strategy, rows):
     config = tiny(strategy)
     mae, sampler = models(config)
-    sheet = mask_sheet(config, mae, sampler, noise_clips())
-    assert sheet.dtype == np.uint8
-    gaps = 2 * (rows - 1) * 2 + 12
-    assert sheet.shape == (2 * rows * 64 + gaps, 8 * 64 + 7 * 2, 3)
+    strips = mask_strips(config, mae, sampler, noise_clips())
+    assert len(strips) == 2 and not np.array_equal(*strips)
+    for sheet in strips:
+        assert sheet.dtype == np.uint8
+        assert sheet.shape == (rows * 64 + (rows - 1) * 2, 8 * 64 + 7 * 2, 3)
+    sheet = strips[0]
     frames = sheet[:64, :64].reshape(32, 2, 32, 2, 3)[:, 0, :, 0]
     assert np.array_equal(frames, noise_clips()[0, 0].numpy())
     # The second row shows exactly the number of tokens that training shows.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from parts import bench
+from tats_fast.data.workers.progress import JobProgress
 
 FLUSH_BYTES = 2**28
 BURST = 4
@@ -29,17 +30,19 @@ def interleaved_ms(
         return bench.interleaved_ms(calls, device, repeats, warmup)
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(warmup + repeats):
-        for name, call in calls.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            flush.zero_()
-            torch.cuda._sleep(HEAD_START_CYCLES)
-            start.record()
-            call()
-            end.record()
-            torch.cuda.synchronize(device)
-            if round_ >= warmup:
-                times[name].append(start.elapsed_time(end))
+    with JobProgress("rounds", warmup + repeats, sparse=True) as progress:
+        for round_ in range(warmup + repeats):
+            for name, call in calls.items():
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                flush.zero_()
+                torch.cuda._sleep(HEAD_START_CYCLES)
+                start.record()
+                call()
+                end.record()
+                torch.cuda.synchronize(device)
+                if round_ >= warmup:
+                    times[name].append(start.elapsed_time(end))
+            progress.step()
     return times
 
 
@@ -57,13 +60,16 @@ def steps_ms(
     for call in calls.values():
         for _ in range(warmup):
             call()
-    while min(map(len, times.values())) < repeats:
-        for name, call in calls.items():
-            ends = []
-            for _ in range(1 + min(BURST, repeats - len(times[name]))):
-                call()
-                ends.append(torch.cuda.Event(enable_timing=True))
-                ends[-1].record()
-            torch.cuda.synchronize(device)
-            times[name] += [before.elapsed_time(after) for before, after in pairwise(ends)]
+    with JobProgress("steps of each", repeats, sparse=True) as progress:
+        while (done := min(map(len, times.values()))) < repeats:
+            progress.at(done)
+            for name, call in calls.items():
+                ends = []
+                for _ in range(1 + min(BURST, repeats - len(times[name]))):
+                    call()
+                    ends.append(torch.cuda.Event(enable_timing=True))
+                    ends[-1].record()
+                torch.cuda.synchronize(device)
+                times[name] += [before.elapsed_time(after) for before, after in pairwise(ends)]
+        progress.at(repeats)
     return times
