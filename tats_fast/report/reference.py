@@ -57,7 +57,7 @@ EVALUATED = {
 KINDS = {**TRAINED, **EVALUATED}
 OF_THE_RUN = (
     *("name", "output_dir", "seed", "device", "distributed.engine", "data.workers", "train.resume"),
-    *("train.checkpoint_every", "train.keep_checkpoints", "train.loggers"),
+    *("train.checkpoint_every", "train.keep_checkpoints", "train.keep_best", "train.loggers"),
     *("train.log_every", "train.eval_every", "train.image_every", "train.eval_epochs"),
 )
 """Settings that may differ between runs of one configuration: they change no number."""
