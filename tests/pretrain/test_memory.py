@@ -7,9 +7,10 @@ import re
 
 import pytest
 import torch
-from live_memory import peak_growth
+from live_memory import alive, peak_growth
 from project import ROOT
 from run_processes import finish, start
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tats_fast.config import load_config, save_config
 from tats_fast.engine.distributed import World
@@ -163,3 +164,10 @@ def test_what_zero_shares_out(tiny_config):
     assert optimizer.weights == three.weights - 4 * (main // 4)
     assert weights.weights == optimizer.weights - 4 * (main // 4)
     assert three.peak > optimizer.peak > weights.peak
+
+
+def test_tensors_without_memory_are_left_out_of_what_is_alive():
+    with FakeTensorMode():
+        traced = torch.empty(1000)
+    real = torch.empty(1000)
+    assert alive()[real.untyped_storage().data_ptr()] == real.nbytes == traced.nbytes
