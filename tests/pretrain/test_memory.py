@@ -166,6 +166,7 @@ def test_what_zero_shares_out(tiny_config):
     assert three.peak > optimizer.peak > weights.peak
 
 
+@pytest.mark.filterwarnings("error")  # so that asking one for its address fails here, too
 def test_tensors_without_memory_are_left_out_of_what_is_alive():
     with FakeTensorMode():
         traced = torch.empty(1000)
