@@ -176,6 +176,9 @@ def _bars(axis: Any, study: Study, records: Records, place: tuple, score: str) -
         axis.barh(position, value.mean, xerr=error, color=f"C{position % 10}", alpha=0.8)
     axis.set_yticks(range(len(found)), [name for name, _ in found])
     axis.invert_yaxis()
+    if _is_score(score):  # the whole scale: differences of a point must look like one
+        axis.set_xlim(0, 100)
+        axis.set_xlabel("accuracy, %", fontsize=7)
 
 
 def _lines(axis: Any, study: Study, records: Records, place: tuple, score: str) -> None:
@@ -192,5 +195,9 @@ def _lines(axis: Any, study: Study, records: Records, place: tuple, score: str) 
         if steps:
             means = [mean(curve[step] for curve in curves) for step in steps]
             axis.plot(steps, means, marker="o", ms=3, color=f"C{number % 10}", label=strategy)
+    axis.set_xlabel("steps", fontsize=7)
+    if _is_score(score):
+        axis.set_ylim(0, 100)
+        axis.set_ylabel("accuracy, %", fontsize=7)
     if axis.lines:
         axis.legend(fontsize=6)
