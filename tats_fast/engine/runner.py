@@ -98,6 +98,10 @@ class TorchRunner:
                 device_ids=[world.device.index] if world.device.type == "cuda" else None,
                 # Ours are fixed tables; sent in every forward pass they would make all wait there.
                 broadcast_buffers=False,
+                # Keeps the buckets as they are. DDP would otherwise order them anew after a
+                # process's first step, and with them the sums of three numbers or more, so that
+                # a resumed run would differ in the last bits from one that was never stopped.
+                find_unused_parameters=world.size > 2,
             )
         self.forward = self._wrapped.__call__
         self.exchange = ExchangeWait(module, world.device) if world.size > 1 else None

@@ -14,3 +14,10 @@ def test_killed_runs_end_as_an_undisturbed_one(tmp_path, engine):
     assert sum(found["kills"].values()) == 6
     assert found["rows"] == 6 * PER_KILL + AFTER and found["tensors"] > 100
     assert found["differing_rows"] == found["differing_tensors"] == 0
+
+
+@pytest.mark.slow
+def test_more_than_two_processes_add_up_in_one_order_after_a_kill_too(tmp_path):
+    """Two numbers have one sum whatever the order; four do not."""
+    found = soak(tmp_path, "ddp", kills=1, seed=1, ranks=4)
+    assert found["differing_rows"] == found["differing_tensors"] == 0 and found["rows"] > 50
