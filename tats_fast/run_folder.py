@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -49,6 +50,27 @@ def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
             "folder with one"
         )
     return checkpoints[-1]
+
+
+def read_rows(path: Path, last_step: float = math.inf) -> list[dict[str, Any]]:
+    """Rows of a run's .jsonl file up to ``last_step``; [] if it is missing. Lines without a step,
+    or cut off when the run was killed, are left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and is_number(row.get("step")) and row["step"] <= last_step:
+            rows.append(row)
+    return rows
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number (a bool is none)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

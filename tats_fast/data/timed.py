@@ -64,17 +64,14 @@ def _length(times: Sequence[float]) -> float:
     return length + length / max(1, len(times) - 1)
 
 
-def shown_times(path: str, timeout: float | None = None) -> list[float]:
+def shown_times(path: str) -> list[float]:
     """When each frame of a file is shown, s, ascending, by reading it without decoding.
-
-    timeout: seconds after which it is given up; none = never.
 
     Raises:
         DecodeError: the file cannot be read, or holds no frame.
     """
-    deadline = Deadline(path, timeout)
     with open_video(path) as (_, stream):
-        timing, packets = Timing.of(path, stream), timed_packets(stream, deadline)
+        timing, packets = Timing.of(path, stream), timed_packets(stream, Deadline(path, None))
         tick = float(stream.time_base)
     times = _times(path, timing, packets, tick)
     if not times:

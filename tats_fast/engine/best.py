@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from tats_fast.run_folder import STEP_PREFIX, list_checkpoints
+from tats_fast.run_folder import STEP_PREFIX, is_number, list_checkpoints, read_rows
 
 MEASURES = {"top1": max, "loss_recon_random": min}
 """What of a line of ``eval.jsonl`` is compared: accuracy of fine-tuning, held-out loss under the
@@ -30,10 +28,9 @@ def best_checkpoint(run_dir: Path) -> Best | None:
     last one of a fine-tuning run.
     """
     groups: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
-    for row in _rows(run_dir / "eval.jsonl"):
+    for row in read_rows(run_dir / "eval.jsonl"):
         for measure in MEASURES:
-            value = row.get(measure)
-            if isinstance(value, float | int) and math.isfinite(value):
+            if is_number(value := row.get(measure)):
                 groups[measure, row.get("views", 0)][row["step"]] = float(value)
     if not groups:
         return None
@@ -44,16 +41,3 @@ def best_checkpoint(run_dir: Path) -> Best | None:
         return None
     step = MEASURES[measure](evaluated, key=evaluated.__getitem__)
     return Best(there[step], measure, evaluated[step])
-
-
-def _rows(path: Path) -> list[dict]:
-    rows = []
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # cut off by a kill
-                continue
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
-    return rows

@@ -16,6 +16,7 @@ import numpy as np
 
 from tats_fast.data.workers.progress import Progress
 from tats_fast.engine.boards import Board, reason_of
+from tats_fast.run_folder import read_rows
 
 LOGGER = logging.getLogger("tats_fast")
 LINES = ("metrics.jsonl", "eval.jsonl")
@@ -182,16 +183,8 @@ def _last_step(path: Path) -> int:
 
 def recorded(folder: Path, step: int) -> set[str]:
     """Keys of the lines of ``eval.jsonl`` in ``folder`` at this step."""
-    try:
-        lines = (folder / "eval.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return set()
-    keys: set[str] = set()
-    for line in lines:
-        with contextlib.suppress(ValueError):  # cut off by a kill
-            row = json.loads(line)
-            keys |= set(row) if row.get("step") == step else set()
-    return keys
+    rows = (row for row in read_rows(folder / "eval.jsonl", step) if row["step"] == step)
+    return set().union(*rows)
 
 
 def _is_nan(value: Any) -> bool:

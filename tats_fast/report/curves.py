@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from tats_fast.run_folder import is_number
+
 Points = list[tuple[float, float]]
 
 WIDTH, HEIGHT = 340, 190
@@ -27,11 +29,6 @@ class Chart(NamedTuple):
 def series(rows: Iterable[dict[str, Any]], key: str) -> Points:
     """(step, value) of every row that has a finite number under ``key``."""
     return [(float(row["step"]), float(row[key])) for row in rows if is_number(row.get(key))]
-
-
-def is_number(value: Any) -> bool:
-    """Whether a JSON value is a finite number (a bool is none)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def short(value: float) -> str:

@@ -20,8 +20,7 @@ from tats_fast.config import ConfigError, FinetuneConfig, RunConfig
 from tats_fast.config.reading import flat, read_saved
 from tats_fast.data.files import write_bytes
 from tats_fast.report.curves import Points, series, thin
-from tats_fast.report.visualize import read_rows
-from tats_fast.run_folder import CONFIG_FILE
+from tats_fast.run_folder import CONFIG_FILE, read_rows
 from tats_fast.version import __version__
 
 POINTS = 60
@@ -189,9 +188,7 @@ def _run_config(folder: Path) -> RunConfig | FinetuneConfig:
 
 
 def _curves(folder: Path) -> dict[str, Points]:
-    metrics, evaluations = (
-        read_rows(folder / name, last_step=2**63) for name in ("metrics.jsonl", "eval.jsonl")
-    )
+    metrics, evaluations = (read_rows(folder / name) for name in ("metrics.jsonl", "eval.jsonl"))
     found = {name: thin(series(metrics, name), POINTS) for name in TRAINED}
     found |= {name: thin(series(evaluations, name), POINTS) for name in EVALUATED}
     found = {name: points for name, points in found.items() if points}

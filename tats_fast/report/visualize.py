@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +20,11 @@ from tats_fast.data.video import load_clip
 from tats_fast.data.workers.pool import Lost, Workers
 from tats_fast.models.restore import load_models
 from tats_fast.report.analysis import analyze
-from tats_fast.report.curves import is_number
 from tats_fast.report.figures import clip_figure, summary_figure
 from tats_fast.report.page import Report, render_page
 from tats_fast.report.pictures import heat_top
 from tats_fast.report.probes import read_probes
-from tats_fast.run_folder import STEP_PREFIX, find_checkpoint, list_checkpoints
+from tats_fast.run_folder import STEP_PREFIX, find_checkpoint, list_checkpoints, read_rows
 
 LOGGER = logging.getLogger("tats_fast")
 
@@ -103,22 +100,6 @@ def expand_videos(specs: Sequence[str | Path]) -> list[str]:
         else:
             paths.append(spec)
     return paths
-
-
-def read_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """Rows of a .jsonl file up to ``last_step``; [] if it is missing. Lines without a step, or cut
-    off when the run was killed, are left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and is_number(row.get("step")) and row["step"] <= last_step:
-            rows.append(row)
-    return rows
 
 
 def _is_video(path: str) -> bool:

@@ -114,6 +114,7 @@ def test_adamae_code_is_timed_with_a_model_that_draws_for_itself(monkeypatch, cl
     config = small_config("optim.base_lr=0.1")
     path = paths.PATHS["adamae_code"]
     peer = paths.make_contender(path, config, torch.device("cpu"), clips)
+    paths.make_contender(path, config, torch.device("cpu"), clips)  # as for a second batch size
     peer.take_first_step()
     assert 0.5 < peer.first["loss_recon"] < 1.5
     for _ in range(15):

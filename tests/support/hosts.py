@@ -93,7 +93,7 @@ def logins(hosts: list[str], folder: Path) -> Iterator[Path]:
             alone = ("unshare", "--fork", "--pid", "--mount-proc", "--kill-child")
             init = subprocess.Popen(["ip", "netns", "exec", host, *alone, "sleep", "infinity"])
             inits.append(init)
-            (folder / host).write_text(str(_only_child(init.pid)))
+            (folder / host).write_text(str(_only_child(init)))
         names = {"pdsh": PDSH, "ssh": SSH, "bin/pkill": PKILL}
         for name, text in names.items():
             (folder / name).write_text(text.format(python=sys.executable, folder=folder))
@@ -105,12 +105,14 @@ def logins(hosts: list[str], folder: Path) -> Iterator[Path]:
             init.wait()
 
 
-def _only_child(pid: int) -> int:
+def _only_child(parent: subprocess.Popen) -> int:
+    """Skips the test where ``unshare`` is refused, which ends it."""
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    while parent.poll() is None:
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
         if children and "sleep" in Path(f"/proc/{children[0]}/comm").read_text():
             return int(children[0])
+        assert time.monotonic() < deadline, "no host after ten seconds"
         time.sleep(0.01)
     pytest.skip("process namespaces cannot be made here")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def videomae(model: ModelConfig) -> nn.Module:
     return VideoMAEForPreTraining._from_config(config, attn_implementation="sdpa")
 
 
-class Peer:
+class Peer(ABC):
     """A path like ``Contender``: the same clips, size, number of visible tokens, precision and
     optimizer. Its losses cannot be compared with ours."""
 
@@ -48,9 +49,9 @@ class Peer:
         colours = (IMAGENET_MEAN, IMAGENET_STD)
         self._mean, self._std = (torch.tensor(colour, device=device) for colour in colours)
 
+    @abstractmethod
     def loss(self, clips: Tensor) -> Tensor:
         """Of uint8 clips (B, T, S, S, 3): a scalar with a gradient."""
-        raise NotImplementedError
 
     def step(self) -> dict[str, Tensor]:
         """One update; the loss stays on the device."""

@@ -3,7 +3,7 @@
     git clone https://github.com/wgcban/adamae && export ADAMAE_CODE=adamae
 
 Its model is theirs; of timm it needs four small functions, which stand below where timm is missing.
-The loss is written here from the paper (arXiv 2211.09120, equations 3 to 5), without its loop over
+The loss is written here from the paper (arXiv 2211.09120), without its code's loop over
 clips, and the plain training loop is the other peers'.
 """
 
@@ -82,7 +82,7 @@ def _code(clone: Path) -> ModuleType:
     """Its module with the pretraining model."""
     if not (clone / "models" / "pretrain" / "vit.py").is_file():
         raise ModuleNotFoundError(FOLDER, name=f"a clone of AdaMAE ({FOLDER}=FOLDER)")
-    if importlib.util.find_spec("timm") is None:
+    if "timm" not in sys.modules and importlib.util.find_spec("timm") is None:
         _stand_in_for_timm()
     if str(clone.resolve()) not in sys.path:
         sys.path.insert(0, str(clone.resolve()))
@@ -94,7 +94,7 @@ def _stand_in_for_timm() -> None:
 
     def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
         if probability and training:
-            raise NotImplementedError("pretraining drops no paths")
+            raise ValueError("its pretraining drops no paths")
         return x
 
     def to_2tuple(value: Any) -> tuple[Any, Any]:
