@@ -24,7 +24,7 @@ import torch
 from parts import bench
 from parts.study import report
 from parts.study.clips import ProbeSet, make_probe, make_source
-from parts.study.measures import accuracy, finetune, looks, start_probes
+from parts.study.measures import accuracy, chance, finetune, looks, start_probes
 from parts.study.spec import SUPERVISED, UNTRAINED, Cell, Study, read_study
 from parts.study.training import CellRun, supervised, train_pack
 
@@ -161,7 +161,8 @@ def train(
     study, (data, seed) = cells[0].study, (cells[0].data, cells[0].seed)
     model = cells[0].config.model
     source = make_source(study.data[data], model, seed, device, out / DECODED)
-    records = {cell.key: describe(cell) for cell in cells}
+    by_chance = {name: chance(part.test) for name, part in sets.items()}
+    records = {cell.key: {**describe(cell), "chance": by_chance} for cell in cells}
     own = sets.get(data, next(iter(sets.values())))
     runs = [CellRun(cell, device) for cell in cells if cell.strategy != SUPERVISED]
     jobs: dict[str, list[dict[str, Any]]] = {cell.key: [] for cell in cells}

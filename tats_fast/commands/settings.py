@@ -34,8 +34,8 @@ class ConfigOptions(Options):
 def _config(arguments: argparse.Namespace) -> int:
     options = chosen(ConfigOptions, arguments)
     kind = options.kind or _kind(options.source)
-    print(f"# {options.source} as tats-fast {kind} reads it\n")
-    print("\n".join(lines(describe(options.source, arguments.overrides, _KINDS[kind]))))
+    text = "\n".join(lines(describe(options.source, arguments.overrides, _KINDS[kind])))
+    print(f"# {options.source} as tats-fast {kind} reads it\n\n{text}")
     return 0
 
 

@@ -178,6 +178,15 @@ def test_lists_of_the_same_name_are_kept_apart(tmp_path: Path) -> None:
     assert not torch.equal(*banks)
 
 
+def test_charts_know_the_chance_of_every_kind_of_score() -> None:
+    records = {"old": {}, "new": {"chance": {"object": 12.5, "real_people": 11.0}}}
+    for score in ("object_knn", "object_linear", "object_linear_bn", "object_tuned20"):
+        assert report.chance_of(records, score) == 12.5
+    assert report.chance_of(records, "real_people_linear_bn") == 11
+    assert report.chance_of(records, "loss") is None
+    assert report.chance_of({"old": {}}, "object_knn") is None
+
+
 @pytest.fixture
 def study_file(tmp_path: Path) -> Path:
     path = tmp_path / "study.yaml"
@@ -197,6 +206,7 @@ def test_trains_measures_reports_and_goes_on(study_file: Path, tmp_path: Path) -
     record = json.loads((out / "object_tats_0.75_seed0.json").read_text())
     assert record["steps"] == 2 and record["curve"][-1]["step"] == 2
     assert 0 <= record["curve"][-1]["object_knn"] <= 100
+    assert 100 / 8 <= record["chance"]["object"] < 100
     written = {path: path.stat().st_mtime_ns for path in out.glob("object_*.json")}
     assert len(written) == 2
     listed = completed(*arguments, "--list").splitlines()

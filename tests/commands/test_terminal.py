@@ -153,6 +153,11 @@ def test_config_prints_every_recipe(capsys, name):
     assert "\nseed: 5\n" in said
 
 
+def test_config_of_a_wrong_value_prints_the_error_alone(capsys):
+    assert main(["config", "quickstart", "masking.ratio=2"]) == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_config_that_is_not_there(capsys):
     code, line = error(capsys, "config", "quikstart")
     assert code == 2 and line.endswith("no recipe has that name; did you mean quickstart?")

@@ -161,6 +161,11 @@ def finetune(cell: Cell, encoder: VideoEncoder, part: ProbeSet, shots: int) -> f
     return accuracy(classifier, test)
 
 
+def chance(part: LabelledClips) -> float:
+    """Top-1 in percent of always answering the most frequent class."""
+    return 100 * part.labels.bincount().max().item() / len(part.labels)
+
+
 @torch.no_grad()
 def accuracy(classifier: VideoClassifier, part: LabelledClips) -> float:
     """Top-1 in percent."""

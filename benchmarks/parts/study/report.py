@@ -164,6 +164,22 @@ def _draw(path: Path, study: Study, records: Records, fill: Fill) -> Path:
     return path
 
 
+def chance_of(records: Records, score: str) -> float | None:
+    """What guessing gives where ``score`` is asked, in percent; None if no record says so."""
+    name = score.rpartition("_")[0].removesuffix("_linear")
+    known = (record["chance"] for record in records.values() if "chance" in record)
+    return next((chance[name] for chance in known if name in chance), None)
+
+
+def _percent(records: Records, score: str, line: Callable[..., Any]) -> str:
+    """The name of an axis of accuracies, on which ``line`` marks chance."""
+    value = chance_of(records, score)
+    if value is None:
+        return "accuracy, %"
+    line(value, color="0.4", linestyle="--", linewidth=0.8)
+    return "accuracy, %; dashed: chance"
+
+
 def _bars(axis: Any, study: Study, records: Records, place: tuple, score: str) -> None:
     rows = groups(records)[place]
     found = [
@@ -178,7 +194,7 @@ def _bars(axis: Any, study: Study, records: Records, place: tuple, score: str) -
     axis.invert_yaxis()
     if _is_score(score):  # the whole scale: differences of a point must look like one
         axis.set_xlim(0, 100)
-        axis.set_xlabel("accuracy, %", fontsize=7)
+        axis.set_xlabel(_percent(records, score, axis.axvline), fontsize=7)
 
 
 def _lines(axis: Any, study: Study, records: Records, place: tuple, score: str) -> None:
@@ -198,6 +214,6 @@ def _lines(axis: Any, study: Study, records: Records, place: tuple, score: str) 
     axis.set_xlabel("steps", fontsize=7)
     if _is_score(score):
         axis.set_ylim(0, 100)
-        axis.set_ylabel("accuracy, %", fontsize=7)
+        axis.set_ylabel(_percent(records, score, axis.axhline), fontsize=7)
     if axis.lines:
         axis.legend(fontsize=6)
