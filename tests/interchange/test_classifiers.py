@@ -42,6 +42,7 @@ from tats_fast.interchange import (
     read_weights,
     save_weights,
 )
+from tats_fast.weights_file import read_state, write_state
 
 sizes = pytest.mark.parametrize("size", SIZES)
 deviations = pytest.mark.parametrize("std", [0.2, 0.003])
@@ -84,7 +85,7 @@ def test_transformers_gives_us_the_same_logits(tmp_path, size, std, eps):
     theirs.save_pretrained(tmp_path / "theirs")
     weights = read_weights(tmp_path / "theirs")
     assert not weights.notes
-    saved = save_weights(weights, tmp_path / "imported.pt")
+    saved = save_weights(weights, tmp_path / "imported.safetensors")
     _, video = random_clip(SIZES[size])
     expected = logits(theirs, video)
     assert expected.std() > 0.1
@@ -102,7 +103,7 @@ def test_the_original_code_gives_us_the_same_logits(tmp_path, std):
     torch.save({"model": original_classifier_state(theirs)}, tmp_path / "theirs.pth")
     theirs.fc_norm.eps = 1e-6
     weights = read_weights(tmp_path / "theirs.pth", GIVEN)
-    saved = save_weights(weights, tmp_path / "imported.pt")
+    saved = save_weights(weights, tmp_path / "imported.safetensors")
     _, video = random_clip(SIZES["plain"])
     classifiers = (
         tats_fast.load_classifier(tmp_path / "theirs.pth", **GIVEN),
@@ -142,7 +143,7 @@ def test_biases_arrive(run, exported, bias):
 
 
 def test_there_and_back_changes_no_bit(run, exported, tmp_path):
-    saved = save_weights(read_weights(exported), tmp_path / "imported.pt")
+    saved = save_weights(read_weights(exported), tmp_path / "imported.safetensors")
     again = export_hugging_face(read_weights(saved), tmp_path / "again")
     first, second = (load_file(folder / "model.safetensors") for folder in (exported, again))
     assert first.keys() == second.keys()
@@ -173,7 +174,7 @@ def test_encoder_of_a_classifier(run, exported):
     """It ends without a norm, as the classifier uses it."""
     classifier = tats_fast.load_classifier(run)
     _, video = random_clip(SIZES["plain"])
-    for path in (run, exported, run / "checkpoints" / "step_000100" / "model.pt"):
+    for path in (run, exported, run / "checkpoints" / "step_000100" / "model.safetensors"):
         encoder = tats_fast.load_encoder(path)
         assert isinstance(encoder.norm, torch.nn.Identity)
         with torch.no_grad():
@@ -213,10 +214,10 @@ def test_an_encoder_is_no_classifier(tmp_path):
 
 
 def change_ours(run, change) -> None:
-    path = run / "checkpoints" / "step_000100" / "model.pt"
-    content = torch.load(path)
+    path = run / "checkpoints" / "step_000100" / "model.safetensors"
+    content = read_state(path)
     change(content["classifier"], content)
-    torch.save(content, path)
+    write_state(content, path)
 
 
 @pytest.mark.parametrize(
