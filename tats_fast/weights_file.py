@@ -35,7 +35,7 @@ def write_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a safetensors file: all of it or nothing, without Python's lock, and no second copy of
-    a tensor that is contiguous.
+    a tensor that is contiguous. The same tensors give the same bytes, whatever their order.
 
     Args:
         tensors: on the CPU, of any shape and any dtype of ``_DTYPES``; they may share memory, also
@@ -48,7 +48,7 @@ def write_tensors(
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     # The widest first, so that each tensor begins at a multiple of its element's size.
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     end = 0
     for name, tensor in ordered:
         start, end = end, end + tensor.numel() * tensor.element_size()

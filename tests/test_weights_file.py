@@ -51,6 +51,13 @@ def test_every_tensor_comes_back_bit_for_bit(tmp_path):
             assert bits(again[section][name]) == bits(tensor), name
 
 
+def test_the_order_of_names_does_not_matter(tmp_path):
+    tensors = varied()
+    write_tensors(tensors, tmp_path / "one")
+    write_tensors(dict(reversed(tensors.items())), tmp_path / "two")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
 def test_plain_values_come_back(tmp_path):
     values = {
         **{"model": {"width": 12, "mlp_ratio": 8 / 3, "positions": "flat", "nested": {"a": None}}},

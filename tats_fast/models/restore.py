@@ -77,6 +77,11 @@ def load_models(
             f"{folder}: holds a fine-tuned classifier, and this needs an autoencoder; name a "
             "pretraining run or checkpoint"
         )
+    if "mae" not in state:
+        raise ConfigError(
+            f"{path}: does not hold this model or another of ours; tats-fast import reads those of "
+            "other projects"
+        )
     config = read_saved(folder / CONFIG_FILE, RunConfig)
     mae, sampler = build_models(config, device.type)
     try:

@@ -7,6 +7,7 @@ logits by far more than the tolerance.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -42,7 +43,7 @@ from tats_fast.interchange import (
     read_weights,
     save_weights,
 )
-from tats_fast.weights_file import read_state, write_state
+from tats_fast.weights_file import VALUES, read_state, write_state, write_tensors
 
 sizes = pytest.mark.parametrize("size", SIZES)
 deviations = pytest.mark.parametrize("std", [0.2, 0.003])
@@ -157,6 +158,31 @@ def test_there_and_back_changes_no_bit(run, exported, tmp_path):
     assert original.classes == back.classes
     for name, tensor in original.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor), name
+
+
+def test_a_checkpoint_of_before_safetensors(run, tmp_path):
+    expected = tats_fast.load_classifier(run)
+    file = run / "checkpoints" / "step_000100" / "model.safetensors"
+    torch.save(copy.deepcopy(read_state(file)), file.with_name("model.pt"))
+    file.unlink()
+    for path in (run, file.with_name("model.pt")):
+        classifier = tats_fast.load_classifier(path)
+        assert classifier.classes == CLASSES
+        _, video = random_clip(SIZES["plain"])
+        assert torch.equal(logits(classifier, video), logits(expected, video))
+
+
+@pytest.mark.parametrize(
+    "values", [{}, [], {"imported": 3, "sampler": None}, {"classes": 3, "model": {}, "norm_eps": 0}]
+)
+def test_weights_of_ours_without_what_they_should_hold(tmp_path, values):
+    """Whatever the plain values in the file are, it is one sentence."""
+    path = tmp_path / "model.safetensors"
+    for section in ("classifier", "mae", "sampler"):
+        write_tensors({f"{section}.a": torch.ones(1)}, path, {VALUES: json.dumps(values)})
+        with pytest.raises(ConfigError, match=str(path)) as error:
+            tats_fast.load_classifier(path)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("image_size", "num_frames"), [(48, 4), (32, 10), (16, 2)])

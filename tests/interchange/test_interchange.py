@@ -36,6 +36,7 @@ from tats_fast.interchange import export_hugging_face, read_weights, save_weight
 from tats_fast.interchange.foreign import mlp_ratio
 from tats_fast.models import MaskedAutoencoder
 from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD
+from tats_fast.models.restore import load_models
 
 sizes = pytest.mark.parametrize("size", SIZES)
 
@@ -323,6 +324,13 @@ def test_models_that_ours_cannot_express_are_refused(make_export, field, value):
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.raises(ConfigError, match=field):
         read_weights(folder)
+
+
+def test_an_export_is_no_checkpoint(make_export):
+    """Though its weights have the same file name."""
+    _, folder = make_export("plain")
+    with pytest.raises(ConfigError, match=r"another of ours; tats-fast import"):
+        load_models(folder)
 
 
 def test_mlp_ratio_survives_rounding():
