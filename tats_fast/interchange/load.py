@@ -51,8 +51,9 @@ def read_weights(
         try:
             return resize(own_weights(content, path, ema), overrides)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:120]
             raise ConfigError(
-                f"{path}: does not hold a model ({type(error).__name__}: {str(error)[:120]})"
+                f"{path}: does not hold a model ({type(error).__name__}: {reason})"
             ) from None
     return foreign_weights(content, path, overrides)
 
