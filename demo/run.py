@@ -82,7 +82,7 @@ def untrained(folder: Path) -> Path:
     config = load_config(folder / "config.yaml")
     torch.manual_seed(config.seed)
     model = create_model(**dataclasses.asdict(config.model))
-    path = folder / "untrained.pt"
+    path = folder / "untrained.safetensors"
     path.unlink(missing_ok=True)  # of an earlier demo
     return save_weights(Weights(model=model.config, state=model.state_dict()), path)
 

@@ -22,10 +22,10 @@ def load_encoder(
     ``sampling`` is the training's ``stride`` or ``fps``: how the T frames should be taken.
 
     Args:
-        path: run folder (then its newest checkpoint), checkpoint folder or its ``model.pt``, file
-            of ``tats-fast import``, folder of Transformers' VideoMAE or its name on the Hugging
-            Face hub (``org/name``), or a ``.pth`` of VideoMAE, VideoMAE V2 or AdaMAE; of a
-            classifier, its encoder.
+        path: run folder (then its newest checkpoint), checkpoint folder or its
+            ``model.safetensors``, file of ``tats-fast import``, folder of Transformers' VideoMAE
+            or its name on the Hugging Face hub (``org/name``), or a ``.pth`` of VideoMAE, VideoMAE
+            V2 or AdaMAE; of a classifier, its encoder.
         ema: take the moving average of the weights, where pretraining kept one
             (``train.ema_decay``).
         overrides: ``image_size``, ``num_frames``, ``attention`` (default ``auto``, whatever the
@@ -48,8 +48,9 @@ def load_classifier(
 
     Args:
         path: fine-tuned run folder (then its newest checkpoint), checkpoint folder or its
-            ``model.pt``, file of ``tats-fast import``, folder of Transformers' VideoMAE for
-            classification with mean pooling, or a fine-tuned ``.pth`` of VideoMAE or VideoMAE V2.
+            ``model.safetensors``, file of ``tats-fast import``, folder of Transformers' VideoMAE
+            for classification with mean pooling, or a fine-tuned ``.pth`` of VideoMAE or VideoMAE
+            V2.
         overrides: as for ``load_encoder``.
 
     Raises:

@@ -13,8 +13,11 @@ from typing import Any
 import torch
 
 from tats_fast.config import ConfigError
+from tats_fast.weights_file import read_state
 
-MODEL_FILE = "model.pt"
+MODEL_FILE = "model.safetensors"
+OLD_MODEL_FILE = "model.pt"
+"""The same in checkpoints of earlier versions, as ``torch.save`` writes it."""
 CONFIG_FILE = "config.yaml"
 TRAINER_FILE = "trainer.pt"
 OPTIMIZER_FILE = "optimizer.pt"
@@ -34,6 +37,22 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     )
 
 
+def model_file(folder: Path) -> Path:
+    """Where a checkpoint has its weights, or should."""
+    new, old = folder / MODEL_FILE, folder / OLD_MODEL_FILE
+    return old if old.is_file() and not new.exists() else new
+
+
+def read_model(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Content of a ``model_file``, with the tensors on ``device``.
+
+    Raises:
+        ConfigError: missing or damaged, or something else; one line.
+    """
+    read = read_state if path.suffix == Path(MODEL_FILE).suffix else read_tensors
+    return read(path, device)
+
+
 def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
     """The checkpoint folder meant by ``path``: itself, or a run folder's newest.
 
@@ -41,7 +60,7 @@ def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
         ConfigError: there is none; one line.
     """
     folder = Path(path)
-    if (folder / MODEL_FILE).is_file() or (folder / MANIFEST_FILE).is_file():
+    if model_file(folder).is_file() or (folder / MANIFEST_FILE).is_file():
         return folder
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
@@ -85,8 +104,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
 def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
     """What is wrong with the files of a checkpoint, in a few words; None where nothing is.
 
-    A checkpoint without a manifest (written before there was one, or by ``tats-fast import``) is
-    held to the checksums inside its ``.pt`` files.
+    A checkpoint of before there was a manifest is held to the checksums inside its ``.pt`` files.
 
     Args:
         names: files to look at; None = all that make up a checkpoint.
@@ -94,8 +112,11 @@ def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
     try:
         listed = json.loads((folder / MANIFEST_FILE).read_text())["files"]
     except FileNotFoundError:
+        model = model_file(folder)
+        if names is None and model.name == MODEL_FILE:
+            return f"{(MANIFEST_FILE if model.is_file() else MODEL_FILE)} is missing"
         return _damage_by_zip(
-            folder, (MODEL_FILE, TRAINER_FILE, CONFIG_FILE) if names is None else names
+            folder, (model.name, TRAINER_FILE, CONFIG_FILE) if names is None else names
         )
     except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST_FILE} cannot be read"

@@ -16,9 +16,10 @@ PAGES = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
 MODELS = {"config", "kernels", "models"}
 ALLOWED = {
     "config": set(),
-    "run_folder": {"config"},
+    "weights_file": {"config"},
+    "run_folder": {"config", "weights_file"},
     "models": {"config", "kernels", "run_folder"},
-    "interchange": {"config", "models", "run_folder", "version"},
+    "interchange": {"config", "models", "run_folder", "version", "weights_file"},
     "masking": MODELS,
     "rl": MODELS,
     "data": {"config"},
@@ -27,7 +28,7 @@ ALLOWED = {
     "recognition": MODELS | {"data", "interchange", "run_folder"},
     "report": MODELS
     | {"masking", "rl", "data", "interchange", "recognition", "run_folder", "version"},
-    "engine": {"config", "data", "run_folder"},
+    "engine": {"config", "data", "run_folder", "weights_file"},
     "pretrain": MODELS
     | {"masking", "rl", "data", "generated", "interchange", "recognition", "report", "engine"}
     | {"run_folder"},

@@ -46,7 +46,7 @@ class ImportOptions(Options):
         flag="--from",
         metavar="PATH",
     )
-    out: str = option(help="file ending in .pt, or checkpoint folder", metavar="PATH")
+    out: str = option(help="file ending in .safetensors, or checkpoint folder", metavar="PATH")
 
 
 def _export(arguments: argparse.Namespace) -> int:

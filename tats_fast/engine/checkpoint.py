@@ -1,10 +1,10 @@
 """Checkpoints: complete or absent, never half written; enough in them to continue bit by bit.
 
-A checkpoint is a folder ``checkpoints/step_000500`` with ``model.pt``, ``trainer.pt`` (step, data
-position, and what the learner adds), ``optimizer.pt``, ``config.yaml``, and ``manifest.json`` with
-the checksums of them all. Nothing in it belongs to one process: any number of them may go on from
-it, under any engine. Random draws follow from the seed, the step and the place in the batch.
-``store.py`` has the order of writing.
+A checkpoint is a folder ``checkpoints/step_000500`` with ``model.safetensors``, ``trainer.pt``
+(step, data position, and what the learner adds), ``optimizer.pt``, ``config.yaml``, and
+``manifest.json`` with the checksums of them all. Nothing in it belongs to one process: any number
+of them may go on from it, under any engine. Random draws follow from the seed, the step and the
+place in the batch. ``store.py`` has the order of writing.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ from tats_fast.run_folder import (
     STEP_PREFIX,
     TRAINER_FILE,
     list_checkpoints,
+    model_file,
+    read_model,
     read_tensors,
 )
+from tats_fast.weights_file import write_state
 
 
 class NotSaved(Failure):
@@ -60,7 +63,7 @@ class Savable(Protocol):
     runner: Runner
 
     def model_state(self) -> dict[str, Any]:
-        """Content of ``model.pt``: what the model is."""
+        """What the model is: sections of tensors and plain values, as ``write_state`` takes it."""
 
     def trainer_state(self) -> dict[str, Any]:
         """What else continues the training; the runner saves its optimizer itself."""
@@ -132,7 +135,8 @@ def write_checkpoint(run_dir: Path, contents: Contents, source: Path | None = No
     try:
         store.begin(final)
         for name, tensors in contents.files.items():
-            _save_tensors(tensors, temporary / name)
+            save = write_state if name == MODEL_FILE else _save_tensors
+            save(tensors, temporary / name)
         save_config(config, temporary / CONFIG_FILE)
         store.seal(temporary)
         store.publish(temporary, final)
@@ -211,7 +215,7 @@ def _load(
 ) -> tuple[Position, list[str]]:
     world = learner.world
     changed = changed_settings(folder, config)
-    model = read_tensors(folder / MODEL_FILE, world.device)
+    model = read_model(model_file(folder), world.device)
     trainer = read_tensors(folder / TRAINER_FILE)
     if trainer["world_size"] != world.size:
         changed.append(f"processes: {trainer['world_size']} -> {world.size}")

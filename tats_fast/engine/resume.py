@@ -13,11 +13,11 @@ from tats_fast.engine.distributed import World
 from tats_fast.engine.logs import LINES, drop_lines_after
 from tats_fast.run_folder import (
     MANIFEST_FILE,
-    MODEL_FILE,
     SUPERSEDED,
     damage,
     find_checkpoint,
     list_checkpoints,
+    model_file,
 )
 
 LOGGER = logging.getLogger("tats_fast")
@@ -41,7 +41,7 @@ def checkpoint_to_resume(run_dir: Path, resume: str, world: World) -> Path | Non
     chosen = world.from_main(lambda: _choose(run_dir, resume))
     if chosen is None:
         return None
-    seen = (chosen / MODEL_FILE).is_file()
+    seen = model_file(chosen).is_file()
     for rank, (host, sees) in enumerate(world.gather((socket.gethostname(), seen), patient=True)):
         if not sees:
             raise ConfigError(

@@ -74,7 +74,7 @@ class ClassifierLearner:
             yield classifier
 
     def model_state(self) -> dict[str, Any]:
-        """What a checkpoint's ``model.pt`` holds: all that the model is, without the run."""
+        """All that the model is, without the run."""
         with self.averaged():
             state = {name: tensor.clone() for name, tensor in self.runner.weights().items()}
         encoder = self.module.encoder
@@ -86,7 +86,7 @@ class ClassifierLearner:
         }
 
     def trainer_state(self) -> dict[str, Any]:
-        """The weights that train, where ``model.pt`` holds their average."""
+        """The weights that train, where those of the model are their average."""
         return {"weights": None if self.average is None else self.runner.weights()}
 
     def load_state(self, model: dict[str, Any], trainer: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from tats_fast.interchange.names import (
 )
 from tats_fast.interchange.weights import Weights, check_shapes
 from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD
+from tats_fast.weights_file import read_state, write_tensors
 
 CONFIG_JSON = "config.json"  # in every folder that save_pretrained writes
 SAFETENSORS = "model.safetensors"
@@ -185,12 +185,12 @@ def export_hugging_face(weights: Weights, out: Path) -> Path:
         tensors |= to_foreign(weights.head, head_map(HUGGING_FACE), *sizes)
     for old, new in BIAS_NAMES.items():
         biases = {name: tensor for name, tensor in tensors.items() if old in name}
-        tensors |= {name.replace(old, new): tensor.clone() for name, tensor in biases.items()}
+        tensors |= {name.replace(old, new): tensor for name, tensor in biases.items()}
     temporary = out.with_name(f".writing_{out.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _safetensors().save_file(tensors, str(temporary / SAFETENSORS), metadata={"format": "pt"})
+        write_tensors(tensors, temporary / SAFETENSORS)
         for name, content in (
             (CONFIG_JSON, hugging_face_config(weights)),
             ("preprocessor_config.json", image_processor_config(model.image_size)),
@@ -203,30 +203,6 @@ def export_hugging_face(weights: Weights, out: Path) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of one file.
-
-    Raises:
-        ConfigError: safetensors is not installed, or the file is damaged.
-    """
-    library = _safetensors()
-    try:
-        return library.load_file(str(path))
-    except Exception as error:  # the library has error types of its own
-        raise ConfigError(f"{path}: cannot be read ({str(error).splitlines()[0][:120]})") from None
-
-
-def _safetensors() -> ModuleType:
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise ConfigError(
-            "safetensors is not installed, and Hugging Face folders need it: "
-            "pip install safetensors"
-        ) from None
-    return safetensors.torch
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -294,7 +270,7 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
     files = sorted(folder.glob("model*.safetensors"))  # large models come in several
     if not files:
         raise ConfigError(f"{folder}: no {SAFETENSORS} in it")
-    state = {name: tensor for file in files for name, tensor in read_safetensors(file).items()}
+    state = {name: tensor for file in files for name, tensor in read_state(file).items()}
     result: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.endswith(KEY_BIAS):

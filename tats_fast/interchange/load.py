@@ -12,9 +12,10 @@ import torch
 from tats_fast.config import ConfigError
 from tats_fast.interchange.foreign import foreign_weights
 from tats_fast.interchange.hub import fetch, is_hub_name
-from tats_fast.interchange.huggingface import CONFIG_JSON, read_hugging_face, read_safetensors
+from tats_fast.interchange.huggingface import CONFIG_JSON, read_hugging_face
 from tats_fast.interchange.weights import Weights, is_ours, own_weights, resize
-from tats_fast.run_folder import MODEL_FILE, find_checkpoint, read_tensors, require_sound
+from tats_fast.run_folder import find_checkpoint, model_file, read_tensors, require_sound
+from tats_fast.weights_file import read_state
 
 
 def read_weights(
@@ -24,7 +25,7 @@ def read_weights(
     ema: bool = False,
 ) -> Weights:
     """The model at ``path``, which is a run (then its newest checkpoint) of pretraining or
-    fine-tuning, a checkpoint folder or its ``model.pt``, a file that ``tats-fast import`` wrote, a
+    fine-tuning, a checkpoint folder or its ``model.safetensors``, a file of ``tats-fast import``, a
     folder of Transformers or its name on the Hugging Face hub (``org/name``), or a ``.pth`` of
     VideoMAE, VideoMAE V2 or AdaMAE. Nothing in a file is executed.
 
@@ -43,11 +44,17 @@ def read_weights(
     if (path / CONFIG_JSON).is_file() and not ema:
         return resize(read_hugging_face(path), overrides)
     if not path.is_file():
-        path = find_checkpoint(path, key=key) / MODEL_FILE
-    content = read_safetensors(path) if path.suffix == ".safetensors" else read_plain(path)
+        path = model_file(find_checkpoint(path, key=key))
+    content = read_state(path) if path.suffix == ".safetensors" else read_plain(path)
     require_sound(path)
     if is_ours(content) or ema:
-        return resize(own_weights(content, path, ema), overrides)
+        try:
+            return resize(own_weights(content, path, ema), overrides)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ConfigError(
+                f"{path}: does not hold a model ({type(error).__name__}: {reason})"
+            ) from None
     return foreign_weights(content, path, overrides)
 
 

@@ -1,6 +1,6 @@
 """Weights with what is needed to use them, and the files that hold them.
 
-``tats-fast import`` writes a checkpoint's ``model.pt`` (``mae``, ``sampler``) with two more
+``tats-fast import`` writes the weights of a checkpoint (``mae``, ``sampler``) with two more
 entries: ``imported``, the model's configuration and what our checkpoints need not say, and
 ``head``, a classifier's. Beside a ``config.yaml`` it is a checkpoint folder, which every command
 reads.
@@ -33,12 +33,13 @@ from tats_fast.models.encoder import PREFIX, VideoEncoder, encoder_state
 from tats_fast.models.layers import NORM_EPS
 from tats_fast.models.mae import MaskedAutoencoder
 from tats_fast.models.restore import EMA, current_names
-from tats_fast.run_folder import CONFIG_FILE, MODEL_FILE, STEP_PREFIX
+from tats_fast.run_folder import CONFIG_FILE, MODEL_FILE, OLD_MODEL_FILE, STEP_PREFIX
+from tats_fast.weights_file import write_state
 
 RESIZABLE = ("image_size", "num_frames", "attention")
 """Model fields that no weight depends on, because the positions are computed."""
 FINE_TUNED = {"classifier", "model", "classes", "norm_eps"}
-"""What a fine-tuned checkpoint's ``model.pt`` holds."""
+"""What the weights of a fine-tuned checkpoint hold."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -183,13 +184,17 @@ def build_classifier(
 
 
 def save_weights(weights: Weights, out: Path) -> Path:
-    """Write ``out``: a file if its name ends in ``.pt``, else a checkpoint folder.
+    """Write ``out``: a file if its name ends in ``.safetensors``, else a checkpoint folder.
 
     Raises:
-        ConfigError: ``out`` exists, or an encoder alone is to become a checkpoint folder.
+        ConfigError: ``out`` exists or ends in ``.pt``, or an encoder alone is to become a
+            checkpoint folder.
     """
     if out.exists():
         raise ConfigError(f"out={out}: exists; choose another name")
+    kind, old = Path(MODEL_FILE).suffix, Path(OLD_MODEL_FILE).suffix
+    if out.suffix == old:
+        raise ConfigError(f"out={out}: weights are written as safetensors; end the name in {kind}")
     imported = {
         "model": dataclasses.asdict(weights.model),
         "final_norm": weights.final_norm,
@@ -200,29 +205,29 @@ def save_weights(weights: Weights, out: Path) -> Path:
         "sampling": {"stride": weights.stride, "fps": weights.fps},
     }
     content = {"mae": weights.state, "sampler": None, "imported": imported, "head": weights.head}
-    if out.suffix == ".pt":
+    if out.suffix == kind:
         out.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, out)
+        write_state(content, out)
         return out
     if not weights.has_decoder:
         raise ConfigError(
-            f"out={out}: there is no decoder for a checkpoint folder; name a file ending in .pt"
+            f"out={out}: there is no decoder for a checkpoint folder; name a file ending in {kind}"
         )
     out.mkdir(parents=True)
     # Whoever trains from here chooses the masks; random ones need no sampler.
     masking = MaskingConfig(strategy="random", ratio=0.5)
     save_config(RunConfig(model=weights.model, masking=masking), out / CONFIG_FILE)
-    torch.save(content, out / MODEL_FILE)
+    write_state(content, out / MODEL_FILE)
     return out
 
 
 def is_ours(content: Mapping[str, Any]) -> bool:
-    """Whether a file's content is a ``model.pt``, of pretraining, an import or fine-tuning."""
+    """Whether these are weights of ours, of pretraining, an import or fine-tuning."""
     return {"mae", "sampler"} <= content.keys() or content.keys() >= FINE_TUNED
 
 
 def own_weights(content: Mapping[str, Any], path: Path, ema: bool = False) -> Weights:
-    """Weights from the content of a ``model.pt``.
+    """Weights from the content of a file of ours.
 
     Args:
         ema: take the moving average of them.

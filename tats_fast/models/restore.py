@@ -15,9 +15,9 @@ from tats_fast.models.mae import MaskedAutoencoder
 from tats_fast.models.sampler import TokenSampler
 from tats_fast.run_folder import (
     CONFIG_FILE,
-    MODEL_FILE,
     find_checkpoint,
-    read_tensors,
+    model_file,
+    read_model,
     require_sound,
 )
 
@@ -29,7 +29,7 @@ OLD_NAMES = (
 """Parameters of autoencoders and classifiers in checkpoints of earlier versions -> today."""
 
 EMA = "ema"
-"""In ``model.pt``: moving average of the autoencoder's parameters, where training kept one."""
+"""Among a checkpoint's weights: average of the autoencoder's parameters, if training kept one."""
 
 
 def current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,12 +69,18 @@ def load_models(
     """
     folder = find_checkpoint(checkpoint)
     device = torch.device(device)
-    state = read_tensors(folder / MODEL_FILE)
-    require_sound(folder / MODEL_FILE)
+    path = model_file(folder)
+    state = read_model(path)
+    require_sound(path)
     if "classifier" in state:  # before its configuration, which is another one
         raise ConfigError(
             f"{folder}: holds a fine-tuned classifier, and this needs an autoencoder; name a "
             "pretraining run or checkpoint"
+        )
+    if "mae" not in state:
+        raise ConfigError(
+            f"{path}: does not hold this model or another of ours; tats-fast import reads those of "
+            "other projects"
         )
     config = read_saved(folder / CONFIG_FILE, RunConfig)
     mae, sampler = build_models(config, device.type)
@@ -85,7 +91,7 @@ def load_models(
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{folder / MODEL_FILE}: does not hold this model ({type(error).__name__}: {reason})"
+            f"{path}: does not hold this model ({type(error).__name__}: {reason})"
         ) from None
     if sampler is not None:
         sampler = sampler.to(device).eval()

@@ -83,7 +83,7 @@ class Learner:
         return {name: value for name, value in whole.items() if name in self.average.values}
 
     def model_state(self) -> dict[str, Any]:
-        """Content of a checkpoint's ``model.pt``, whole on the first process. All call it."""
+        """What the model is, for a checkpoint; whole on the first process. All call it."""
         sampler, whole = self.sampler, self.runner.weights()
         state = {
             "mae": _of(whole, MAE),

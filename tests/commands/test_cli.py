@@ -213,4 +213,4 @@ def test_script_entry_runs_from_anywhere(config_file, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     assert "learning rate" in done.stdout
-    assert (tmp_path / "runs/run/checkpoints/step_000004/model.pt").exists()
+    assert (tmp_path / "runs/run/checkpoints/step_000004/model.safetensors").exists()

@@ -209,19 +209,21 @@ CASES = [
     (EXPORT + "--to tensorflow", "invalid choice: 'tensorflow'"),
     (EXPORT + "--out $text", "text.txt"),
     (EXPORT + "--to onnx --out new.txt", "onnx"),
-    ("import --from gone.pth --out new.pt", "gone.pth"),
-    ("import --from $text --out new.pt", "text.txt"),
-    ("import --from $empty --out new.pt", "empty"),
-    ("import --from $pre --out $text/new.pt", "text.txt"),
+    ("import --from gone.pth --out new.safetensors", "gone.pth"),
+    ("import --from $text --out new.safetensors", "text.txt"),
+    ("import --from $empty --out new.safetensors", "empty"),
+    ("import --from $pre --out $text/new.safetensors", "text.txt"),
+    ("import --from $pre --out new.pt", "out=new.pt: weights are written as safetensors"),
     # a file that would run code when it is unpickled, to every command that reads one
     *(
-        (line.format("$hostile"), "refused: ")
+        (line.format(place), words)
+        for place, words in {"$hostile": "refused: ", "$posing": "cannot be read"}.items()
         for line in (
             *(PRETRAIN + "train.init_from={}", PRETRAIN + "train.resume={}_step"),
             *(FINETUNE + "init_from={}", FINETUNE + "train.resume={}_step"),
             *(PROBE + "--checkpoint {}", EVALUATE + "--checkpoint {}"),
             *(EXTRACT + "--checkpoint {}", VISUALIZE + "--checkpoint {}"),
-            *(EXPORT + "--checkpoint {}", "import --from {}_weights --out new.pt"),
+            *(EXPORT + "--checkpoint {}", "import --from {}_weights --out new.safetensors"),
         )
     ),
     ("config gone", "gone"),
@@ -307,16 +309,21 @@ def place(tmp_path_factory) -> dict[str, Path]:
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({**tree, "name": "new"}))
     shutil.copytree(folder / "runs/pre", folder / "hurt")
     (step,) = (folder / "hurt/checkpoints").iterdir()
-    weights = step / "model.pt"
+    weights = step / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-200] + bytes(200))
     shutil.copytree(folder / "runs/pre", folder / "hostile")
     (hostile,) = (folder / "hostile/checkpoints").iterdir()
     (hostile / "manifest.json").unlink()  # whoever writes such a file writes its checksum, too
+    (hostile / "model.safetensors").unlink()
     for name in ("model.pt", "trainer.pt", "optimizer.pt"):
         torch.save({"mae": Hostile(folder / "touched"), "sampler": None}, hostile / name)
+    shutil.copytree(folder / "hostile", folder / "posing")
+    (posing,) = (folder / "posing/checkpoints").iterdir()
+    (posing / "model.pt").rename(posing / "model.safetensors")
     return {
         **{path.stem: path for path in folder.iterdir()},
         **{"hostile_step": hostile, "hostile_weights": hostile / "model.pt"},
+        **{"posing_step": posing, "posing_weights": posing / "model.safetensors"},
         **{"clip": clips / names[0], "pre": folder / "runs/pre", "fine": folder / "runs/fine"},
         "pre_step": folder / "runs/pre/checkpoints/step_000001",
         "fine_step": folder / "runs/fine/checkpoints/step_000001",

@@ -13,6 +13,7 @@ from run_processes import finish, start
 
 from tats_fast.config import save_config
 from tats_fast.run_folder import list_checkpoints, read_tensors
+from tats_fast.weights_file import read_state
 
 LAUNCHES = [
     ("python", 1, ("ddp",)),
@@ -107,7 +108,7 @@ def test_a_run_goes_on_under_any_engine_and_number_of_processes(
         assert two["loss_recon_random"] == pytest.approx(one["loss_recon_random"], rel=TOLERANCE)
     folders = [list_checkpoints(tmp_path / name)[-1] for name in ("straight", "legs")]
     assert all(folder.name == f"step_{total:06d}" for folder in folders)
-    compare(*(read_tensors(folder / "model.pt") for folder in folders), tolerance=1e-2)
+    compare(*(read_state(folder / "model.safetensors") for folder in folders), tolerance=1e-2)
     compare(*(read_tensors(folder / "optimizer.pt") for folder in folders), tolerance=2e-2)
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from run_checks import as_of_earlier_version
 
 from tats_fast.config import ConfigError
 from tats_fast.engine import store
@@ -19,7 +20,8 @@ from tats_fast.engine.resume import DamagedCheckpoint, checkpoint_to_resume
 from tats_fast.engine.saving import Saving
 from tats_fast.models.restore import load_models
 from tats_fast.pretrain.trainer import Trainer
-from tats_fast.run_folder import MANIFEST_FILE, damage, list_checkpoints, read_tensors
+from tats_fast.run_folder import MANIFEST_FILE, damage, list_checkpoints
+from tats_fast.weights_file import read_state
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -29,7 +31,7 @@ def small(value):
     return SimpleNamespace(
         world=CPU,
         runner=SimpleNamespace(optimizer_state=lambda: {"x": torch.ones(3)}),
-        model_state=lambda: {"value": torch.full((4096,), value)},
+        model_state=lambda: {"part": {"value": torch.full((4096,), value)}, "other": None},
         trainer_state=dict,
     )
 
@@ -83,14 +85,14 @@ def test_a_kill_at_any_instant_of_saving_leaves_a_good_checkpoint(
         whole = not crash_at(number, lambda p=position, r=run: save(r, small(2.0), config, p))
         chosen = checkpoint_to_resume(run, "auto", CPU)
         assert chosen is not None and damage(chosen) is None, number
-        value = read_tensors(chosen / "model.pt")["value"][0].item()
+        value = read_state(chosen / "model.safetensors")["part"]["value"][0].item()
         assert value in (1.0, 2.0) and (value == 2.0 or not whole)
         assert not list((run / "checkpoints").glob(".*")), "leftovers are swept"
         shutil.rmtree(run)
     assert number > 10
 
 
-@pytest.mark.parametrize("name", ["model.pt", "trainer.pt", "optimizer.pt", "config.yaml"])
+@pytest.mark.parametrize("name", ["model.safetensors", "trainer.pt", "optimizer.pt", "config.yaml"])
 @pytest.mark.parametrize("how", ["cut", "bit", "missing"])
 def test_auto_falls_back_to_the_newest_good_checkpoint(run_config, tmp_path, name, how, caplog):
     for step in (2, 4, 6):
@@ -118,7 +120,7 @@ def harm(path, how):
 
 def test_without_one_good_checkpoint_nothing_starts_afresh(run_config, tmp_path):
     save_checkpoint(tmp_path, small(1.0), run_config(), Position(step=2))
-    harm(tmp_path / "checkpoints" / "step_000002" / "model.pt", "bit")
+    harm(tmp_path / "checkpoints" / "step_000002" / "model.safetensors", "bit")
     with pytest.raises(DamagedCheckpoint, match="no good checkpoint"):
         checkpoint_to_resume(tmp_path, "auto", CPU)
 
@@ -128,6 +130,7 @@ def test_checkpoints_without_a_manifest(run_config, tmp_path, how):
     """Those of earlier releases load, and damage inside their .pt files is noticed too."""
     for step in (2, 4):
         folder = save_checkpoint(tmp_path, small(1.0), run_config(), Position(step=step))
+        as_of_earlier_version(folder)
         (folder / MANIFEST_FILE).unlink()
     if how is not None:
         harm(folder / "model.pt", how)
@@ -135,12 +138,21 @@ def test_checkpoints_without_a_manifest(run_config, tmp_path, how):
     assert checkpoint_to_resume(tmp_path, "auto", CPU).name == expected
 
 
+def test_weights_without_a_manifest_are_damaged(run_config, tmp_path):
+    """There are none but with one, and safetensors have no checksums of their own."""
+    for step in (2, 4):
+        folder = save_checkpoint(tmp_path, small(1.0), run_config(), Position(step=step))
+    (folder / MANIFEST_FILE).unlink()
+    assert damage(folder) == "manifest.json is missing"
+    assert checkpoint_to_resume(tmp_path, "auto", CPU).name == "step_000002"
+
+
 def test_readers_notice_a_changed_weight(run_config, tmp_path):
     Trainer(run_config(train={"steps": 2, "checkpoint_every": 2}), CPU).run()
     load_models(tmp_path / "run")
-    path = tmp_path / "run" / "checkpoints" / "step_000002" / "model.pt"
+    path = tmp_path / "run" / "checkpoints" / "step_000002" / "model.safetensors"
     harm(path, "bit")
-    with pytest.raises(ConfigError, match=r"damaged, model\.pt was changed"):
+    with pytest.raises(ConfigError, match=r"damaged, model\.safetensors was changed"):
         load_models(tmp_path / "run")
 
 
@@ -163,14 +175,16 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(run_config, tmp_path, mo
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
-def test_torch_says_in_its_own_words_that_the_disk_is_full(run_config, tmp_path, monkeypatch):
-    """/dev/full takes no byte: the error comes from the C++ side of torch.save."""
+@pytest.mark.parametrize("name", ["optimizer.pt", ".writing_model.safetensors"])
+def test_a_disk_that_is_full_within_a_file(run_config, tmp_path, monkeypatch, name):
+    """/dev/full takes no byte: an error from the C++ side of torch.save, or from writing weights,
+    whose file has another name until it is whole."""
     learner = small(1.0)
     learner.runner.optimizer_state = lambda: {"x": torch.ones(1 << 16)}
     begin = store.begin
 
     def begin_on_full(final):
-        (begin(final) / "optimizer.pt").symlink_to("/dev/full")
+        (begin(final) / name).symlink_to("/dev/full")
 
     monkeypatch.setattr(store, "begin", begin_on_full)
     with pytest.raises(NotSaved, match="No space left on device"):

@@ -10,6 +10,8 @@ import torch
 from tats_fast.config import ConfigError
 from tats_fast.engine.distributed import World
 from tats_fast.pretrain.trainer import Trainer
+from tats_fast.run_folder import read_model
+from tats_fast.weights_file import write_state
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -30,9 +32,14 @@ def emptied(file):
 
 
 def without_a_key(file):
-    content = torch.load(file, weights_only=True)
+    content = read_model(file)
     content.pop(next(iter(content)))
-    torch.save(content, file)
+    save(content, file)
+
+
+def save(content, file):
+    write = write_state if file.suffix == ".safetensors" else torch.save
+    write(content, file)
 
 
 DAMAGES = {
@@ -41,7 +48,7 @@ DAMAGES = {
     "missing": lambda file: file.unlink(),
     "code": lambda file: torch.save(Code(), file),
     "list": lambda file: torch.save([1, 2], file),
-    "number": lambda file: torch.save({"mae": 1, "state": 1, "engine": 1}, file),
+    "number": lambda file: save({"mae": 1, "state": 1, "engine": 1}, file),
     "lacks a key": without_a_key,
 }
 
@@ -52,7 +59,7 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ["model.pt", "trainer.pt", "optimizer.pt"])
+@pytest.mark.parametrize("name", ["model.safetensors", "trainer.pt", "optimizer.pt"])
 def test_each_file(name, damage, run_config, tmp_path, checkpoint, capsys):
     trained = checkpoint / "run"
     if not trained.exists():

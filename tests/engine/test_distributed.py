@@ -15,7 +15,7 @@ from run_processes import finish, start
 import tats_fast
 from tats_fast.config import save_config
 from tats_fast.config.reading import build_config
-from tats_fast.run_folder import read_tensors
+from tats_fast.weights_file import read_state
 
 pytestmark = pytest.mark.slow
 LEGS = str(ROOT / "tests/support/legs.py")
@@ -52,7 +52,7 @@ def launch(config, launcher, *runs):
 
 
 def final_weights(folder, name, step=6):
-    return read_tensors(folder / name / "checkpoints" / f"step_{step:06d}" / "model.pt")
+    return read_state(folder / name / "checkpoints" / f"step_{step:06d}" / "model.safetensors")
 
 
 def rows(folder, name):

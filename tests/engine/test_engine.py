@@ -243,7 +243,7 @@ def test_checkpoint_of_another_model_is_refused(run_config):
 
 def test_damaged_and_hostile_checkpoints_are_refused(run_config, tmp_path):
     Trainer(run_config(), CPU).run()
-    path = tmp_path / "run" / "checkpoints" / "step_000006" / "model.pt"
+    path = tmp_path / "run" / "checkpoints" / "step_000006" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ConfigError, match="cannot be read"):
         load_models(tmp_path / "run")
@@ -253,6 +253,9 @@ def test_damaged_and_hostile_checkpoints_are_refused(run_config, tmp_path):
             return os.system, (f"touch {tmp_path}/owned",)
 
     torch.save({"mae": Hostile()}, path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_models(tmp_path / "run")
+    path.rename(path.with_name("model.pt"))
     with pytest.raises(ConfigError, match="refused: it holds something else than tensors"):
         load_models(tmp_path / "run")
     assert not (tmp_path / "owned").exists()

@@ -13,6 +13,7 @@ from tats_fast.config import save_config
 from tats_fast.engine.distributed import World
 from tats_fast.pretrain.trainer import Trainer
 from tats_fast.run_folder import list_checkpoints
+from tats_fast.weights_file import read_state
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -47,7 +48,7 @@ def test_later_checkpoints_and_lines_are_set_aside(run_config, tmp_path, demo_cl
 
 
 def weights_of(checkpoint):
-    return torch.load(checkpoint / "model.pt", weights_only=True)
+    return read_state(checkpoint / "model.safetensors")
 
 
 def test_a_checkpoint_from_elsewhere_begins_a_history_of_its_own(run_config, tmp_path):

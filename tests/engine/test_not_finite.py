@@ -16,7 +16,8 @@ from tats_fast.config import save_config
 from tats_fast.engine.distributed import World
 from tats_fast.engine.finite import NonFiniteLoss
 from tats_fast.pretrain.trainer import Trainer
-from tats_fast.run_folder import list_checkpoints, read_tensors
+from tats_fast.run_folder import list_checkpoints
+from tats_fast.weights_file import read_state
 
 CPU = World(0, 1, torch.device("cpu"))
 POISONED = """
@@ -114,5 +115,5 @@ def test_weights_that_are_not_finite_are_not_saved(run_config, tmp_path, part):
         trainer.run()
     assert "\n" not in str(raised.value)
     (kept,) = list_checkpoints(tmp_path / "run")
-    values = read_tensors(kept / "model.pt")[part].values()
+    values = read_state(kept / "model.safetensors")[part].values()
     assert all(value.isfinite().all() for value in values)

@@ -11,7 +11,8 @@ from run_checks import assert_identical
 from tats_fast.engine import store
 from tats_fast.engine.distributed import World
 from tats_fast.pretrain.trainer import Trainer
-from tats_fast.run_folder import damage, list_checkpoints, read_tensors
+from tats_fast.run_folder import damage, list_checkpoints
+from tats_fast.weights_file import read_state
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -40,7 +41,7 @@ def test_training_goes_on_meanwhile_and_the_checkpoint_is_of_its_step(
     trainer.run()
     first, *_, last = list_checkpoints(tmp_path / "run")
     assert (first.name, last.name) == ("step_000002", "step_000005")
-    assert_identical(read_tensors(first / "model.pt")["mae"], weights[2])
+    assert_identical(read_state(first / "model.safetensors")["mae"], weights[2])
     assert not torch.equal(*(weights[n]["encoder.embed.proj.weight"] for n in (2, 3)))
     assert all(damage(folder) is None for folder in (first, last))
 

@@ -14,7 +14,7 @@ from run_processes import finish, start
 
 import tats_fast
 from tats_fast.config import load_finetune_config, save_config
-from tats_fast.run_folder import read_tensors
+from tats_fast.weights_file import read_state
 
 pytestmark = pytest.mark.slow
 EXACT = (
@@ -74,7 +74,8 @@ def launch(config, launcher, *runs):
 
 
 def model(folder, name):
-    return read_tensors(folder / name / "checkpoints" / "step_000004" / "model.pt")["classifier"]
+    checkpoint = folder / name / "checkpoints" / "step_000004"
+    return read_state(checkpoint / "model.safetensors")["classifier"]
 
 
 def lines(path):

@@ -7,6 +7,7 @@ logits by far more than the tolerance.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -42,6 +43,7 @@ from tats_fast.interchange import (
     read_weights,
     save_weights,
 )
+from tats_fast.weights_file import VALUES, read_state, write_state, write_tensors
 
 sizes = pytest.mark.parametrize("size", SIZES)
 deviations = pytest.mark.parametrize("std", [0.2, 0.003])
@@ -84,7 +86,7 @@ def test_transformers_gives_us_the_same_logits(tmp_path, size, std, eps):
     theirs.save_pretrained(tmp_path / "theirs")
     weights = read_weights(tmp_path / "theirs")
     assert not weights.notes
-    saved = save_weights(weights, tmp_path / "imported.pt")
+    saved = save_weights(weights, tmp_path / "imported.safetensors")
     _, video = random_clip(SIZES[size])
     expected = logits(theirs, video)
     assert expected.std() > 0.1
@@ -102,7 +104,7 @@ def test_the_original_code_gives_us_the_same_logits(tmp_path, std):
     torch.save({"model": original_classifier_state(theirs)}, tmp_path / "theirs.pth")
     theirs.fc_norm.eps = 1e-6
     weights = read_weights(tmp_path / "theirs.pth", GIVEN)
-    saved = save_weights(weights, tmp_path / "imported.pt")
+    saved = save_weights(weights, tmp_path / "imported.safetensors")
     _, video = random_clip(SIZES["plain"])
     classifiers = (
         tats_fast.load_classifier(tmp_path / "theirs.pth", **GIVEN),
@@ -142,7 +144,7 @@ def test_biases_arrive(run, exported, bias):
 
 
 def test_there_and_back_changes_no_bit(run, exported, tmp_path):
-    saved = save_weights(read_weights(exported), tmp_path / "imported.pt")
+    saved = save_weights(read_weights(exported), tmp_path / "imported.safetensors")
     again = export_hugging_face(read_weights(saved), tmp_path / "again")
     first, second = (load_file(folder / "model.safetensors") for folder in (exported, again))
     assert first.keys() == second.keys()
@@ -156,6 +158,31 @@ def test_there_and_back_changes_no_bit(run, exported, tmp_path):
     assert original.classes == back.classes
     for name, tensor in original.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor), name
+
+
+def test_a_checkpoint_of_before_safetensors(run, tmp_path):
+    expected = tats_fast.load_classifier(run)
+    file = run / "checkpoints" / "step_000100" / "model.safetensors"
+    torch.save(copy.deepcopy(read_state(file)), file.with_name("model.pt"))
+    file.unlink()
+    for path in (run, file.with_name("model.pt")):
+        classifier = tats_fast.load_classifier(path)
+        assert classifier.classes == CLASSES
+        _, video = random_clip(SIZES["plain"])
+        assert torch.equal(logits(classifier, video), logits(expected, video))
+
+
+@pytest.mark.parametrize(
+    "values", [{}, [], {"imported": 3, "sampler": None}, {"classes": 3, "model": {}, "norm_eps": 0}]
+)
+def test_weights_of_ours_without_what_they_should_hold(tmp_path, values):
+    """Whatever the plain values in the file are, it is one sentence."""
+    path = tmp_path / "model.safetensors"
+    for section in ("classifier", "mae", "sampler"):
+        write_tensors({f"{section}.a": torch.ones(1)}, path, {VALUES: json.dumps(values)})
+        with pytest.raises(ConfigError, match=str(path)) as error:
+            tats_fast.load_classifier(path)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("image_size", "num_frames"), [(48, 4), (32, 10), (16, 2)])
@@ -173,7 +200,7 @@ def test_encoder_of_a_classifier(run, exported):
     """It ends without a norm, as the classifier uses it."""
     classifier = tats_fast.load_classifier(run)
     _, video = random_clip(SIZES["plain"])
-    for path in (run, exported, run / "checkpoints" / "step_000100" / "model.pt"):
+    for path in (run, exported, run / "checkpoints" / "step_000100" / "model.safetensors"):
         encoder = tats_fast.load_encoder(path)
         assert isinstance(encoder.norm, torch.nn.Identity)
         with torch.no_grad():
@@ -213,10 +240,10 @@ def test_an_encoder_is_no_classifier(tmp_path):
 
 
 def change_ours(run, change) -> None:
-    path = run / "checkpoints" / "step_000100" / "model.pt"
-    content = torch.load(path)
+    path = run / "checkpoints" / "step_000100" / "model.safetensors"
+    content = read_state(path)
     change(content["classifier"], content)
-    torch.save(content, path)
+    write_state(content, path)
 
 
 @pytest.mark.parametrize(

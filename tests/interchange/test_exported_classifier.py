@@ -32,7 +32,7 @@ def run(tmp_path):
 
 
 def test_command_line(run, tmp_path, capsys):
-    exported, imported = str(tmp_path / "exported"), str(tmp_path / "imported.pt")
+    exported, imported = str(tmp_path / "exported"), str(tmp_path / "imported.safetensors")
     assert main(["export", "--checkpoint", str(run), "--to", "huggingface", "--out", exported]) == 0
     assert main(["import", "--from", exported, "--out", imported]) == 0
     assert "encoder and classifier of 5 classes" in capsys.readouterr().out
@@ -81,8 +81,8 @@ def test_example_on_the_model_card_runs(run, tmp_path, capsys):
 
 def test_a_checkpoint_without_its_configuration(run, tmp_path):
     """The classifier's file says all; what is lost is how it was trained."""
-    moved = tmp_path / "moved.pt"
-    (run / "checkpoints" / "step_000100" / "model.pt").rename(moved)
+    moved = tmp_path / "moved.safetensors"
+    (run / "checkpoints" / "step_000100" / "model.safetensors").rename(moved)
     weights = read_weights(moved)
     assert weights.run is None and weights.classes == CLASSES and weights.step is None
     card = (export_hugging_face(weights, tmp_path / "out") / "README.md").read_text()

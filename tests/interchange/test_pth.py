@@ -86,7 +86,7 @@ def test_pretrained_layouts_give_the_same_outputs(tmp_path, pretrained, layout):
     torch.save(LAYOUTS[layout](state), tmp_path / "theirs.pth")
     weights = read_weights(tmp_path / "theirs.pth", GIVEN)
     assert any("sampler" in note for note in weights.notes) == (layout == "AdaMAE")
-    weights = read_weights(save_weights(weights, tmp_path / "imported.pt"))
+    weights = read_weights(save_weights(weights, tmp_path / "imported.safetensors"))
     mae = MaskedAutoencoder(weights.model).eval()
     mae.load_state_dict(weights.state)
     compare_pretraining(mae, theirs)
@@ -103,7 +103,7 @@ def test_fine_tuned_layout_gives_the_same_outputs(tmp_path, fine_tuned, prefix):
     torch.save({"module": prefixed(state, prefix)}, tmp_path / "theirs.pth")
     weights = read_weights(tmp_path / "theirs.pth", GIVEN)
     assert not weights.has_decoder and not weights.final_norm and not weights.notes
-    saved = save_weights(weights, tmp_path / "imported.pt")
+    saved = save_weights(weights, tmp_path / "imported.safetensors")
     _, video = random_clip(SIZES["plain"])
     with torch.no_grad():
         expected = theirs.videomae(frames_first(video)).last_hidden_state
@@ -223,7 +223,8 @@ def test_overrides_must_not_contradict_the_weights(tmp_path, pretrained):
     assert "model.heads=5" in refusal(tmp_path / "theirs.pth", heads=5)
     with pytest.raises(ConfigError, match=r"add model\.heads=N"):
         read_weights(tmp_path / "theirs.pth")
-    saved = save_weights(read_weights(tmp_path / "theirs.pth", GIVEN), tmp_path / "imported.pt")
+    weights = read_weights(tmp_path / "theirs.pth", GIVEN)
+    saved = save_weights(weights, tmp_path / "imported.safetensors")
     with pytest.raises(ConfigError, match=r"model\.heads=2"):
         read_weights(saved, {"heads": 2})
 
@@ -270,16 +271,16 @@ def test_command_line_imports_and_refuses(tmp_path, pretrained, capsys):
     torch.save({"model": adamae(state)}, tmp_path / "theirs.pth")
     given = [f"model.{key}={value}" for key, value in GIVEN.items()]
     command = ["import", "--from", str(tmp_path / "theirs.pth"), "--out"]
-    assert main([*command, str(tmp_path / "imported.pt"), *given]) == 0
+    assert main([*command, str(tmp_path / "imported.safetensors"), *given]) == 0
     assert "encoder and decoder" in capsys.readouterr().out
     _, video = random_clip(SIZES["plain"])
     with torch.no_grad():
         expected = theirs.videomae(frames_first(video)).last_hidden_state
-        assert_close(tats_fast.load_encoder(tmp_path / "imported.pt")(video), expected)
+        assert_close(tats_fast.load_encoder(tmp_path / "imported.safetensors")(video), expected)
     for arguments, part in (
-        ([str(tmp_path / "imported.pt"), *given], "exists"),
-        ([str(tmp_path / "other.pt")], "add model.heads=N"),
-        ([str(tmp_path / "other.pt"), "train.steps=3"], "only model.*"),
+        ([str(tmp_path / "imported.safetensors"), *given], "exists"),
+        ([str(tmp_path / "other.safetensors")], "add model.heads=N"),
+        ([str(tmp_path / "other.safetensors"), "train.steps=3"], "only model.*"),
     ):
         assert main([*command, *arguments]) == 2
         error = capsys.readouterr().err

@@ -14,6 +14,7 @@ import tats_fast
 from tats_fast.interchange import read_weights
 from tats_fast.models.classifier import VideoClassifier
 from tats_fast.models.restore import current_names, load_models
+from tats_fast.weights_file import read_state
 
 OF_EARLIER_VERSIONS = {
     "embed.proj.weight": "encoder.embed.proj.weight",
@@ -57,11 +58,11 @@ def test_a_checkpoint_of_an_earlier_version_loads(tmp_path):
     mae = randomize(tats_fast.create_model(**TINY_MODEL))
     expected = {name: tensor.clone() for name, tensor in mae.state_dict().items()}
     write_run(tmp_path, mae)
-    file = tmp_path / "checkpoints" / "step_000003" / "model.pt"
-    content = torch.load(file, weights_only=True)
-    content["mae"] = old_names(content["mae"])
+    file = tmp_path / "checkpoints" / "step_000003" / "model.safetensors"
+    content = {"mae": old_names(read_state(file)["mae"]), "sampler": None}
     assert "encoder_norm.weight" in content["mae"] and "encoder.0.norm1.bias" in content["mae"]
-    torch.save(content, file)
+    torch.save(content, file.with_name("model.pt"))
+    file.unlink()
     assert_identical(dict(load_models(tmp_path)[1].state_dict()), expected)
     assert_identical(read_weights(tmp_path).state, expected)
 

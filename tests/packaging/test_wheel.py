@@ -102,7 +102,7 @@ def test_it_trains_from_a_recipe_by_name_in_an_empty_folder(installed, tmp_path)
     alone = ("generated.share=1", "data.train=null", "data.eval=null", "train.steps=2")
     words = ("pretrain", "--config", "quickstart", *alone, "train.batch_size=4", "device=cpu")
     tats_fast(installed, *words, cwd=tmp_path)
-    assert (tmp_path / "runs/quickstart/checkpoints/step_000002/model.pt").is_file()
+    assert (tmp_path / "runs/quickstart/checkpoints/step_000002/model.safetensors").is_file()
 
 
 def test_hints_name_extras_that_there_are(metadata):

@@ -18,7 +18,7 @@ from tats_fast.config.reading import build_model_config
 from tats_fast.engine.distributed import World
 from tats_fast.models.sampler import resized_positions
 from tats_fast.pretrain.trainer import Trainer
-from tats_fast.run_folder import read_tensors
+from tats_fast.weights_file import read_state
 
 CPU = World(0, 1, torch.device("cpu"))
 SLOW = {"base_lr": 1e-6, "warmup_frac": 0.0}
@@ -48,7 +48,7 @@ def test_a_run_gives_encoder_decoder_and_sampler(run_config, source, caplog):
     made, folder = source
     learner, said = started(run_config, folder, caplog)
     assert_identical(dict(learner.mae.state_dict()), dict(made.mae.state_dict()))
-    state = read_tensors(folder / "checkpoints" / "step_000006" / "model.pt")["sampler"]
+    state = read_state(folder / "checkpoints" / "step_000006" / "model.safetensors")["sampler"]
     assert_identical(dict(learner.sampler.state_dict()), dict(state))
     assert said.endswith("took the encoder, the decoder and the sampler, of TATS-Fast")
 
@@ -158,7 +158,8 @@ def test_zero_trains_on_from_the_weights_given(run_config, tmp_path):
     save_config(run_config(train=train, optim=SLOW), tmp_path / "run.yaml")
     run = start(tmp_path / "run.yaml", "distributed.zero_stage=1", launcher="deepspeed")
     finish(run, seconds=400)
-    saved = read_tensors(tmp_path / "run" / "checkpoints" / "step_000001" / "model.pt")["mae"]
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_000001"
+    saved = read_state(checkpoint / "model.safetensors")["mae"]
     for name, value in source.state_dict().items():
         torch.testing.assert_close(saved[name], value, rtol=0, atol=1e-4, msg=name)
 

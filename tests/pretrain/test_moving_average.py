@@ -16,14 +16,14 @@ from tats_fast.config import ConfigError, save_config
 from tats_fast.engine.distributed import World
 from tats_fast.interchange import read_weights
 from tats_fast.pretrain.trainer import Trainer
-from tats_fast.run_folder import read_tensors
+from tats_fast.weights_file import read_state
 
 CPU = World(0, 1, torch.device("cpu"))
 DECAY = {"ema_decay": 0.75}
 
 
 def model(folder, step):
-    return read_tensors(folder / "checkpoints" / f"step_{step:06d}" / "model.pt")
+    return read_state(folder / "checkpoints" / f"step_{step:06d}" / "model.safetensors")
 
 
 def test_it_follows_the_weights_and_is_measured(run_config, tmp_path):

@@ -45,7 +45,7 @@ def encoder_of(mae):
 
 def test_an_encoder_alone_leaves_the_decoder_fresh(run_config, source, tmp_path, caplog):
     mae, _ = source
-    path = tmp_path / "encoder.pt"
+    path = tmp_path / "encoder.safetensors"
     save_weights(Weights(model=mae.config, state=encoder_of(mae)), path)
     with caplog.at_level(logging.INFO, "tats_fast"):
         made = Trainer(run_config(train={"init_from": str(path)}), CPU).learner.mae

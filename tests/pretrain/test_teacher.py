@@ -23,7 +23,7 @@ from tats_fast.pretrain.learner import make_learner
 from tats_fast.pretrain.step import StepPlan, pretrain_step
 from tats_fast.pretrain.teacher import feature_error, teacher_features
 from tats_fast.pretrain.trainer import Trainer
-from tats_fast.run_folder import read_tensors
+from tats_fast.weights_file import read_state
 
 CPU = World(0, 1, torch.device("cpu"))
 PLAN = StepPlan(step=0, lr=2**-9, visible=16, warmup=False)  # a rate that fp32 holds exactly
@@ -151,7 +151,7 @@ def test_two_processes_train_as_one(run_config, tmp_path, teacher, launcher, sta
     finish(start(tmp_path / "one.yaml"), seconds=400)
     finish(start(tmp_path / "two.yaml", f"distributed.zero_stage={stage}", launcher=launcher), 400)
     one, two = (
-        read_tensors(tmp_path / name / "checkpoints" / "step_000004" / "model.pt")
+        read_state(tmp_path / name / "checkpoints" / "step_000004" / "model.safetensors")
         for name in ("one", "two")
     )
     for part in ("mae", "feature_head"):

@@ -221,7 +221,7 @@ def test_what_was_trained_by_time_is_remembered(tmp_path, capsys):
     out = export_hugging_face(read_weights(run), tmp_path / "exported")
     card = (out / "README.md").read_text()
     assert "7.5 per second" in card and "| data.fps | 7.5 |" in card and "data.stride" not in card
-    imported = tmp_path / "imported.pt"
+    imported = tmp_path / "imported.safetensors"
     assert main(["import", "--from", str(out), "--out", str(imported)]) == 0
     for path in (run, out, imported):
         assert (read_weights(path).stride, read_weights(path).fps) == (None, 7.5)

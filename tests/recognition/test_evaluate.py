@@ -28,6 +28,7 @@ from tats_fast.models.classifier import VideoClassifier
 from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD
 from tats_fast.recognition import decoding as module
 from tats_fast.recognition.scores import Views, class_scores, merged
+from tats_fast.weights_file import write_state
 
 CLASSES = ("run", "walk", "jump")
 HOW = {"batch_size": 4, "workers": 1, "timeout": 60.0}
@@ -72,7 +73,7 @@ def write_fine_tuned(run: Path, **data) -> Path:
         "classes": list(CLASSES),
         "norm_eps": 1e-6,
     }
-    torch.save(content, checkpoint / "model.pt")
+    write_state(content, checkpoint / "model.safetensors")
     return checkpoint
 
 
@@ -303,7 +304,7 @@ def test_files_say_what_the_classifier_says(folder, tmp_path, capsys):
 def test_checkpoint_folder_file_and_foreign_place(folder, tmp_path, monkeypatch, capsys):
     """A checkpoint knows its run; a file elsewhere has views of its own and writes here."""
     checkpoint = write_fine_tuned(tmp_path / "other", eval=str(folder / "good.txt"), clips=1)
-    for path in (checkpoint, checkpoint / "model.pt"):
+    for path in (checkpoint, checkpoint / "model.safetensors"):
         assert main(command(folder, checkpoint=path)) == 0
         written = tmp_path / "other" / "evaluation" / "evaluation.json"
         assert json.loads(written.read_text())["views"] == {
@@ -313,8 +314,8 @@ def test_checkpoint_folder_file_and_foreign_place(folder, tmp_path, monkeypatch,
             "crops": 3,
         }
         written.unlink()
-    alone = tmp_path / "alone.pt"
-    (checkpoint / "model.pt").rename(alone)
+    alone = tmp_path / "alone.safetensors"
+    (checkpoint / "model.safetensors").rename(alone)
     monkeypatch.chdir(tmp_path)
     assert main(command(folder, checkpoint=alone)) == 2
     assert "--list: not given" in capsys.readouterr().err
@@ -357,7 +358,7 @@ def test_a_pretrained_model_has_no_classes(folder, tmp_path, capsys):
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(json.dumps({"model": TINY_MODEL, "masking": {"ratio": 0.75}}))
     state = MaskedAutoencoder(ModelConfig(**TINY_MODEL)).state_dict()
-    torch.save({"mae": state, "sampler": None}, run / "model.pt")
+    write_state({"mae": state, "sampler": None}, run / "model.safetensors")
     assert main(command(folder, checkpoint=tmp_path / "run", list=folder / "good.txt")) == 2
     error = capsys.readouterr().err
     assert "fine-tune it first" in error and len(error.strip().splitlines()) == 1

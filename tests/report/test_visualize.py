@@ -22,6 +22,7 @@ from tats_fast.data.video import DecodeError, load_clip
 from tats_fast.report import visualize
 from tats_fast.report.analysis import analyze
 from tats_fast.report.page import Report, render_page
+from tats_fast.weights_file import read_state, write_state
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +149,9 @@ def test_no_readable_video_is_one_line(tmp_path):
 def test_weights_that_are_not_the_models_are_one_line(tmp_path, videos, change):
     config = tiny("tats")
     folder = save_checkpoint(config, tmp_path / "runs" / "tiny" / "checkpoints" / "step_7")
-    state = torch.load(folder / "model.pt", weights_only=True)
+    state = read_state(folder / "model.safetensors")
     change(state)
-    torch.save(state, folder / "model.pt")
+    write_state(state, folder / "model.safetensors")
     with pytest.raises(ConfigError, match="does not hold this model") as raised:
         visualize.write_report(folder, videos[:1], tmp_path / "out")
     assert "\n" not in str(raised.value)

@@ -15,6 +15,7 @@ from transformers import VideoMAEForVideoClassification
 from tats_fast.config import FinetuneConfig, save_config
 from tats_fast.config.reading import build_config
 from tats_fast.models.classifier import VideoClassifier
+from tats_fast.weights_file import write_state
 
 CLASSES = ("wave", "Putting [something] on a table", "pour", "climb stairs", "{golf}")
 
@@ -47,7 +48,7 @@ def write_fine_tuned(folder, classifier: VideoClassifier, norm_eps: float = 1e-6
         "classes": list(CLASSES),
         "norm_eps": norm_eps,
     }
-    torch.save(content, checkpoint / "model.pt")
+    write_state(content, checkpoint / "model.safetensors")
     return folder
 
 

@@ -19,6 +19,7 @@ from tats_fast.config.reading import build_config
 from tats_fast.interchange import Weights, read_weights
 from tats_fast.models import MaskedAutoencoder, TokenSplit
 from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD, patchify
+from tats_fast.weights_file import write_state
 
 # One clip per size: plain; three patches a side, tubelet 1; wide tubelet, odd MLP; one block each.
 SIZES = {
@@ -97,7 +98,8 @@ def write_run(folder, mae: MaskedAutoencoder, step: int = 3) -> None:
     checkpoint.mkdir(parents=True)
     config = build_config({"masking": {"strategy": "random"}})
     save_config(dataclasses.replace(config, model=mae.config), checkpoint / "config.yaml")
-    torch.save({"mae": mae.state_dict(), "sampler": None}, checkpoint / "model.pt")
+    state = {"mae": mae.state_dict(), "sampler": None}
+    write_state(state, checkpoint / "model.safetensors")
 
 
 def read_run(mae: MaskedAutoencoder, folder) -> Weights:

@@ -10,6 +10,7 @@ import torch
 from tats_fast.config import RunConfig, save_config
 from tats_fast.config.reading import build_config
 from tats_fast.models.restore import build_models
+from tats_fast.weights_file import write_state
 
 NAMES = ("sampler", "random", "motion")
 METRICS = [
@@ -53,7 +54,7 @@ def save_checkpoint(config: RunConfig, folder: Path) -> Path:
     state = {"mae": mae.state_dict()}
     if sampler is not None:
         state["sampler"] = sampler.state_dict()
-    torch.save(state, folder / "model.pt")
+    write_state(state, folder / "model.safetensors")
     save_config(config, folder / "config.yaml")
     return folder
 

@@ -31,7 +31,8 @@ from project import ROOT, TINY_MODEL
 from records import read_lines
 from run_processes import finish, ranks_below, start, steps
 
-from tats_fast.run_folder import damage, list_checkpoints
+from tats_fast.run_folder import MODEL_FILE, damage, list_checkpoints, read_tensors
+from tats_fast.weights_file import read_state
 
 STAGE_3 = "distributed.zero_stage=3 distributed.deepspeed_config=split.json"
 ENGINES = {
@@ -153,10 +154,9 @@ def compare(one: Path, two: Path) -> dict[str, int]:
 
 
 def _tensors(folder: Path):
+    yield from _leaves(read_state(folder / MODEL_FILE), MODEL_FILE)
     for path in sorted(folder.rglob("*.pt")):
-        # DeepSpeed's files hold objects of its own; they were written here a moment ago.
-        content = torch.load(path, map_location="cpu", weights_only=False)
-        yield from _leaves(content, str(path.relative_to(folder)))
+        yield from _leaves(read_tensors(path), str(path.relative_to(folder)))
 
 
 def _leaves(tree: Any, where: str):
