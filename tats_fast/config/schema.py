@@ -27,6 +27,8 @@ from tats_fast.config.training import (
 
 Strategy = Literal["random", "tube", "frame", "motion", "motion_bins", "everest", "adamae", "tats"]
 LEARNED_STRATEGIES = ("adamae", "tats")
+CHANGE_REWARDS = ("change_error", "sparse_change")
+"""Values of ``ppo.reward`` made from the error of the change between a token's frames."""
 PROBES = ("linear", "linear_bn", "knn", "attentive")
 
 
@@ -126,9 +128,10 @@ class PPOConfig(Options):
     credit: Literal["token", "token_uniform", "set"] = "token"
     """What an action is: each masked token weighted on-policy, each masked token alike, or the
     whole drawn set."""
-    reward: Literal["error", "error_motion", "change_error"] = "error"
-    """Reconstruction error; the error times the root of the token's frame difference; or the error
-    of the change that the model predicts between a token's frames, in units of the pixels."""
+    reward: Literal["error", "error_motion", "change_error", "sparse_change"] = "error"
+    """Reconstruction error; the error times the root of the token's frame difference; the error
+    of the change that the model predicts between a token's frames, in units of the pixels; or the
+    same with clips counting less in which much changes, a camera's movement for example."""
     epochs: int = option(2, at_least=1)
     """K: sampler updates per batch; with 1 the ratio is 1 and clipping never acts."""
     clip_eps: float = option(0.2, above=0)
@@ -143,6 +146,12 @@ class PPOConfig(Options):
     """Momentum of the running mean and deviation of the reward."""
     lr_scale: float = option(1.0, above=0)
     """Learning rate of the sampler over that of the autoencoder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reward == "sparse_change":
+            remedy = "rewards whole clips, but ppo.reward=sparse_change compares the tokens of one"
+            require(self.credit != "set", "ppo.credit", self.credit, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)

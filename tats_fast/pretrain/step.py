@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tats_fast import kernels
 from tats_fast.config import RunConfig
-from tats_fast.config.schema import LEARNED_STRATEGIES
+from tats_fast.config.schema import CHANGE_REWARDS, LEARNED_STRATEGIES
 from tats_fast.engine.distributed import draw_seed
 from tats_fast.engine.optim import any_not_finite
 from tats_fast.engine.precision import autocast
@@ -113,7 +113,7 @@ class Rollout(nn.Module):
         prediction, masked = split.by_clip(self.mae.predict(last)), split.by_clip(split.masked)
         error = kernels.masked_mse(prediction, patches, masked).view(split.masked.shape)  # 6
         change = None
-        if policy is not None and self.config.ppo.reward == "change_error":
+        if policy is not None and self.config.ppo.reward in CHANGE_REWARDS:
             tubelet = self.config.model.tubelet_size
             change = kernels.change_error(prediction, patches, masked, tubelet)
             change = change.view(split.masked.shape)

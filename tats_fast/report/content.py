@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from tats_fast.config import RunConfig
-from tats_fast.config.schema import LEARNED_STRATEGIES
+from tats_fast.config.schema import CHANGE_REWARDS, LEARNED_STRATEGIES
 from tats_fast.masking import visible_tokens
 from tats_fast.report.curves import Chart, Points, series
 
@@ -46,7 +46,7 @@ def explanation(config: RunConfig) -> str:
     )
     if config.ppo.reward == "error_motion" and strategy == "tats":
         aim += ", the more so where things move"
-    elif config.ppo.reward == "change_error" and strategy == "tats":
+    elif config.ppo.reward in CHANGE_REWARDS and strategy == "tats":
         aim = "preferring those of which it is hard to foresee how they change"
     method = "PPO (reinforcement learning)" if strategy == "tats" else "AdaMAE’s loss"
     return text + (

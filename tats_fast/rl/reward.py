@@ -82,11 +82,25 @@ def token_rewards(kind: str, error: Tensor, motion: Tensor) -> Tensor:
 
     Args:
         kind: ``error``, or ``error_motion`` = error * sqrt(frame difference inside the tubelet);
-            for ``change_error`` the error is already ``kernels.change_error``.
+            for ``change_error`` and ``sparse_change`` the error is already
+            ``kernels.change_error``.
         error: (B, N), detached, 0 where not scored: error e_i, or that of the change.
         motion: mean squared frame difference (B, N); read for ``error_motion`` alone.
     """
     return error * motion.sqrt() if kind == "error_motion" else error
+
+
+def sparsity(raw: Tensor, scored: Tensor) -> Tensor:
+    """How much of the say a clip has in ``sparse_change``: min(1, variance / mean^2), (B, 1).
+
+    Args:
+        raw: rewards (B, N), 0 where not scored, all alike in a clip where nothing stands out.
+        scored: (B, N), 1 where a token is scored, else 0.
+    """
+    count = scored.sum(dim=1, keepdim=True)
+    mean = raw.sum(dim=1, keepdim=True) / count
+    var = ((raw - mean).square() * scored).sum(dim=1, keepdim=True) / count
+    return (var / mean.square().clamp_min(TINY**2)).clamp_max(1)
 
 
 def make_experience(
@@ -95,7 +109,8 @@ def make_experience(
     """What the sampler learns from: detached old policy, normalised reward, advantage.
 
     r_i = raw_i / running mean for the token modes, r = - mean_i raw_i / running mean for ``set``;
-    A = (r - V_old) / running deviation of r, clamped (docs/method.md, "Advantage").
+    A = (r - V_old) / running deviation of r, clamped, of ``sparse_change`` times ``sparsity``
+    (docs/method.md, "Advantage").
 
     Args:
         raw: raw token rewards (B, N), detached, 0 where ``split`` scores nothing.
@@ -119,6 +134,8 @@ def make_experience(
     deviation = (scale.std / scale.mean.clamp_min(TINY)).clamp_min(TINY)
     bound = config.advantage_clip
     advantage = ((reward - value[:, None]) / deviation).clamp(-bound, bound)
+    if config.reward == "sparse_change":
+        advantage = advantage * sparsity(raw, scored)
     clip_reward = (reward * weight).sum(dim=1) / weight.sum(dim=1)
     # To the last bit: AdamW would make a full step of what rounding leaves.
     advantage = torch.where(known, advantage, 0)

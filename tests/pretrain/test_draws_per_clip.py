@@ -19,6 +19,7 @@ CLIPS, TOKENS = 3, 64
 WAYS = {
     "token": {"ppo": {"epochs": 3, "reward": "error_motion"}},
     "change": {"ppo": {"epochs": 2, "reward": "change_error"}},
+    "sparse": {"ppo": {"epochs": 2, "reward": "sparse_change"}},
     "set": {"ppo": {"epochs": 2, "credit": "set"}},
     "adamae": {"masking": {"strategy": "adamae"}},
     "everest": {"masking": {"strategy": "everest"}},
