@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tats_fast import kernels
-from tats_fast.config import ConfigError, PPOConfig
+from tats_fast.config import PPOConfig
 from tats_fast.models import Policy, TokenSplit
 from tats_fast.rl import (
     Experience,
@@ -22,7 +22,7 @@ from tats_fast.rl import (
 from tats_fast.rl.metrics import frame_spread, lift, policy_metrics
 from tats_fast.rl.plackett_luce import ordered_draw_logprob
 from tats_fast.rl.ppo import action_log_ratio, adamae_loss, clipped_surrogate, explained_variance
-from tats_fast.rl.reward import initial_value, sparsity
+from tats_fast.rl.reward import initial_value
 
 TOKENS, VISIBLE, CLIPS = 50, 10, 16
 MOTION = torch.arange(TOKENS) < 10  # 20% motion tokens ...
@@ -222,39 +222,6 @@ def test_motion_reward_weighs_by_the_root_of_the_frame_difference():
     error, motion = torch.tensor([[2.0, 2.0]]), torch.tensor([[4.0, 0.0]])
     assert token_rewards("error", error, motion).tolist() == [[2.0, 2.0]]
     assert token_rewards("error_motion", error, motion).tolist() == [[4.0, 0.0]]
-
-
-def test_sparsity_of_a_clip_is_that_of_its_scored_tokens():
-    scored = torch.tensor([[1.0, 1, 1, 1, 0]]).expand(4, -1)
-    one, even, camera, still = raw = torch.zeros(4, 5)
-    one[0] = 0.5  # deviates by 1.7 means
-    even[:4] = torch.tensor([1.0, 3.0, 1.0, 3.0])  # by half a mean
-    camera[:4] = 0.3
-    expected = torch.tensor([[1.0], [0.25], [0.0], [0.0]])
-    torch.testing.assert_close(sparsity(raw * scored, scored), expected)
-    torch.testing.assert_close(sparsity(raw * scored * 1e-3, scored), expected)  # of any size
-    assert still.sum() == 0
-
-
-def test_a_clip_in_which_all_changes_has_no_say_in_sparse_change():
-    split = first_three(2, 9)
-    policy = Policy(torch.zeros(2, 9).log_softmax(1), torch.zeros(2), torch.ones(2))
-    scale = RewardScale.initial().update(torch.tensor(0.2), torch.tensor(0.01), 0.99)
-    little, all_of_it = [0.9, 0, 0, 0, 0, 0], [0.5, 0.6, 0.5, 0.6, 0.5, 0.6]
-    raw = split.scatter(torch.tensor([little, all_of_it]))
-    plain, gated = (
-        make_experience(PPOConfig(reward=reward), policy, split, raw, scale)[0]
-        for reward in ("change_error", "sparse_change")
-    )
-    assert torch.equal(gated.advantage[0], plain.advantage[0])
-    assert plain.advantage[1, 3:].min() > 2  # the more it moves, the more it has to say
-    assert gated.advantage[1].abs().max() < 0.03
-    assert torch.equal(gated.reward, plain.reward)  # the critic's target
-
-
-def test_sparse_change_has_nothing_to_compare_in_a_whole_draw():
-    with pytest.raises(ConfigError, match=r"ppo\.credit=set: rewards whole clips"):
-        PPOConfig(reward="sparse_change", credit="set")
 
 
 def test_explained_variance():
