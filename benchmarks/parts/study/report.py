@@ -215,5 +215,5 @@ def _lines(axis: Any, study: Study, records: Records, place: tuple, score: str) 
     if _is_score(score):
         axis.set_ylim(0, 100)
         axis.set_ylabel(_percent(records, score, axis.axhline), fontsize=7)
-    if axis.lines:
+    if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=6)
