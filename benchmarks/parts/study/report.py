@@ -165,19 +165,19 @@ def _draw(path: Path, study: Study, records: Records, fill: Fill) -> Path:
 
 
 def chance_of(records: Records, score: str) -> float | None:
-    """What guessing gives where ``score`` is asked, in percent; None if no record says so."""
+    """What the most frequent class gives where ``score`` is asked; None if no record says so."""
     name = score.rpartition("_")[0].removesuffix("_linear")
     known = (record["chance"] for record in records.values() if "chance" in record)
     return next((chance[name] for chance in known if name in chance), None)
 
 
 def _percent(records: Records, score: str, line: Callable[..., Any]) -> str:
-    """The name of an axis of accuracies, on which ``line`` marks chance."""
+    """The name of an axis of accuracies, on which ``line`` marks one answer for all."""
     value = chance_of(records, score)
     if value is None:
         return "accuracy, %"
     line(value, color="0.4", linestyle="--", linewidth=0.8)
-    return "accuracy, %; dashed: chance"
+    return "accuracy, %; dashed: most frequent class"
 
 
 def _bars(axis: Any, study: Study, records: Records, place: tuple, score: str) -> None:
