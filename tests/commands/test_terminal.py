@@ -17,6 +17,7 @@ from tats_fast.config import FinetuneConfig, RunConfig
 from tats_fast.config.describe import describe, lines
 from tats_fast.config.reading import flat
 from tats_fast.config.recipes import recipes
+from tats_fast.engine.store import seal
 from tats_fast.engine.words import duration
 
 CLIPS = ROOT / "demo" / "clips" / "train"
@@ -221,6 +222,7 @@ def test_a_key_that_a_checkpoint_has_and_we_do_not(capsys, config_file, run):
     (checkpoint / "manifest.json").unlink()
     with (checkpoint / "config.yaml").open("a") as file:
         file.write("surprise: 3\n")
+    seal(checkpoint)
     code, line = error(capsys, "pretrain", "--config", config_file, "train.steps=3")
     assert code == 2 and "surprise=3: unknown key" in line and str(checkpoint) in line
     code, line = error(capsys, "visualize", "--checkpoint", run, "--video", VIDEO)
