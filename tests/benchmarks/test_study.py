@@ -12,7 +12,8 @@ import torch
 import yaml
 from data_files import write_video
 from parts.study import report
-from parts.study.clips import make_probe, make_source
+from parts.study.clips import LabelledClips, make_probe, make_source
+from parts.study.measures import chance
 from parts.study.spec import Study, read_study
 from parts.study.training import CellRun, train_pack
 from scripts import run_script
@@ -176,6 +177,11 @@ def test_lists_of_the_same_name_are_kept_apart(tmp_path: Path) -> None:
         for folder in ("one", "other")
     ]
     assert not torch.equal(*banks)
+
+
+def test_chance_is_the_most_frequent_class() -> None:
+    clips, labels = torch.zeros(4, 1), torch.tensor([2, 0, 2, 1])
+    assert chance(LabelledClips(clips, labels, None)) == 50
 
 
 def test_charts_know_the_chance_of_every_kind_of_score() -> None:
