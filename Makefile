@@ -21,12 +21,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # Without a GPU the kernels' tests run there alone.
 HERE := $(if $(GPU),, and not interpret and not gpu)
 test: $(VENV)/.op
-	$(PYTEST) -m "not slow and not soak$(HERE)"
+	$(PYTEST) -m "not slow$(HERE)"
 	TRITON_INTERPRET=1 $(PYTEST) -m interpret
 
 # Launchers, many processes, every kernel's compilation. The machine tier's have test-machine.
 test-slow: $(VENV)/.op
-	$(PYTEST) -m "slow and not machine and not soak$(HERE)"
+	$(PYTEST) -m "slow and not machine$(HERE)"
 
 test-interpret: $(VENV)/.dev
 	TRITON_INTERPRET=1 $(PYTEST) -m interpret
@@ -47,13 +47,14 @@ test-matrix: $(VENV)/.dev
 gpu-suite:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_suite.py
 
-# 30 kills, six under each engine: minutes, so not among the tests.
-soak-short: $(VENV)/.dev
+# 25 kills, five under each engine; test-slow has them.
+soak-short: $(VENV)/.op
 	$(BIN)/python -m pytest tests/engine/test_soak.py
 
-# 250 kills, 50 under each engine; hours on two cores.
-soak: $(VENV)/.dev
-	$(BIN)/python tests/support/soak.py --kills 50
+# 200 kills under every engine, in one, two and four processes; hours on two cores.
+soak: $(VENV)/.op
+	$(BIN)/python tests/support/soak.py --kills 32 --seed 2
+	$(BIN)/python tests/support/soak.py --kills 10 --seed 3 --ranks 4 --engines ddp zero1 zero2 zero3
 
 # Damaged videos: N=10000 takes about twenty minutes on two cores; the tests have a short form.
 fuzz: $(VENV)/.dev

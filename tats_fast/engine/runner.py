@@ -16,6 +16,7 @@ from tats_fast.engine.exchange import ExchangeWait
 from tats_fast.engine.extension_locks import announce_first_build, remove_stale_locks
 from tats_fast.engine.host_memory import keep_freed_memory
 from tats_fast.engine.optim import load_optimizer, set_lr, skip_step_if
+from tats_fast.engine.shared_buffers import unname_shared_buffers
 from tats_fast.engine.zero3 import LIVE, gather_by_unit, in_low_precision, without_weights
 from tats_fast.engine.zero_state import (
     share_out,
@@ -178,6 +179,7 @@ class DeepSpeedRunner:
             raise ConfigError(
                 f"distributed.deepspeed_config={path}: DeepSpeed refuses it ({reason})"
             ) from error
+        unname_shared_buffers(world)
         self._keeps_views = self._splits_weights and not config.train.compiles(world.device.type)
         self.exchange = ExchangeWait(module, world.device) if world.size > 1 else None
 

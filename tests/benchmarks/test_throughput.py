@@ -35,7 +35,7 @@ TINY = (
 )
 PATH_KEYS = {
     *("clips_per_s", "step_ms", "stages_ms", "peak_mem_mb", "tflops", "mfu", "mfu_data_sheet"),
-    "loss",
+    *("planned_mem_mb", "loss"),
 }
 RECORD_KEYS = {"hardware", "versions", "commit", "config"}
 
@@ -56,6 +56,7 @@ def test_throughput_end_to_end(tmp_path):
     assert attention == {"reference": "eager", "sdpa": "sdpa", "fast": "sdpa"}
     for name, path in record["paths"].items():
         assert set(path) == PATH_KEYS
+        assert (path["planned_mem_mb"] is None) == (name != "fast")  # nobody trains by the others
         assert name in done.stdout
         p20, p50, p80 = (path["step_ms"][p] for p in ("p20", "p50", "p80"))
         assert 0 < p20 <= p50 <= p80
@@ -64,6 +65,8 @@ def test_throughput_end_to_end(tmp_path):
         assert path["stages_ms"].pop("data_wait") is None
         # No stage is empty: each function that is clocked is one that the step really calls.
         assert all(value > 0 for value in path["stages_ms"].values())
+    planned, measured = (record["paths"]["fast"][f"{of}_mem_mb"] for of in ("planned", "peak"))
+    assert f"peak memory, planned over measured: fast {planned / measured:.2f}" in done.stdout
 
 
 def test_stages_sum_to_the_step_they_were_measured_in():

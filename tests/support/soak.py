@@ -103,11 +103,13 @@ def _kill(
     process: Popen, run: Path, launcher: str, chance: random.Random, step: int, saving: bool
 ) -> str:
     """End the run with SIGKILL once it is at ``step``; returns who was killed."""
+    # Further where the killing before left its ranks a second to see that their launcher is gone.
+    step = max([step, *(last + 1 for last in steps(run)[-1:])])
     writing = f".writing_step_{(step + 2) // 3 * 3:06d}"
     deadline = time.monotonic() + 200
-    while not steps(run) or steps(run)[-1] < step:
+    while (steps(run) or [0])[-1] < step:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-        time.sleep(0.002)
+        time.sleep(0.005)
     until = time.monotonic() + 1.0
     while saving and time.monotonic() < until and process.poll() is None:
         if (run / "checkpoints" / writing).exists():
@@ -178,14 +180,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     failed = False
-    print("| engine | kills | into saving | rows | differing | tensors | differing |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    print("| engine | processes | kills | into saving | rows | differing | tensors | differing |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     for engine in options.engines:
         with tempfile.TemporaryDirectory() as folder:
             found = soak(Path(folder), engine, options.kills, options.seed, options.ranks)
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(found["kills"].items()))
         numbers = ("into_saving", "rows", "differing_rows", "tensors", "differing_tensors")
-        cells = [engine, kinds, *(str(found[name]) for name in numbers)]
+        processes = "1" if engine == "plain" else str(options.ranks)
+        cells = [engine, processes, kinds, *(str(found[name]) for name in numbers)]
         print(f"| {' | '.join(cells)} |", flush=True)
         failed |= bool(found["differing_rows"] or found["differing_tensors"])
     return int(failed)

@@ -190,6 +190,7 @@ def measure(
             raise NothingRan(f"path {name}: {problem['failed']}", others | {name: problem})
         stages = {stage: median(turn[name][stage] for turn in spent) for stage in spent[0][name]}
         loss = contender.first["loss_recon"]
-        paths[name] = summary(name, times[name], stages, memory[name], loss, settings)
+        peak = {"peak_mem_mb": memory[name], "planned_mem_mb": contender.planned_memory_mb()}
+        paths[name] = summary(name, times[name], stages, peak, loss, settings)
     print(results(settings, paths) + "\n", flush=True)
     return settings, paths

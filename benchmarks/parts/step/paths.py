@@ -28,6 +28,7 @@ from tats_fast.engine.optim import LR_REFERENCE_BATCH
 from tats_fast.masking import visible_tokens
 from tats_fast.pretrain.graph import EAGER_STEPS, GraphedStep, Step, make_step
 from tats_fast.pretrain.learner import Learner, make_learner
+from tats_fast.pretrain.memory import Sharing, count_parameters, step_memory
 from tats_fast.pretrain.step import StepPlan
 
 CLIPS_FOLDER = ROOT / "demo" / "clips" / "train"
@@ -156,6 +157,16 @@ class Contender:
         if isinstance(self.take, GraphedStep):
             return (state_bytes(modules, optimizers) + self.take.pool_bytes) / MIB
         return peak_mb(self.step, modules, optimizers, learner.world.device)
+
+    def planned_memory_mb(self) -> float | None:
+        """What ``tats-fast plan`` says of that peak, MiB; None of paths that nobody trains by."""
+        if self.path.kernels == "reference" or isinstance(self.take, GraphedStep):
+            return None
+        with kernels.use(self.path.kernels):
+            fused = kernels.resolved_level("masked_mse", self.learner.world.device.type) == "triton"
+        how = {"bf16": self.bf16, "compiled": self.config.train.compile, "fused": fused}
+        counts = count_parameters(self.config)
+        return step_memory(self.config, counts, Sharing(), **how).peak / MIB
 
     def take_first_step(self) -> None:
         """Fill in ``first``; with a graph, take the steps that it takes to record it.

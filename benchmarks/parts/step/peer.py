@@ -96,6 +96,10 @@ class Peer(ABC):
         """Of one step in MiB, its own state included."""
         return peak_mb(self.step, [self.model], [self.optimizer], self.device)
 
+    def planned_memory_mb(self) -> float | None:
+        """None: its memory is not ours to plan."""
+        return None
+
 
 class VideoMAE(Peer):
     """Transformers' model under a uniformly random mask."""

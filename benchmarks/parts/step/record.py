@@ -13,12 +13,16 @@ def summary(
     name: str,
     times_ms: list[float],
     stages_ms: dict[str, float],
-    peak_mem_mb: float | None,
+    memory: dict[str, float | None],
     loss: float,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """The entry of path ``name`` under ``settings``, the record's ``config``; rates are those of
-    the median step."""
+    the median step.
+
+    Args:
+        memory: ``peak_mem_mb`` and ``planned_mem_mb``, which ``tats-fast plan`` makes of it; MiB.
+    """
     step_ms = bench.percentiles(times_ms)
     clips_per_s = 1e3 * settings["batch"] / step_ms["p50"]
     tflops = clips_per_s * settings["paths"][name]["step_gflop_per_clip"] / 1e3
@@ -28,7 +32,7 @@ def summary(
         "step_ms": step_ms,
         # Clips lie on the device from the start: there is no loader here.
         "stages_ms": {"data_wait": None, **stages_ms},
-        "peak_mem_mb": peak_mem_mb,
+        **memory,
         "tflops": tflops,
         "mfu": None if peak is None else tflops / peak,
         "mfu_data_sheet": None if sheet is None else tflops / sheet,
@@ -86,8 +90,8 @@ def results(
     paths: dict[str, Any],
     table: Callable[[list[str], list[list[str]]], str] = bench.table,
 ) -> str:
-    """Two tables of the paths that ran, rates and stages, and a note on those whose losses are not
-    comparable; "" where none ran."""
+    """Two tables of the paths that ran, rates and stages, how good the plan of their memory was,
+    and a note on those whose losses are not comparable; "" where none ran."""
     paths = {name: path for name, path in paths.items() if "step_ms" in path}
     if not paths:
         return ""
@@ -117,5 +121,17 @@ def results(
     stages.append(["step p50", *(bench.number(p["step_ms"]["p50"]) for p in paths.values())])
     spent = table(["stage (ms, own untimed steps)", *paths], stages)
     others = [name for name in paths if not config["paths"][name]["compared"]]
-    note = "own random masks, so no gate and losses that do not compare: "
-    return "\n\n".join([table(header, rows), spent, *[note + ", ".join(others)] * bool(others)])
+    notes = {
+        "peak memory, planned over measured: ": _planned(paths),
+        "own random masks, so no gate and losses that do not compare: ": others,
+    }
+    said = [note + ", ".join(names) for note, names in notes.items() if names]
+    return "\n\n".join([table(header, rows), spent, *said])
+
+
+def _planned(paths: dict[str, Any]) -> list[str]:
+    memory = {
+        name: (path.get("planned_mem_mb"), path["peak_mem_mb"])  # older records have no plan
+        for name, path in paths.items()
+    }
+    return [f"{name} {plan / peak:.2f}" for name, (plan, peak) in memory.items() if plan and peak]
