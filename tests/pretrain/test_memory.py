@@ -47,6 +47,7 @@ def state_bytes(learner):
     [
         {},
         {"train": {"recompute": True}},
+        {"train": {"recompute": True}, "model": {"width": 256, "depth": 8}},
         {"train": {"accumulation": 4}},
         {"train": {"ema_decay": 0.9}},
         {"masking": {"ratio": 0.5}},
@@ -73,7 +74,7 @@ def test_a_step_takes_what_was_planned(tiny_config, sections):
     measured += peak_growth(lambda: pretrain_step(learner, parts, plan))
     memory = planned(config)
     assert memory.weights + memory.optimizer == pytest.approx(rest, rel=0.01)
-    assert memory.activations > 0.3 * memory.peak, "the test is about activations, too"
+    assert memory.activations > 0.2 * memory.peak, "the test is about activations, too"
     assert memory.peak == pytest.approx(measured, rel=WITHIN)
 
 
