@@ -139,6 +139,7 @@ def lines(plan: Plan) -> list[str]:
         "exchange of gradients": memory.communication,
         "gathered weights" if options.zero == 3 else "bf16 copies of weights": memory.casts,
         f"activations ({per_clip:.3f} per clip)": memory.activations,
+        "last block of the backward pass": memory.last,
         "held between micro-batches": memory.held,
     }
     engine = f"ZeRO-{options.zero}" if options.zero else "DDP" if options.gpus > 1 else "alone"
