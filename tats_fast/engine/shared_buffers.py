@@ -8,16 +8,16 @@ from pathlib import Path
 
 from tats_fast.engine.distributed import World
 
-NAME = "deepspeed_allreduce_buffer_{user}_{address}_{port}_{rank}"
-"""As DeepSpeed 0.19 calls this process's."""
+BUFFER = "/dev/shm/deepspeed_allreduce_buffer_{user}_{address}_{port}_{rank}"
+"""Where DeepSpeed 0.19 makes this process's."""
 
 
-def unname_shared_buffers(world: World, shared: Path = Path("/dev/shm")) -> None:
+def unname_shared_buffers(world: World) -> None:
     """Take this process's buffer out of the file system, once all processes have opened it: its
     memory is then free when the last of them ends, also by SIGKILL."""
     if world.device.type != "cpu":
         return
     world.barrier()
     address, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
-    name = NAME.format(user=os.getuid(), address=address, port=port, rank=world.rank)
-    (shared / name).unlink(missing_ok=True)
+    buffer = BUFFER.format(user=os.getuid(), address=address, port=port, rank=world.rank)
+    Path(buffer).unlink(missing_ok=True)
