@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed_op import use_own_folder
 from project import ROOT, TINY_MODEL
 
 from tats_fast.config import RunConfig
 from tats_fast.config.reading import build_config
+
+use_own_folder()
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from tats_fast.config import ConfigError, TrainingConfig
 from tats_fast.engine.deepspeed_json import read_deepspeed_json
 from tats_fast.engine.distributed import World
 from tats_fast.engine.exchange import ExchangeWait
-from tats_fast.engine.extension_locks import announce_first_build, remove_stale_locks
+from tats_fast.engine.extension_locks import announce_first_build, settle_locks
 from tats_fast.engine.host_memory import keep_freed_memory
 from tats_fast.engine.optim import load_optimizer, set_lr, skip_step_if
 from tats_fast.engine.shared_buffers import unname_shared_buffers
@@ -158,7 +158,7 @@ class DeepSpeedRunner:
         self.optimizer = optimizer
         self._world = world
         self._splits_weights = config.distributed.splits_weights
-        remove_stale_locks()
+        settle_locks()
         announce_first_build()
         if self._splits_weights:
             gather_by_unit(module)

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import yaml
 from children import gone
+from deepspeed_op import use_own_folder
 from project import ROOT, TINY_MODEL
 from records import read_lines
 from run_processes import finish, ranks_below, start, steps
@@ -179,6 +180,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    use_own_folder()
     failed = False
     print("| engine | processes | kills | into saving | rows | differing | tensors | differing |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
