@@ -42,15 +42,6 @@ def label_numbers(
     if not all(isinstance(label, int) for label in classes):
         classes = {str(label) for label in classes}
         train, evaluated = ([Video(v.path, str(v.label)) for v in x] for x in (train, evaluated))
-    odd = sorted(str(label) for label in classes if re.fullmatch(_ODD, str(label)))
-    if odd:
-        LOGGER.warning(
-            "%s: %s is taken as the name of a class%s, not as a number; such videos may be better "
-            "left out",
-            keys[0],
-            odd[0],
-            f", like {len(odd) - 1} more" if odd[1:] else "",
-        )
     numbers = {label: number for number, label in enumerate(sorted(classes))}
     if len(numbers) < 2:
         raise ConfigError(f"{keys[0]}: every label is {next(iter(classes))}; expected two or more")
@@ -59,6 +50,23 @@ def label_numbers(
             raise ConfigError(f"{keys[1]}: the label {video.label} does not occur in {keys[0]}")
     labels, true = (torch.tensor([numbers[v.label] for v in x]) for x in (train, evaluated))
     return labels, true, list(map(str, numbers))
+
+
+def warn_of_odd_names(names: Sequence[str], key: str = "train") -> None:
+    """Say so where names of classes look like a mark of no label, or like scores.
+
+    Args:
+        key: what the message calls the list they come from.
+    """
+    odd = [name for name in names if re.fullmatch(_ODD, name)]
+    if odd:
+        LOGGER.warning(
+            "%s: %s is taken as the name of a class%s, not as a number; such videos may be better "
+            "left out",
+            key,
+            odd[0],
+            f", like {len(odd) - 1} more" if odd[1:] else "",
+        )
 
 
 def class_ids(videos: Sequence[Video], classes: Sequence[str], key: str = "list") -> Tensor:

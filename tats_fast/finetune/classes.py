@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tats_fast.config import ConfigError
 from tats_fast.config.finetune import LabelledDataConfig
-from tats_fast.data.labels import class_ids, label_numbers
+from tats_fast.data.labels import class_ids, label_numbers, warn_of_odd_names
 from tats_fast.data.lists import Video
 
 KEYS = ("data.train", "data.eval")
@@ -57,6 +57,7 @@ def label_classes(
     path = classes_file(config)
     if path is None:
         known, true, names = label_numbers(train, train if held_out is None else held_out, KEYS)
+        warn_of_odd_names(names, KEYS[0])
         return known, None if held_out is None else true, tuple(names)
     names = read_classes(path)
     known = class_ids(train, names, KEYS[0])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tats_fast.config import RunConfig
-from tats_fast.data.labels import label_numbers
+from tats_fast.data.labels import label_numbers, warn_of_odd_names
 from tats_fast.data.lists import Video, read_videos
 from tats_fast.models import MaskedAutoencoder
 from tats_fast.recognition.features import FeatureSettings
@@ -36,7 +36,8 @@ class Prober:
         root = config.data.root
         train = read_videos(settings.probe_train, root, key="eval.probe_train")
         held_out = read_videos(settings.probe_eval, root, key="eval.probe_eval")
-        label_numbers(train, held_out, ("eval.probe_train", "eval.probe_eval"))
+        keys = ("eval.probe_train", "eval.probe_eval")
+        warn_of_odd_names(label_numbers(train, held_out, keys)[2], keys[0])
         return cls(config, train, held_out)
 
     def measure(self, mae: MaskedAutoencoder) -> tuple[dict[str, Any], str]:

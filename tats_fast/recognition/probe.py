@@ -16,7 +16,7 @@ from tats_fast.config import ConfigError
 from tats_fast.config.options import chosen
 from tats_fast.config.schema import PROBES
 from tats_fast.data.files import require_writable, shown, write_json
-from tats_fast.data.labels import label_numbers
+from tats_fast.data.labels import label_numbers, warn_of_odd_names
 from tats_fast.data.lists import Video, read_videos
 from tats_fast.data.opening import BadFiles
 from tats_fast.interchange import build_encoder, read_weights
@@ -74,7 +74,8 @@ def run_probe(
     """
     train = read_videos(options.train, options.root, key="train")
     evaluated = read_videos(options.eval, options.root, key="eval")
-    label_numbers(train, evaluated)  # before the checkpoint takes its time
+    # Before the checkpoint takes its time.
+    warn_of_odd_names(label_numbers(train, evaluated)[2])
     out = Path(options.out)
     require_writable(out, "out")
     weights = read_weights(options.checkpoint, {"attention": "auto", **(overrides or {})})

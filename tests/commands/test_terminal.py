@@ -229,20 +229,5 @@ def test_a_key_that_a_checkpoint_has_and_we_do_not(capsys, config_file, run):
     assert code == 2 and "surprise=3: unknown key" in line and str(checkpoint) in line
 
 
-@pytest.mark.parametrize(("labels", "odd"), [(["-1", "1"], "-1"), (["0.5", "1"], "0.5")])
-def test_labels_that_look_like_other_numbers_are_said_to_be_names(caplog, tmp_path, labels, odd):
-    from tats_fast.data.labels import label_numbers
-    from tats_fast.data.lists import read_videos
-
-    videos = read_videos(listing(tmp_path / "train.txt", labels))
-    label_numbers(videos, videos)
-    (record,) = caplog.records
-    assert f"train: {odd} is taken as the name of a class" in record.getMessage()
-    caplog.clear()
-    videos = read_videos(listing(tmp_path / "train.txt", ["0", "1"]))
-    label_numbers(videos, videos)
-    assert not caplog.records
-
-
 def test_the_package_lists_what_it_offers():
     assert {"load_encoder", "load_classifier", "create_model"} <= set(dir(tats_fast))

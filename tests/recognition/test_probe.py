@@ -16,7 +16,7 @@ import tats_fast
 from tats_fast.cli import main
 from tats_fast.config import ConfigError
 from tats_fast.config.schema import PROBES
-from tats_fast.data.labels import label_numbers
+from tats_fast.data.labels import label_numbers, warn_of_odd_names
 from tats_fast.data.lists import Video
 from tats_fast.recognition.accuracy import top_accuracy
 from tats_fast.recognition.options import FeatureSettings
@@ -276,6 +276,25 @@ def test_clips_are_cut_as_in_training(dataset, tmp_path):
         assert main(arguments[:position] + arguments[position + 2 :]) == 0
         record = json.loads((tmp_path / "out" / "probe.json").read_text())
         assert record["options"]["stride"] == stride
+
+
+@pytest.mark.parametrize("odd", ["-1", "0.5"])
+def test_labels_that_look_like_other_numbers_are_said_to_be_names(caplog, odd):
+    warn_of_odd_names([odd, "1"])
+    (record,) = caplog.records
+    assert f"train: {odd} is taken as the name of a class" in record.getMessage()
+    caplog.clear()
+    warn_of_odd_names(["0", "1"])
+    assert not caplog.records
+
+
+def test_odd_labels_are_spoken_of_once(dataset, tmp_path, caplog):
+    for name in ("train", "eval"):
+        lines = (dataset / f"{name}.txt").read_text().replace(" flat", " -1")
+        (dataset / f"odd_{name}.txt").write_text(lines)
+    lists = {name: dataset / f"odd_{name}.txt" for name in ("train", "eval")}
+    assert main(command(dataset, tmp_path, kinds="knn", **lists)) == 0
+    assert caplog.text.count("-1 is taken as the name of a class") == 1
 
 
 def test_evaluation_labels_choose_nothing(dataset, tmp_path):
