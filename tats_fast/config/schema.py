@@ -115,6 +115,9 @@ class SamplerConfig(Options):
     """alpha: the policy is (1 - alpha) softmax + alpha / N."""
     warmup_frac: float = option(0.05, at_least=0, at_most=1)
     """Share of training at whose start tokens are drawn at random and the sampler rests."""
+    learn_every: int = option(1, at_least=1)
+    """n: every n-th clip of a batch teaches the sampler; for the others it draws without a backward
+    pass, which saves time and memory."""
     detach_tokens: bool = True
     """Keep the sampler's gradient out of the patch embedding."""
 
@@ -274,10 +277,13 @@ class RunConfig(TrainingConfig):
         )
 
     def check_world_size(self, world_size: int) -> None:
-        """Raise ``ConfigError`` unless the batch splits evenly over ranks, micro-batches and the
-        repeats of a decoded window, and its generated part over the first two."""
+        """Raise ``ConfigError`` unless the batch splits evenly over ranks, micro-batches, what
+        teaches the sampler and the repeats of a decoded window, and its generated part over the
+        first two."""
         batch, repeats = self.train.batch_size, self.data.repeats
         parts = {"world_size": world_size, "train__accumulation": self.train.accumulation}
+        if self.masking.strategy in LEARNED_STRATEGIES:
+            check_batch(batch, **parts, sampler__learn_every=self.sampler.learn_every)
         if self.generated_per_step == 0:
             return check_batch(batch, **parts, data__repeats=repeats)
         check_batch(batch, **parts)

@@ -92,6 +92,46 @@ class TokenSampler(nn.Module):
         return self.actor(features).squeeze(-1), features.detach().mean(dim=1)
 
 
+def policy_learning_from(
+    every: int,
+    sampler: TokenSampler,
+    tokens: Tensor,
+    uniform: Tensor | None = None,
+    drawn: Policy | None = None,
+) -> Policy:
+    """The policy of all clips, of which every n-th, the first among them, has gradients.
+
+    The n-th and not the first part of a batch: so it is the same clips for any number of processes,
+    and some of every source and of every decoded window's crops.
+
+    Args:
+        every: n; divides B.
+        tokens: (B, N, C); uniform: (B, N), as for ``TokenSampler.forward``.
+        drawn: what the other clips' policy was, which then stays; None = it is computed.
+    """
+    if every == 1:
+        return sampler(tokens, uniform)
+
+    def rest(values: Tensor) -> Tensor:
+        return values.unflatten(0, (-1, every))[:, 1:].flatten(0, 1)
+
+    # First, since autocast keeps the weights that it has cast, with or without their history.
+    learning = sampler(tokens[::every], None if uniform is None else uniform[::every])
+    if drawn is None:
+        with torch.no_grad():
+            others = sampler(rest(tokens), None if uniform is None else rest(uniform))
+    else:
+        others = Policy(*(rest(part.detach()) for part in drawn[:3]))
+    return Policy(
+        *(
+            None
+            if ours is None
+            else torch.cat([ours[:, None], theirs.unflatten(0, (len(ours), -1))], 1).flatten(0, 1)
+            for ours, theirs in zip(learning, others, strict=True)
+        )
+    )
+
+
 def resized_positions(table: Tensor, old: ModelConfig, new: ModelConfig) -> Tensor:
     """A sampler's learned positions (N, C) for clips of another size: linear in time, row and
     column between the tokens of the old clip, which cover the same clip."""

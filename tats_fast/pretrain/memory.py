@@ -112,9 +112,16 @@ def activations(config: RunConfig, bf16: bool, compiled: bool, fused: bool) -> i
     if not fused:  # the composed loss keeps its difference in fp32
         total += draws * (length - visible) * model.patch_dim * (FP32 - kept.size)
     if strategy in LEARNED_STRATEGIES:
-        stacks.append(memory.sampler_stack(model, config.sampler.attention, kept, fused))
-        total += memory.sampler_ends(model, kept)
+        stacks.append(_sampler_stack(config, kept, fused))
+        total += memory.sampler_ends(model, kept) // config.sampler.learn_every
     return total + memory.blocks(stacks, config.train.recompute)
+
+
+def _sampler_stack(config: RunConfig, kept: memory.Numbers, fused: bool) -> memory.Stack:
+    """Of the clips that teach it, per clip."""
+    of = memory.sampler_stack(config.model, config.sampler.attention, kept, fused)
+    every = config.sampler.learn_every
+    return of._replace(block=of.block // every, entry=of.entry // every)
 
 
 def last_block(config: RunConfig, bf16: bool, compiled: bool, fused: bool) -> int:
@@ -122,7 +129,7 @@ def last_block(config: RunConfig, bf16: bool, compiled: bool, fused: bool) -> in
     the first: the sampler's, else one of the encoder's."""
     model, masking, kept = config.model, config.masking, memory.numbers(bf16, compiled)
     if masking.strategy in LEARNED_STRATEGIES:
-        return memory.sampler_stack(model, config.sampler.attention, kept, fused).block
+        return _sampler_stack(config, kept, fused).block
     visible = visible_tokens(masking.strategy, model, masking.ratio)
     return masking.draws_per_clip * memory.mae_stacks(model, visible, visible, kept)[0].block
 

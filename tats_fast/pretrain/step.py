@@ -22,7 +22,13 @@ from tats_fast.engine.optim import any_not_finite
 from tats_fast.engine.precision import autocast
 from tats_fast.engine.runner import update
 from tats_fast.masking import StepDraws, Uniform, draw_order, split_for_training
-from tats_fast.models import MaskedAutoencoder, Policy, TokenSampler, TokenSplit
+from tats_fast.models import (
+    MaskedAutoencoder,
+    Policy,
+    TokenSampler,
+    TokenSplit,
+    policy_learning_from,
+)
 from tats_fast.pretrain.teacher import FeatureHead, feature_error, teacher_features
 from tats_fast.rl import (
     Experience,
@@ -209,7 +215,8 @@ def sample_policy(config: RunConfig, tokens: Tensor, drawing: Drawing) -> Policy
         return None
     assert drawing.sampler is not None
     noise = drawing.uniform(*tokens.shape[:2])
-    return drawing.sampler(tokens.detach() if config.sampler.detach_tokens else tokens, noise)
+    tokens = tokens.detach() if config.sampler.detach_tokens else tokens
+    return policy_learning_from(config.sampler.learn_every, drawing.sampler, tokens, noise)
 
 
 def draw(
@@ -247,9 +254,11 @@ def credit(learner: Learner, batch: MicroBatch, motion: Tensor) -> Tensor:
     """The sampler's loss for the draws it just made; leaves experience and metrics in ``batch``.
 
     Every draw of a clip is an experience of its own, of one state. AdaMAE's loss leaves none: it
-    has no inner epochs.
+    has no inner epochs. The loss is a mean over all clips; where only every n-th has gradients, n
+    times that has the gradient of their mean.
     """
     config, policy, metrics = learner.config, batch.policy, batch.metrics
+    every = config.sampler.learn_every
     error = batch.split.scatter(batch.error.detach())  # (B, N), 0 where nothing is scored
     with torch.no_grad():
         metrics.update(policy_metrics(policy.log_p, policy.entropy))
@@ -257,7 +266,7 @@ def credit(learner: Learner, batch: MicroBatch, motion: Tensor) -> Tensor:
     if config.masking.strategy == "adamae":
         loss = adamae_loss(policy.log_p, batch.split, error)
         metrics["loss_policy"] = loss.detach()
-        return loss
+        return every * loss
     if batch.change is not None:
         error = batch.split.scatter(batch.change)
     rewards = token_rewards(config.ppo.reward, error, motion)
@@ -272,7 +281,7 @@ def credit(learner: Learner, batch: MicroBatch, motion: Tensor) -> Tensor:
         clip_frac=losses.clip_frac,
         explained_variance=explained_variance(batch.experience.value, batch.experience.reward),
     )
-    return losses.total
+    return every * losses.total
 
 
 def update_reward_scale(learner: Learner, batches: list[MicroBatch]) -> None:
@@ -314,18 +323,22 @@ def inner_epochs(
     """
     if batches[0].experience is None:
         return skip
-    ppo = learner.config.ppo
+    ppo, every = learner.config.ppo, learner.config.sampler.learn_every
     for _ in range(ppo.epochs - 1):
         losses = []
         for batch in batches:
             with autocast(batch.tokens.device, learner.bf16):
-                policy = policy_of_draws(learner.sampler(batch.tokens), batch.split)
+                policy = policy_learning_from(
+                    every, learner.sampler, batch.tokens, drawn=batch.policy
+                )
+            policy = policy_of_draws(policy, batch.split)
             losses.append(sampler_loss(ppo, policy, batch.experience))
-            (losses[-1].total / len(batches)).backward()
+            (every * losses[-1].total / len(batches)).backward()
         failed = any_not_finite(learner.world, [loss.total.detach() for loss in losses])
         skip = update_sampler(learner, plan, torch.maximum(skip, failed), metrics)
         for name in ("approx_kl", "clip_frac"):
-            metrics[name] = torch.stack([getattr(loss, name) for loss in losses]).mean()
+            # Of the clips whose policy moves: the others have the ratio 1.
+            metrics[name] = every * torch.stack([getattr(loss, name) for loss in losses]).mean()
     return skip
 
 

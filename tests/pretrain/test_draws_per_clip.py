@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fixed_noise import Noise
 from run_checks import assert_identical, weights
 
 from tats_fast.config import ConfigError
@@ -25,24 +26,6 @@ WAYS = {
     "everest": {"masking": {"strategy": "everest"}},
     "part": {"masking": {"decoder_keep_ratio": 0.5}},
 }
-
-
-class Noise:
-    """In place of ``StepDraws``: numbers that are said beforehand, call by call."""
-
-    def __init__(self, numbers):
-        self.numbers = numbers
-
-    def __call__(self, generator, clips):
-        return self
-
-    def of_clips(self, first):
-        calls = iter(self.numbers)
-
-        def uniform(clips, count):
-            return next(calls)[first : first + clips, :count]
-
-        return uniform
 
 
 def trained(tiny_config, monkeypatch, way, draws, clips, noise):

@@ -14,6 +14,7 @@ from tats_fast.pretrain.flops import training_step
     ("settings", "gigaflops"),
     [
         (["ppo.epochs=1"], 276),
+        (["ppo.epochs=1", "sampler.learn_every=4"], 222),
         (["masking.strategy=adamae", "sampler.attention=joint"], 258),
         (["masking.strategy=random"], 169),
     ],

@@ -55,6 +55,8 @@ def state_bytes(learner):
         {"masking": {"decoder_keep_ratio": 0.5, "ratio": 0.75}},
         {"masking": {"draws_per_clip": 3, "ratio": 0.75}},
         {"sampler": {"attention": "joint"}, "ppo": {"epochs": 1}},
+        {"sampler": {"learn_every": 4}},
+        {"sampler": {"learn_every": 4}, "ppo": {"epochs": 1}, "train": {"recompute": True}},
         {"model": {"width": 128, "depth": 8}, "train": {"batch_size": 12}},
     ],
     ids=lambda sections: json.dumps(sections) if sections else "as it is",

@@ -20,6 +20,7 @@ WAYS = {
     "dense": {},
     "adaptive": {"masking": {"ratio": 0.75, "budget": "adaptive", "decoder_keep_ratio": 0.5}},
 }
+STEPS = {**WAYS, "every": {"sampler": {"learn_every": 2}}}
 
 
 def learner_for(tiny_config, train=None, **sections):
@@ -36,7 +37,7 @@ def parameters(learner):
     return [p.detach().clone() for module in modules for p in module.parameters()]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", STEPS)
 @pytest.mark.parametrize("option", ["recompute", "compile"])
 def test_same_step(tiny_config, option, way, monkeypatch):
     if option == "compile":  # without a compiler's minute: the same graphs, run as they are
@@ -49,7 +50,7 @@ def test_same_step(tiny_config, option, way, monkeypatch):
     batch = clips()
     results = []
     for train in ({}, {option: True}):
-        learner = learner_for(tiny_config, train, **WAYS[way])
+        learner = learner_for(tiny_config, train, **STEPS[way])
         metrics = [pretrain_step(learner, [batch], PLAN) for _ in range(2)]
         results.append((metrics[-1], parameters(learner)))
     (plain, expected), (other, found) = results
@@ -117,9 +118,10 @@ def test_model_and_sampler_are_one_graph(tiny_config, way):
         {"masking": {"ratio": 0.75, "strategy": "adamae"}},
         {"masking": {"ratio": 0.75, "strategy": "tube"}},
         {"masking": {"ratio": 0.75, "draws_per_clip": 3}},
+        {"sampler": {"learn_every": 2}},
         {"train": {"accumulation": 2, "recompute": True}},
     ],
-    ids=["tats", "adaptive", "set", "adamae", "tube", "draws", "accumulation"],
+    ids=["tats", "adaptive", "set", "adamae", "tube", "draws", "every", "accumulation"],
 )
 def test_no_step_waits_for_the_device(tiny_config, sections):
     learner = learner_for(tiny_config, **sections)
