@@ -3,12 +3,13 @@
     python benchmarks/throughput.py --device cpu --model vit_base --batch 1 --steps 3
 
 Before anything is timed, every path takes the first step from the same weights, clips and draws,
-and must agree with the first path; exit code 1 names the one that does not. ``random`` and the
-``videomae`` paths draw other masks and are exempt. With ``--isolate`` each path has a process to
-itself, so that a CUDA error ends it alone, and those that disagree are dropped afterwards. The
-record is written after every batch size, with ``--isolate`` after every path. Times are those of
-whole training steps (``pretrain_step``), on a GPU by its own clock and without waiting for it
-between steps, as in training. One batch lies on the device throughout: no loading in the step.
+and must agree with the first path; exit code 1 names the one that does not. Exempt are ``random``
+and the ``videomae`` paths, which draw other masks, and ``every4``, whose sampler learns from fewer
+clips. With ``--isolate`` each path has a process to itself, so that a CUDA error ends it alone, and
+those that disagree are dropped afterwards. The record is written after every batch size, with
+``--isolate`` after every path. Times are those of whole training steps (``pretrain_step``), on a
+GPU by its own clock and without waiting for it between steps, as in training. One batch lies on the
+device throughout: no loading in the step.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ RESERVED = {
     "train.compile": "every path sets its own",
     "train.cuda_graph": "every path sets its own",
     "masking.schedule": "the mask ratio is constant here; use --mask-ratio",
+    "sampler.learn_every": "every path sets its own",
     "distributed.engine": "the benchmark is one plain process",
 }
 

@@ -69,6 +69,21 @@ def test_throughput_end_to_end(tmp_path):
     assert f"peak memory, planned over measured: fast {planned / measured:.2f}" in done.stdout
 
 
+def test_a_quarter_of_the_clips_teaches_the_sampler(tmp_path):
+    file = tmp_path / "record.json"
+    arguments = [*TINY, "--batch", 4, "--paths", "fast,every4", "--json", file]
+    done = run_script("throughput.py", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        "other masks or lessons, so no gate and losses that do not compare: every4" in done.stdout
+    )
+    fast, every4 = json.loads(file.read_text())["paths"].values()
+    assert fast["loss"] == pytest.approx(every4["loss"])
+    work = [path["tflops"] * path["step_ms"]["p50"] for path in (fast, every4)]
+    assert work[1] < 0.8 * work[0]
+    assert every4["peak_mem_mb"] < fast["peak_mem_mb"]
+
+
 def test_stages_sum_to_the_step_they_were_measured_in():
     config = throughput.read_config(throughput.make_parser().parse_intermixed_args(TINY), 2)
     clips, _ = paths.load_clips(config.model, 2, 0)
@@ -233,6 +248,7 @@ def test_several_batch_sizes_in_one_record(tmp_path):
         ("throughput", ["--plot", "chart.pdf"], "must end in .png"),
         ("throughput", ["--batches", "2", "0"], "--batches: 0 must be at least 1"),
         ("throughput", ["train.compile=true"], "every path sets its own"),
+        ("throughput", [*TINY, "--paths=every4"], "divisible by sampler.learn_every=4"),
         ("ops", ["--op", "softmax"], "--op: softmax is not one of trajectory_attention"),
         ("ops", ["--case", "vit_b"], "--case: vit_b is not one of vit_b_r95"),
         ("ops", ["--impl", "cuda"], "--impl: cuda is not one of reference, torch"),

@@ -64,8 +64,13 @@ def assert_same_weights(found, expected, absolute):
             assert worst < absolute, (part, name)
 
 
-def test_four_micro_batches_are_one_batch_of_draws(config_file):
-    cut = ["ppo.epochs=2", "masking.draws_per_clip=2", "masking.decoder_keep_ratio=0.5"]
+@pytest.mark.parametrize(
+    "how",
+    [["masking.draws_per_clip=2", "masking.decoder_keep_ratio=0.5"], ["sampler.learn_every=2"]],
+    ids=["draws", "every"],
+)
+def test_four_micro_batches_are_one_batch_of(how, config_file):
+    cut = ["ppo.epochs=2", *how]
     config = [load_config(str(config_file), [*cut, f"train.accumulation={n}"]) for n in (1, 4)]
     whole, parts = (parity.numbers(one, CPU, torch.float64) for one in config)
     assert_same_weights(parts, whole, absolute=1e-12)

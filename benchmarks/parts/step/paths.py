@@ -61,11 +61,14 @@ class StepPath:
     """Others' model and loss instead of ours; its kernels and attention are its own."""
     graph: bool = False
     """``train.cuda_graph``: steps after the first few are replayed as one CUDA graph."""
+    learn_every: int = 1
+    """``sampler.learn_every``."""
 
     @property
     def compared(self) -> bool:
-        """Whether the first step must agree with the others': another mask gives other losses."""
-        return self.strategy is None
+        """Whether the first step must agree with the others': another mask gives other losses,
+        fewer clips give the sampler other gradients."""
+        return self.strategy is None and self.learn_every == 1
 
 
 PATHS = {
@@ -75,6 +78,7 @@ PATHS = {
     "videomae": StepPath("auto", "sdpa", strategy="random", peer=VideoMAE),
     "videomae_compiled": StepPath("auto", "sdpa", ("cuda", "cpu"), "random", peer=VideoMAE),
     "random": StepPath("auto", "auto", ("cuda",), strategy="random"),
+    "every4": StepPath("auto", "auto", ("cuda",), learn_every=4),
     "adamae_code": StepPath("auto", "eager", strategy="adamae", peer=AdaMAE),
     "adamae": StepPath("auto", "auto", ("cuda",), strategy="adamae"),
     "sdpa": StepPath("reference", "sdpa"),
@@ -85,7 +89,8 @@ PATHS = {
 """``fast`` is what a run would use, but for the CUDA graph of its small steps; ``fast_graph``, on a
 GPU, is with one. ``fast_eager`` and ``fast_eager_graph``, for comparison there, are the two without
 torch.compile. ``random`` is ``fast`` with a uniformly random mask and no sampler, so that like can
-be compared with ``videomae``, Transformers' own model under such a mask."""
+be compared with ``videomae``, Transformers' own model under such a mask. ``every4`` is ``fast``
+with a quarter of the clips teaching the sampler."""
 
 
 @dataclass
@@ -214,7 +219,8 @@ def make_contender(
     """Seeded learner for ``path``: equal configurations give equal weights.
 
     Raises:
-        ConfigError: an attention backend that this machine lacks, a CUDA graph without a GPU.
+        ConfigError: an attention backend that this machine lacks, a CUDA graph without a GPU, a
+            batch that does not split.
         ImportError: a peer that is not installed.
     """
     strategy = path.strategy or config.masking.strategy
@@ -223,8 +229,10 @@ def make_contender(
         config,
         model=replace(config.model, attention=path.attention),
         masking=replace(config.masking, strategy=strategy),
+        sampler=replace(config.sampler, learn_every=path.learn_every),
         train=replace(config.train, compile=device.type in path.compiled, cuda_graph=path.graph),
     )
+    config.check_world_size(1)
     if path.peer is not None:
         return path.peer(config, device, micro_batches)
     learner = make_learner(config, World(0, 1, device))

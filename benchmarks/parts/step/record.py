@@ -123,7 +123,7 @@ def results(
     others = [name for name in paths if not config["paths"][name]["compared"]]
     notes = {
         "peak memory, planned over measured: ": _planned(paths),
-        "own random masks, so no gate and losses that do not compare: ": others,
+        "other masks or lessons, so no gate and losses that do not compare: ": others,
     }
     said = [note + ", ".join(names) for note, names in notes.items() if names]
     return "\n\n".join([table(header, rows), spent, *said])
