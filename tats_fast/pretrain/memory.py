@@ -142,16 +142,21 @@ def step_memory(
     bf16: bool,
     compiled: bool,
     fused: bool,
+    clips: int | None = None,
 ) -> StepMemory:
     """Memory of one process of a run, whose ``train.batch_size`` is that of all of them.
 
     ZeRO splits the moments and its master copy of the weights, from stage 2 the gradients, and in
     stage 3 the weights, of which ``live`` are whole at a time; the sampler stays whole.
+
+    Args:
+        clips: of a micro-batch, whatever ``train.batch_size`` says.
     """
     main, sampler, tables = counts.mae, counts.sampler, counts.tables
     processes, stage = sharing.processes, sharing.zero_stage
     share = main // processes if stage >= 1 else main
-    clips = config.train.batch_size // (processes * config.train.accumulation)
+    if clips is None:
+        clips = config.train.batch_size // (processes * config.train.accumulation)
     size = 2 if bf16 else FP32
     waiting = config.train.accumulation - 1
     held = clips * config.model.num_tokens * config.model.width * size * waiting

@@ -114,18 +114,22 @@ def _with(config: RunConfig, batch: int | None = None, **train: Any) -> RunConfi
     return replace(config, train=replace(config.train, **train))
 
 
-def _memory(config: RunConfig, counts: Counts, options: PlanOptions) -> StepMemory:
+def _memory(
+    config: RunConfig, counts: Counts, options: PlanOptions, clips: int | None = None
+) -> StepMemory:
     sharing = Sharing(options.gpus, options.zero, offload=options.offload)
-    return step_memory(config, counts, sharing, bf16=True, compiled=True, fused=True)
+    how = {"bf16": True, "compiled": True, "fused": True}
+    return step_memory(config, counts, sharing, clips=clips, **how)
 
 
 def _largest(config: RunConfig, counts: Counts, options: PlanOptions, capacity: int) -> int:
-    parts = options.gpus * config.train.accumulation
+    learned = config.masking.strategy in LEARNED_STRATEGIES
+    unit = math.lcm(config.data.repeats, config.sampler.learn_every if learned else 1)
 
     def peak(clips: int) -> int:
-        return _memory(_with(config, clips * parts), counts, options).peak
+        return _memory(config, counts, options, clips).peak
 
-    return bisect_right(range(1, MOST_CLIPS), capacity, key=peak)
+    return unit * bisect_right(range(unit, MOST_CLIPS, unit), capacity, key=peak)
 
 
 def lines(plan: Plan) -> list[str]:

@@ -33,10 +33,22 @@ def test_parameters_are_those_of_the_models():
     assert counts.sampler == sum(p.numel() for p in sampler.parameters())
 
 
-@pytest.mark.parametrize("overrides", [(), ("train.recompute=true",), ("train.accumulation=2",)])
-def test_the_largest_batch_fits_and_one_clip_more_does_not(overrides):
-    base = plan(*overrides, gpus=2, zero=1)
-    exact, more = (plan(*overrides, gpus=2, zero=1, batch=base.largest + extra) for extra in (0, 1))
+@pytest.mark.parametrize(
+    ("overrides", "clips"),
+    [
+        ((), 1),
+        (("train.recompute=true",), 1),
+        (("train.accumulation=2",), 1),
+        (("train.batch_size=72", "data.repeats=6", "sampler.learn_every=4"), 12),
+        (("train.batch_size=72", "data.repeats=6", "masking.strategy=tube"), 6),
+    ],
+)
+def test_the_largest_batch_fits_and_a_larger_does_not(overrides, clips):
+    """Of those that a run may have, in steps of so many clips."""
+    base = plan(*overrides, gpus=2, zero=1, batch=72)
+    exact, more = (
+        plan(*overrides, gpus=2, zero=1, batch=base.largest + extra) for extra in (0, clips)
+    )
     assert exact.fits and not more.fits
     assert base.largest_recomputing >= base.largest > 0
 
