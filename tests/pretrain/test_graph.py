@@ -40,6 +40,7 @@ WAYS = {
     "frame": {"masking": {"strategy": "frame"}},
     "adaptive": {"masking": {"budget": "adaptive", "decoder_keep_ratio": 0.5}},
     "draws": {"masking": {"draws_per_clip": 2, "decoder_keep_ratio": 0.5}},
+    "every": {"sampler": {"learn_every": 2}, "ppo": {"epochs": 2}},
     "accumulation": {"train": {"accumulation": 2, "recompute": True}},
 }
 
