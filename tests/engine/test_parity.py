@@ -20,6 +20,7 @@ LOSSES = ("loss_recon", "loss_policy", "loss_value", "entropy_frac", "grad_norm"
 ADVANTAGE = {"loss_policy": 0.2}
 """Means of advantages, which are of size 1 and cancel: what is left is no measure."""
 CUTS = [f"ppo.epochs={k} train.accumulation={a}" for k in (1, 2) for a in (1, 4)]
+EVERY = "sampler.learn_every=2"
 NO_GRADIENT = ("actor.bias", "norm.bias")
 """Of the sampler: they shift all logits alike, which changes no policy. What AdamW makes full steps
 of there is rounding."""
@@ -38,8 +39,8 @@ def config_file(tiny_config, tmp_path):
     return tmp_path / "run.yaml"
 
 
-def alone(config_file, epochs, accumulation, dtype):
-    cut = [f"ppo.epochs={epochs}", f"train.accumulation={accumulation}"]
+def alone(config_file, epochs, accumulation, dtype, *more):
+    cut = [f"ppo.epochs={epochs}", f"train.accumulation={accumulation}", *more]
     return parity.numbers(load_config(str(config_file), cut), CPU, dtype)
 
 
@@ -66,7 +67,7 @@ def assert_same_weights(found, expected, absolute):
 
 @pytest.mark.parametrize(
     "how",
-    [["masking.draws_per_clip=2", "masking.decoder_keep_ratio=0.5"], ["sampler.learn_every=2"]],
+    [["masking.draws_per_clip=2", "masking.decoder_keep_ratio=0.5"], [EVERY]],
     ids=["draws", "every"],
 )
 def test_four_micro_batches_are_one_batch_of(how, config_file):
@@ -127,6 +128,8 @@ def test_two_processes_train_as_one(config_file, tmp_path, launcher, engines, dt
         for engine in engines
         for cut in (CUTS[-1:] if engine in ONE_CUT else CUTS)
     ]
+    plain = [engine for engine in engines if engine not in ONE_CUT]
+    runs += [f"ppo.epochs=2 train.accumulation=2 {EVERY} {engine}" for engine in plain]
     process = start(
         config_file,
         *("--out", str(tmp_path / "found.pt")),
@@ -138,10 +141,10 @@ def test_two_processes_train_as_one(config_file, tmp_path, launcher, engines, dt
     finish(process, seconds=600)
     found = torch.load(tmp_path / "found.pt")
     for dtype in dtypes:
-        for epochs in (1, 2):
-            expected = alone(config_file, epochs, 1, getattr(torch, dtype))
+        for epochs, more in ((1, ()), (2, ()), (2, (EVERY,))):
+            expected = alone(config_file, epochs, 1, getattr(torch, dtype), *more)
             for run in runs:
-                if run.startswith(f"ppo.epochs={epochs} "):
+                if run.startswith(f"ppo.epochs={epochs} ") and (EVERY in run) == bool(more):
                     assert_same_losses(found[dtype, run], expected, relative=5e-4)
                     if dtype == "float64":
                         assert_same_weights(found[dtype, run], expected, absolute=1e-12)
