@@ -97,9 +97,13 @@ def make_plan(config: RunConfig, options: PlanOptions) -> Plan:
 
     Args:
         config: its ``train.batch_size`` and ``distributed`` follow from ``options`` instead.
+
+    Raises:
+        ConfigError: a batch that such a run would refuse.
     """
     counts = count_parameters(config)
     config = _with(config, options.gpus * options.batch * config.train.accumulation)
+    config.check_world_size(options.gpus)
     plan = Plan(options, config, counts, _memory(config, counts, options), 0, 0)
     fitting = {
         recompute: _largest(_with(config, recompute=recompute), counts, options, plan.capacity)

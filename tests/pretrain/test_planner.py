@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tats_fast.cli import main
-from tats_fast.config import load_config
+from tats_fast.config import ConfigError, load_config
 from tats_fast.engine.peak import MEMORY_GIB, PEAK_TFLOPS
 from tats_fast.models.restore import build_models
 from tats_fast.pretrain.planner import make_plan
@@ -51,6 +51,11 @@ def test_the_largest_batch_fits_and_a_larger_does_not(overrides, clips):
     )
     assert exact.fits and not more.fits
     assert base.largest_recomputing >= base.largest > 0
+
+
+def test_what_a_run_would_refuse():
+    with pytest.raises(ConfigError, match=r"world size 8 x sampler\.learn_every=4"):
+        plan("sampler.learn_every=4", gpus=8, batch=2)
 
 
 def test_a_model_that_is_too_large_for_any_batch():

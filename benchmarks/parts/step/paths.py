@@ -232,7 +232,6 @@ def make_contender(
         sampler=replace(config.sampler, learn_every=path.learn_every),
         train=replace(config.train, compile=device.type in path.compiled, cuda_graph=path.graph),
     )
-    config.check_world_size(1)
     if path.peer is not None:
         return path.peer(config, device, micro_batches)
     learner = make_learner(config, World(0, 1, device))
