@@ -115,6 +115,12 @@ def policy_learning_from(
     def rest(values: Tensor) -> Tensor:
         return values.unflatten(0, (-1, every))[:, 1:].flatten(0, 1)
 
+    def join(ours: Tensor | None, theirs: Tensor | None) -> Tensor | None:
+        if ours is None:
+            return None
+        parts = [ours.unsqueeze(1), theirs.unflatten(0, (-1, every - 1))]
+        return torch.cat(parts, dim=1).flatten(0, 1)
+
     # First, since autocast keeps the weights that it has cast, with or without their history.
     learning = sampler(tokens[::every], None if uniform is None else uniform[::every])
     if drawn is None:
@@ -122,14 +128,7 @@ def policy_learning_from(
             others = sampler(rest(tokens), None if uniform is None else rest(uniform))
     else:
         others = Policy(*(rest(part.detach()) for part in drawn[:3]))
-    return Policy(
-        *(
-            None
-            if ours is None
-            else torch.cat([ours[:, None], theirs.unflatten(0, (len(ours), -1))], 1).flatten(0, 1)
-            for ours, theirs in zip(learning, others, strict=True)
-        )
-    )
+    return Policy(*map(join, learning, others))
 
 
 def resized_positions(table: Tensor, old: ModelConfig, new: ModelConfig) -> Tensor:
