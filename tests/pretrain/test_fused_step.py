@@ -28,6 +28,8 @@ WAYS = {
         "masking": {"ratio": 0.75, "draws_per_clip": 2},
         "ppo": {"reward": "change_error", "epochs": 1},
     },
+    # Kernels meet every second row of the noise, and of the gradients.
+    "every": {"sampler": {"learn_every": 2}, "ppo": {"epochs": 1}},
     "sparse": {"masking": {"ratio": 0.75}, "ppo": {"reward": "sparse_change", "epochs": 1}},
     "set": {
         "ppo": {"credit": "set", "reward": "error_motion", "epochs": 1},

@@ -117,6 +117,18 @@ def test_probes_while_training(run_config, lists, tmp_path):
     assert report.classes == sorted(NAMES)
 
 
+def test_odd_labels_are_spoken_of_once(run_config, lists, tmp_path, caplog):
+    for path in lists:
+        (tmp_path / path.name).write_text(path.read_text().replace(f"\t{NAMES[0]}", "\t-1"))
+    settings = probing([tmp_path / path.name for path in lists], probe_every=1, probe_kinds=["knn"])
+    Trainer(run_config(train={"steps": 14}, eval=settings), CPU).run()
+    rows = (tmp_path / "run" / "eval.jsonl").read_text().splitlines()
+    assert len([row for row in rows if "probe_knn" in row]) > 1
+    warnings = [record.getMessage() for record in caplog.records]
+    odd = [line for line in warnings if "-1 is taken as the name of a class" in line]
+    assert len(odd) == 1 and odd[0].startswith("eval.probe_train: ")
+
+
 def test_probing_needs_lists_with_labels(run_config, lists, demo_clips):
     with pytest.raises(ConfigError, match=r"eval\.probe_train=None: probing needs a list"):
         run_config(eval={"probe_every": 1})
