@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import study as script
 import torch
@@ -177,6 +178,27 @@ def test_lists_of_the_same_name_are_kept_apart(tmp_path: Path) -> None:
         for folder in ("one", "other")
     ]
     assert not torch.equal(*banks)
+
+
+def test_decoded_clips_are_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
+    """Another part of the study may read meanwhile, and a write may end in the middle."""
+    write_video(tmp_path / "clip.mp4", 12, width=16, height=16)
+    (tmp_path / "train.txt").write_text("clip.mp4 0\n")
+    model, cache = Study(**tree()).packs()[0][0].config.model, tmp_path / "decoded"
+
+    def cut_short(path, **arrays) -> None:
+        save(path, **arrays)
+        Path(path).write_bytes(Path(path).read_bytes()[:100])
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        save = np.savez_compressed
+        patched.setattr(np, "savez_compressed", cut_short)
+        with pytest.raises(OSError, match="no space"):
+            make_source({"train": str(tmp_path / "train.txt")}, model, 0, CPU, cache)
+    assert list(cache.iterdir()) == []
+    make_source({"train": str(tmp_path / "train.txt")}, model, 0, CPU, cache)
+    assert len(list(cache.glob("*.npz"))) == 1
 
 
 def test_chance_is_the_most_frequent_class() -> None:

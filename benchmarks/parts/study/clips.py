@@ -6,6 +6,8 @@ Legend: B clips of T frames of S x S pixels, N tokens, M labelled clips.
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -197,6 +199,10 @@ def _decoded(
             raise ConfigError("; ".join(f"{path}: {reason}" for path, reason in loaded.bad[:3]))
         labels = [str(videos[index].label) for index in loaded.indices]
         cache.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(kept, clips=loaded.clips.numpy(), labels=labels)
+        # Another part of the study may look for the file meanwhile: there whole, or not at all.
+        with tempfile.TemporaryDirectory(dir=cache) as own:
+            written = Path(own) / kept.name
+            np.savez_compressed(written, clips=loaded.clips.numpy(), labels=labels)
+            os.replace(written, kept)
     with np.load(kept) as content:
         return torch.from_numpy(content["clips"]), [str(label) for label in content["labels"]]
