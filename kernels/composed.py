@@ -55,8 +55,8 @@ def fastest_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
 
 
 class HeadwiseAttention(torch.autograd.Function):
-    """``plain_attention`` one head of one clip after the other, whose scores a CPU's cache still holds
-    when the next pass reads them. Keeps the softmax, as autograd does."""
+    """``plain_attention`` one head of one clip after the other, whose scores a CPU's cache still
+    holds when the next pass reads them. Keeps the softmax, as autograd does."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -91,7 +91,8 @@ def _heads(x: Tensor) -> Iterator[tuple[int, int]]:
 
 def _rows_first(x: Tensor) -> Tensor:
     """Memory for (B, h, N, d) that lies as (B, N, h, d): the next reader joins the heads."""
-    return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+    batch, heads, tokens, dim = x.shape
+    return x.new_empty(batch, tokens, heads, dim).transpose(1, 2)
 
 
 @register("trajectory_attention", "torch")

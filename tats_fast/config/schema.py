@@ -257,6 +257,8 @@ class RunConfig(TrainingConfig):
                 self.sampler.heads,
                 f"must divide model.width={self.model.width}",
             )
+        if self.model.tubelet_size == 1:
+            self._check_nothing_asks_for_motion()
         for name in ("ratio", "start_ratio"):
             ratio = getattr(self.masking, name)
             if ratio is not None:
@@ -275,6 +277,19 @@ class RunConfig(TrainingConfig):
             f"generated.share={self.generated.share:g} leaves no list whose passes could be "
             "counted; give the number of steps",
         )
+
+    def _check_nothing_asks_for_motion(self) -> None:
+        """Of tokens of one frame: none moves more than another."""
+        masking, reward = self.masking, self.ppo.reward
+        asked = {
+            ("masking.strategy", masking.strategy): masking.strategy in ("motion", "motion_bins"),
+            ("masking.budget_by", masking.budget_by): masking.budget == "adaptive"
+            and masking.budget_by == "motion",
+            ("ppo.reward", reward): masking.strategy == "tats" and reward != "error",
+        }
+        for (key, value), asks in asked.items():
+            remedy = "looks for motion inside a token, and with model.tubelet_size=1 there is none"
+            require(not asks, key, value, remedy)
 
     def check_world_size(self, world_size: int) -> None:
         """Raise ``ConfigError`` unless the batch splits evenly over ranks, micro-batches, what

@@ -88,6 +88,22 @@ def test_bad_values_are_one_clear_line(override):
 
 
 @pytest.mark.parametrize(
+    "override",
+    ["masking.strategy=motion", "masking.strategy=motion_bins"]
+    + [f"ppo.reward={reward}" for reward in ("change_error", "sparse_change", "error_motion")],
+)
+def test_tokens_of_one_frame_have_no_motion_to_look_for(override):
+    """Rewards and ranks would be 0 for all, and nobody would be told."""
+    load_config(None, [override])
+    with pytest.raises(ConfigError, match=rf"{override}: .*model\.tubelet_size=1"):
+        load_config(None, ["model.tubelet_size=1", override])
+    budget = ["masking.budget=adaptive", "masking.budget_by=motion"]
+    with pytest.raises(ConfigError, match=r"masking\.budget_by=motion: .*model\.tubelet_size=1"):
+        load_config(None, ["model.tubelet_size=1", "ppo.reward=error", *budget])
+    load_config(None, ["model.tubelet_size=1", "ppo.reward=error"])
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("train: [1, 2]", "train=[1, 2]: is a group of keys"),
