@@ -44,3 +44,24 @@ def test_bytes_packed_rows_and_single_frames() -> None:
     assert dense[0, 1] == pytest.approx(0.25, abs=4e-3)
     assert torch.equal(dense[0], packed)
     assert not change_error(torch.zeros(1, 2, D), patches, INDEX, 1).any()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("tubelet", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_torch_equals_reference(dtype: torch.dtype, tubelet: int, packed: bool) -> None:
+    patches = torch.randint(0, 256, (2, 6, 4 * 12), dtype=torch.uint8)
+    patches[0, 0] = 40  # of one colour
+    if dtype != torch.uint8:
+        patches = patches.to(dtype) / 255
+    index = torch.tensor([[0, 3], [5, 1]])
+    index = kernels.batch_rows(index, 6).flatten() if packed else index
+    prediction = torch.randn(*index.shape, 4 * 12)
+    prediction = prediction if dtype == torch.uint8 else prediction.to(dtype)
+    inputs = prediction, patches, index, tubelet
+    results = []
+    for level in ("reference", "torch"):
+        with kernels.use(level):
+            results.append(change_error(*inputs))
+    assert results[1].shape == index.shape
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
