@@ -102,7 +102,8 @@ def measurement_sections() -> list[Section]:
     one of them is timed."""
     alone = f"--batch {BATCH} --isolate 60 --json {{out}}"
     # In order of worth: what comes last may be cut off.
-    all_paths = "reference,compiled,fast,videomae,videomae_compiled,random,every4,sdpa,fast_eager"
+    all_paths = "reference,compiled,fast,videomae,videomae_compiled,random,every4,random_graph"
+    all_paths += ",sdpa,fast_eager"
     sizes = " ".join(map(str, SWEEP))
     sweep = f"{STEP} 1 --paths fast --steps 5 --batches {sizes} --isolate 50"
     profile = f"profile_step.py --device cuda --inner-epochs 1 --batch {BATCH} --path"
