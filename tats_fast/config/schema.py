@@ -7,7 +7,7 @@ violated check raises ``ConfigError`` with one sentence that names the key, its 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from tats_fast.config.checks import require
@@ -27,6 +27,7 @@ from tats_fast.config.training import (
 
 Strategy = Literal["random", "tube", "frame", "motion", "motion_bins", "everest", "adamae", "tats"]
 LEARNED_STRATEGIES = ("adamae", "tats")
+Reward = Literal["error", "error_motion", "change_error", "sparse_change"]
 CHANGE_REWARDS = ("change_error", "sparse_change")
 """Values of ``ppo.reward`` made from the error of the change between a token's frames."""
 PROBES = ("linear", "linear_bn", "knn", "attentive")
@@ -131,10 +132,12 @@ class PPOConfig(Options):
     credit: Literal["token", "token_uniform", "set"] = "token"
     """What an action is: each masked token weighted on-policy, each masked token alike, or the
     whole drawn set."""
-    reward: Literal["error", "error_motion", "change_error", "sparse_change"] = "error"
-    """Reconstruction error; the error times the root of the token's frame difference; the error
-    of the change that the model predicts between a token's frames, in units of the pixels; or the
-    same with clips counting less in which much changes, a camera's movement for example."""
+    reward: Reward | None = None
+    """Reconstruction error, as in the paper; the error times the root of the token's frame
+    difference; the error of the change that the model predicts between a token's frames, in units
+    of the pixels; or the same with clips counting less in which much changes, a camera's movement
+    for example. None = ``sparse_change``, but ``error`` for tokens of one frame, for ``credit=set``
+    and beside a teacher. docs/evidence.md has what each is worth."""
     epochs: int = option(2, at_least=1)
     """K: sampler updates per batch; with 1 the ratio is 1 and clipping never acts."""
     clip_eps: float = option(0.2, above=0)
@@ -154,6 +157,7 @@ class PPOConfig(Options):
         super().__post_init__()
         if self.reward == "sparse_change":
             remedy = "rewards whole clips, but ppo.reward=sparse_change compares the tokens of one"
+            remedy += "; set ppo.reward=error"
             require(self.credit != "set", "ppo.credit", self.credit, remedy)
 
 
@@ -250,6 +254,17 @@ class RunConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.ppo.reward is None:
+            plain = self.teacher.init_from is not None or self.ppo.credit == "set"
+            reward = "error" if plain or self.model.tubelet_size == 1 else "sparse_change"
+            object.__setattr__(self, "ppo", replace(self.ppo, reward=reward))
+        require(
+            self.teacher.pixels > 0 or self.ppo.reward not in CHANGE_REWARDS,
+            "ppo.reward",
+            self.ppo.reward,
+            "is an error of predicted pixels, which nothing trains with teacher.pixels=0; set "
+            "ppo.reward=error",
+        )
         if self.sampler.heads is not None:
             require(
                 self.model.width % self.sampler.heads == 0,
@@ -289,6 +304,7 @@ class RunConfig(TrainingConfig):
         }
         for (key, value), asks in asked.items():
             remedy = "looks for motion inside a token, and with model.tubelet_size=1 there is none"
+            remedy += "; set ppo.reward=error" if key == "ppo.reward" else ""
             require(not asks, key, value, remedy)
 
     def check_world_size(self, world_size: int) -> None:
@@ -334,8 +350,8 @@ class RunConfig(TrainingConfig):
         # What gives a weight or the reward's scale its meaning.
         fixed = [("model", field) for field in vars(self.model) if field != "attention"]
         fixed += [("sampler", field) for field in ("attention", "heads", "temporal_value")]
-        fixed += [("masking", "strategy"), ("ppo", "credit"), ("ppo", "reward")]
-        fixed += [("teacher", "init_from")]
+        fixed += [("masking", "strategy"), ("teacher", "init_from")]
+        fixed += [("ppo", "credit"), ("ppo", "reward")]
         return {f"{part}.{name}": getattr(getattr(self, part), name) for part, name in fixed}
 
 

@@ -119,7 +119,8 @@ class Rollout(nn.Module):
         prediction, masked = split.by_clip(self.mae.predict(last)), split.by_clip(split.masked)
         error = kernels.masked_mse(prediction, patches, masked).view(split.masked.shape)  # 6
         change = None
-        if policy is not None and self.config.ppo.reward in CHANGE_REWARDS:
+        by_ppo = policy is not None and self.config.masking.strategy == "tats"
+        if by_ppo and self.config.ppo.reward in CHANGE_REWARDS:
             tubelet = self.config.model.tubelet_size
             change = kernels.change_error(prediction, patches, masked, tubelet)
             change = change.view(split.masked.shape)

@@ -88,6 +88,29 @@ def test_bad_values_are_one_clear_line(override):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "reward"),
+    [
+        ([], "sparse_change"),
+        (["ppo.reward=error"], "error"),
+        (["ppo.credit=set"], "error"),
+        (["model.tubelet_size=1"], "error"),
+        (["teacher.init_from=folder"], "error"),
+        (["teacher.init_from=folder", "ppo.reward=change_error"], "change_error"),
+    ],
+    ids=str,
+)
+def test_the_reward_that_a_run_has_is_the_one_it_says(overrides, reward):
+    assert load_config(None, overrides).ppo.reward == reward
+
+
+def test_the_error_of_pixels_that_nothing_trains_is_no_reward():
+    alone = ["teacher.init_from=folder", "teacher.pixels=0"]
+    assert load_config(None, alone).ppo.reward == "error"
+    with pytest.raises(ConfigError, match=r"ppo\.reward=change_error: .*teacher\.pixels=0"):
+        load_config(None, [*alone, "ppo.reward=change_error"])
+
+
+@pytest.mark.parametrize(
     "override",
     ["masking.strategy=motion", "masking.strategy=motion_bins"]
     + [f"ppo.reward={reward}" for reward in ("change_error", "sparse_change", "error_motion")],

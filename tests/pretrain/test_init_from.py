@@ -65,7 +65,7 @@ def test_an_exported_folder_gives_encoder_and_decoder(run_config, source, caplog
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"ppo": {"reward": "change_error"}}, "ppo.reward is error there, change_error here"),
+        ({"ppo": {"reward": "change_error"}}, "ppo.reward is sparse_change there, change_error"),
         ({"sampler": {"attention": "joint"}}, "sampler.attention is trajectory there, joint here"),
         ({"masking": {"ratio": 0.75, "strategy": "adamae"}}, "masking.strategy is tats there, "),
     ],
