@@ -23,6 +23,8 @@ from .reference import batch_rows, own_frame
 # Rows of q^ and z that exist at a time (tokens); a few hundred keep them in a CPU's cache, and a
 # GPU wants launches as large as they come.
 CPU_CHUNK = 392
+PIXEL_ROWS = 128
+"""Patches that a CPU holds in fp32 at a time."""
 HEADWISE_SCORES = 2**18
 """Of one head. Up to there (an encoder's 78 tokens) one batched product for all heads is faster."""
 
@@ -235,8 +237,8 @@ def _softmax_backward(grad: Tensor, probability: Tensor) -> Tensor:
     return probability * (grad - (grad * probability).sum(-1, keepdim=True))
 
 
-def _chunks(rows: int, device_type: str) -> list[slice]:
-    step = CPU_CHUNK if device_type == "cpu" else rows
+def _chunks(rows: int, device_type: str, cpu: int = CPU_CHUNK) -> list[slice]:
+    step = cpu if device_type == "cpu" else max(rows, 1)
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
@@ -254,18 +256,20 @@ class MaskedMSEFunction(torch.autograd.Function):
         # The target does not change with the pixels' scale, but for the 1e-6, which belongs to
         # pixels in [0, 1].
         eps = 255e-6 if patches.dtype == torch.uint8 else 1e-6
-        target, deviation = _centred_pixels(patches, index, prediction.dtype)
-        target.mul_(1 / (deviation + eps))
-        difference = target.flatten(-2).neg_().add_(prediction)
+        dim = patches.shape[-1]
+        flat = prediction.reshape(-1, dim)
+        difference = torch.empty_like(flat, dtype=_wide(prediction, patches))
+        for rows, pixels, deviation in _centred_pixels(patches, index, difference.dtype):
+            difference[rows] = flat[rows] - pixels.mul_(1 / (deviation + eps)).flatten(-2)
         ctx.save_for_backward(difference)
         ctx.dtype = prediction.dtype
-        return torch.linalg.vector_norm(difference, dim=-1).square() / difference.shape[-1]
+        return (torch.linalg.vector_norm(difference, dim=-1).square() / dim).view(index.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (difference,) = ctx.saved_tensors
         scale = grad[..., None] * (2 / difference.shape[-1])
-        return (difference * scale).to(ctx.dtype), None, None
+        return (difference.view(*grad.shape, -1) * scale).to(ctx.dtype), None, None
 
 
 @register("change_error", "torch")
@@ -273,32 +277,43 @@ def change_error_torch(
     prediction: Tensor, patches: Tensor, index: Tensor, tubelet_size: int
 ) -> Tensor:
     """``reference.change_error``; takes the frames' differences first, which are fewer."""
-    pixels, deviation = _centred_pixels(patches, index, prediction.dtype)
+    flat = prediction.detach().reshape(-1, patches.shape[-1])
+    out = flat.new_zeros(len(flat), dtype=_wide(prediction, patches))
     if tubelet_size == 1:
-        return torch.zeros_like(pixels[..., 0, 0])
-    frames = (tubelet_size, -1)
-    wrong = prediction.detach().to(pixels.dtype).unflatten(-1, (*frames, 3)).diff(dim=-3)
-    wrong.mul_(deviation.unsqueeze(-2)).sub_(pixels.unflatten(-2, frames).diff(dim=-3))
+        return out.view(index.shape)
     white = 255 if patches.dtype == torch.uint8 else 1
-    pairs, pixels_of_frame = wrong.shape[-3:-1]
-    length = torch.linalg.vector_norm(wrong, dim=(-3, -2, -1))
-    return length / (white * (pairs * pixels_of_frame * 3) ** 0.5)
+    frames = (tubelet_size, -1)
+    for rows, pixels, deviation in _centred_pixels(patches, index, out.dtype):
+        wrong = flat[rows].to(out.dtype).unflatten(-1, (*frames, 3)).diff(dim=-3)
+        wrong.mul_(deviation.unsqueeze(-2)).sub_(pixels.unflatten(-2, frames).diff(dim=-3))
+        count = wrong.shape[-3] * wrong.shape[-2] * wrong.shape[-1]
+        out[rows] = torch.linalg.vector_norm(wrong, dim=(-3, -2, -1)) / (white * count**0.5)
+    return out.view(index.shape)
 
 
-def _centred_pixels(patches: Tensor, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The picked patches' pixels less their mean, of index's shape + (D/3, 3), and the unbiased
-    deviation (..., 1, 3) of each channel, in the patches' own unit; fp32 or wider.
+def _wide(prediction: Tensor, patches: Tensor) -> torch.dtype:
+    """fp32 or wider."""
+    wide = torch.promote_types(patches.dtype, torch.float32)
+    return torch.promote_types(prediction.dtype, wide)
+
+
+def _centred_pixels(
+    patches: Tensor, index: Tensor, dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """The picked patches' pixels less their mean, (rows, D/3, 3) in ``dtype``, and the unbiased
+    deviation (rows, 1, 3) of each channel, in the patches' own unit; as many rows at a time as a
+    CPU's cache holds.
 
     By sums, in two passes: over pixels of three numbers PyTorch's ``var_mean`` is not vectorised,
     and takes four times as long on a CPU.
     """
-    # Gathered as stored: one byte per pixel for uint8.
-    picked = patches.flatten(0, 1)[batch_rows(index, patches.shape[1])]
-    wide = torch.promote_types(patches.dtype, torch.promote_types(dtype, torch.float32))
-    pixels = picked.to(wide, copy=True).unflatten(-1, (-1, 3))
-    if patches.dtype != torch.uint8:
-        # Sums of bytes are exact. Fractions are not: of one colour they must still give zeros.
-        pixels.sub_(pixels[..., :1, :].clone())
-    pixels.sub_(pixels.mean(dim=-2, keepdim=True))
-    variance = pixels.square().sum(dim=-2, keepdim=True) / (pixels.shape[-2] - 1)
-    return pixels, variance.sqrt()
+    flat, picked = patches.flatten(0, 1), batch_rows(index, patches.shape[1]).flatten()
+    for rows in _chunks(len(picked), patches.device.type, PIXEL_ROWS):
+        # Gathered as stored: one byte per pixel for uint8.
+        pixels = flat[picked[rows]].to(dtype, copy=True).unflatten(-1, (-1, 3))
+        if patches.dtype != torch.uint8:
+            # Sums of bytes are exact. Fractions are not: of one colour they must still give zeros.
+            pixels.sub_(pixels[..., :1, :].clone())
+        pixels.sub_(pixels.mean(dim=-2, keepdim=True))
+        variance = pixels.square().sum(dim=-2, keepdim=True) / (pixels.shape[-2] - 1)
+        yield rows, pixels, variance.sqrt()
