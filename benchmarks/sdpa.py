@@ -1,11 +1,12 @@
 """Attention backends at the step's shapes, each alone: PyTorch's own and FlashAttention 2 and 4.
 
-    python benchmarks/sdpa.py --batch 64 --json sdpa.json      # needs a CUDA GPU to mean anything
+    python benchmarks/sdpa.py --batch 64 --json sdpa.json
+    OMP_NUM_THREADS=1 python benchmarks/sdpa.py --device cpu --batch 2 --steps 6
 
 Forward and backward in bf16: the encoder's 78 visible tokens (12 heads of 64) and 1,568 tokens (12
 heads of 64, and the decoder's 6). ``flash``, ``efficient`` and ``cudnn`` are those of
-``scaled_dot_product_attention``, ``default`` which of them PyTorch picks; ``flash2`` and ``flash4``
-are packages (``model.attention``).
+``scaled_dot_product_attention``, ``default`` which of them PyTorch picks; the others are values of
+``model.attention``: plain products, what a step takes without further packages, and two packages.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SDPA = {
     "default": None,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
-BACKENDS = (*SDPA, "flash2", "flash4")
+BACKENDS = (*SDPA, "eager", "sdpa", "flash2", "flash4")
 SHAPES = {"encoder": (12, 78), "decoder": (6, 1568), "joint sampler": (12, 1568)}
 """Heads and tokens; 64 numbers a head."""
 DIM = 64
