@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,15 +118,15 @@ def work(
     # Spawned: a process with a CUDA context must not be forked.
     context = multiprocessing.get_context("spawn")
     cores = max(1, len(os.sched_getaffinity(0)) - 1)
-    with ProcessPoolExecutor(min(cores, 12), context) as pool:
-        longest, unwritten = 0.0, Records()
+    with ProcessPoolExecutor(min(cores, 12), context) as pool, ThreadPoolExecutor(1) as writer:
+        longest, written = 0.0, []
         for pack in study.packs()[part]:
             cells = [cell for cell in pack if cell.key not in done]
             for first in range(0, len(cells), side):
                 begun = time.monotonic()
                 if end is not None and begun + longest > end:
                     print("the time is up; the same command goes on from here", flush=True)
-                    return _write(unwritten, out, environment)
+                    return _raise_failures(written, wait=True)
                 if sets is None:
                     model = cells[0].config.model
                     sets = {
@@ -135,10 +135,17 @@ def work(
                     }
                 records = train(cells[first : first + side], sets, device, pool, out)
                 # Probes of these are fitted on other cores while the next cells train.
-                _write(unwritten, out, environment)
-                unwritten = records
+                written.append(writer.submit(_write, records, out, environment))
+                _raise_failures(written, wait=False)
                 longest = max(longest, time.monotonic() - begun)
-        _write(unwritten, out, environment)
+        _raise_failures(written, wait=True)
+
+
+def _raise_failures(written: list[Future[None]], wait: bool) -> None:
+    """Of the records that could not be written; ``wait`` for those still at work."""
+    for job in written:
+        if wait or job.done():
+            job.result()
 
 
 def _write(records: Records, out: Path, environment: dict[str, Any]) -> None:

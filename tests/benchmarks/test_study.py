@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,31 @@ def test_decoded_clips_are_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch)
     assert list(cache.iterdir()) == []
     make_source({"train": str(tmp_path / "train.txt")}, model, 0, CPU, cache)
     assert len(list(cache.glob("*.npz"))) == 1
+
+
+def test_a_cell_is_written_while_the_next_one_trains(tmp_path: Path, monkeypatch) -> None:
+    """What is killed then costs that one alone."""
+    seen = []
+
+    def train(cells, sets, device, pool, out) -> dict:
+        for key in seen:
+            deadline = time.monotonic() + 30
+            while not (out / f"{key}.json").exists():
+                assert time.monotonic() < deadline, f"{key} is not written"
+                time.sleep(0.01)
+        seen.append(cells[0].key)
+        return {cells[0].key: {"curve": [{"step": 2, "probes": {}}]}}
+
+    monkeypatch.setattr(script, "train", train)
+    script.work(Study(**tree(probes={})), tmp_path, CPU, 1, None, slice(None))
+    assert len(seen) == 8  # four strategies, two seeds
+
+    def fails(records, out, environment) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(script, "_write", fails)
+    with pytest.raises(OSError, match="no space"):
+        script.work(Study(**tree(probes={}, seeds=[2])), tmp_path, CPU, 1, None, slice(None))
 
 
 def test_chance_is_the_most_frequent_class() -> None:
