@@ -258,7 +258,7 @@ class MaskedMSEFunction(torch.autograd.Function):
         eps = 255e-6 if patches.dtype == torch.uint8 else 1e-6
         dim = patches.shape[-1]
         flat = prediction.reshape(-1, dim)
-        difference = torch.empty_like(flat, dtype=_wide(prediction, patches))
+        difference = flat.new_empty(flat.shape, dtype=_wide(prediction, patches))
         for rows, pixels, deviation in _centred_pixels(patches, index, difference.dtype):
             difference[rows] = flat[rows] - pixels.mul_(1 / (deviation + eps)).flatten(-2)
         ctx.save_for_backward(difference)
