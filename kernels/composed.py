@@ -10,7 +10,6 @@ Trajectory attention: two exact rewrites of the reference (docs/method.md, "Two 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
 from typing import Any
 
 import torch
@@ -25,8 +24,6 @@ from .reference import batch_rows, own_frame
 CPU_CHUNK = 392
 PIXEL_ROWS = 128
 """Patches that a CPU holds in fp32 at a time."""
-HEADWISE_SCORES = 2**18
-"""Of one head. Up to there (an encoder's 78 tokens) one batched product for all heads is faster."""
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -49,52 +46,9 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None)
 def fastest_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """``plain_attention`` in whichever of PyTorch's ways is fastest: SDPA, but for bf16 on a CPU,
     where the backward pass of its kernel takes 1.3 to 7 times as long as the plain products."""
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    if mask is None and q.shape[2] * k.shape[2] > HEADWISE_SCORES:
-        return HeadwiseAttention.apply(q, k, v)
-    return plain_attention(q, k, v, mask)
-
-
-class HeadwiseAttention(torch.autograd.Function):
-    """``plain_attention`` one head of one clip after the other, whose scores a CPU's cache still
-    holds when the next pass reads them. Keeps the softmax, as autograd does."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scaled = k * q.shape[-1] ** -0.5
-        attention = q.new_empty(*q.shape[:3], k.shape[2])
-        out = _rows_first(q)
-        for at in _heads(q):
-            torch.softmax(q[at] @ scaled[at].mT, dim=-1, out=attention[at])
-            out[at] = attention[at] @ v[at]
-        ctx.save_for_backward(q, scaled, v, attention, out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, scaled, v, attention, out = ctx.saved_tensors
-        grad_q, grad_k, grad_v = (_rows_first(x) for x in (q, scaled, v))
-        # sum_j a_j <g, v_j> = <g, out>: the softmax's gradient without a pass over the scores.
-        delta = -(grad * out).sum(dim=-1, keepdim=True)
-        for at in _heads(q):
-            a = attention[at]
-            grad_v[at] = a.mT @ grad[at]
-            grad_scores = torch.addmm(delta[at], grad[at], v[at].mT).mul_(a)
-            grad_q[at] = grad_scores @ scaled[at]
-            grad_k[at] = grad_scores.mT @ q[at]
-        return grad_q, grad_k.mul_(q.shape[-1] ** -0.5), grad_v
-
-
-def _heads(x: Tensor) -> Iterator[tuple[int, int]]:
-    """Indices of every head of every clip of (B, h, N, d)."""
-    return product(range(x.shape[0]), range(x.shape[1]))
-
-
-def _rows_first(x: Tensor) -> Tensor:
-    """Memory for (B, h, N, d) that lies as (B, N, h, d): the next reader joins the heads."""
-    batch, heads, tokens, dim = x.shape
-    return x.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return plain_attention(q, k, v, mask)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 @register("trajectory_attention", "torch")

@@ -19,7 +19,6 @@ from attention_checks import (
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from tats_fast.kernels.composed import fastest_attention, plain_attention
 from tats_fast.models.attention import (
     BACKENDS,
     attention,
@@ -59,28 +58,6 @@ def test_bf16_on_the_cpu_is_as_close_as_sdpa(backend):
     assert out.dtype == torch.bfloat16
     exact = clip_by_clip(*qkv.double().unbind(1), lengths)
     assert within_twice(out, clip_by_clip(*parts, lengths, sdpa), exact)
-
-
-@pytest.mark.parametrize(("queries", "keys"), [(520, 520), (1400, 200), (60, 60)], ids=str)
-def test_head_by_head_is_as_close_as_all_heads_together(queries, keys):
-    """Long bf16 sequences on a CPU; the last is short, where both are the same."""
-    leaves = [
-        torch.randn(2, HEADS, tokens, 16, dtype=torch.bfloat16, requires_grad=True)
-        for tokens in (queries, keys, keys)
-    ]
-    cotangent = torch.randn(2, HEADS, queries, 16, dtype=torch.bfloat16)
-
-    def results(function, inputs):
-        with torch.autocast("cpu", torch.bfloat16, enabled=inputs is leaves):  # as in a step
-            out = function(*inputs)
-        return out, *torch.autograd.grad(out, inputs, cotangent.to(out.dtype))
-
-    exact = results(plain_attention, [x.detach().double().requires_grad_() for x in leaves])
-    ours, plain = (results(function, leaves) for function in (fastest_attention, plain_attention))
-    assert (ours[0].grad_fn.name() == "HeadwiseAttentionBackward") == (queries > 60)
-    for actual, beside, expected in zip(ours, plain, exact, strict=True):
-        assert actual.dtype == torch.bfloat16
-        assert within_twice(actual, beside, expected)
 
 
 @pytest.mark.parametrize("spare", [0, 3], ids=["tight", "loose"])
