@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tats_fast import kernels
-from tats_fast.kernels import change_error
+from tats_fast.kernels import change_error, composed
 
 TUBELET, PATCH = 2, 4
 D = TUBELET * PATCH * PATCH * 3
@@ -49,7 +49,10 @@ def test_bytes_packed_rows_and_single_frames() -> None:
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize("tubelet", [1, 2, 4])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
-def test_torch_equals_reference(dtype: torch.dtype, tubelet: int, packed: bool) -> None:
+def test_torch_equals_reference(
+    dtype: torch.dtype, tubelet: int, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(composed, "PIXEL_ROWS", 3)  # of four
     patches = torch.randint(0, 256, (2, 6, 4 * 12), dtype=torch.uint8)
     patches[0, 0] = 40  # of one colour
     if dtype != torch.uint8:
