@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from parts import bench
 from parts.study import report
-from parts.study.clips import ProbeSet, make_probe, make_source
-from parts.study.measures import accuracy, chance, finetune, looks, start_probes
+from parts.study.clips import LabelledClips, ProbeSet, make_probe, make_source, unseen
+from parts.study.measures import LOSS_CLIPS, accuracy, chance, finetune, looks, start_probes
 from parts.study.spec import SUPERVISED, UNTRAINED, Cell, Study, read_study
 from parts.study.training import CellRun, supervised, train_pack
 
@@ -92,13 +92,11 @@ def listed(study: Study, out: Path) -> int:
 def finished(study: Study, out: Path) -> dict[str, dict[str, Any]]:
     """The records of cells that are there and belong to this study as it is, by key: of each
     its own file, or what the last report put together."""
-    together = out / report.TOGETHER
-    reported = json.loads(together.read_text())["cells"] if together.exists() else {}
-    records = {}
+    reported, records = report.stored(out), {}
     for cell in (cell for pack in study.packs() for cell in pack):
         file = out / f"{cell.key}.json"
         record = json.loads(file.read_text()) if file.exists() else reported.get(cell.key)
-        if record is not None and record["fingerprint"] == cell.fingerprint():
+        if record is not None and cell.is_of(record):
             records[cell.key] = record
     return records
 
@@ -153,7 +151,7 @@ def _write(records: Records, out: Path, environment: dict[str, Any]) -> None:
     for key, record in records.items():
         for entry in record.get("curve", ()):
             entry |= {name: job.result() for name, job in entry.pop("probes").items()}
-        bench.write_json(out / f"{key}.json", {**record, **environment})
+        bench.replace_json(out / f"{key}.json", {**record, **environment})
 
 
 def train(
@@ -170,7 +168,7 @@ def train(
     source = make_source(study.data[data], model, seed, device, out / DECODED)
     by_chance = {name: chance(part.test) for name, part in sets.items()}
     records = {cell.key: {**describe(cell), "chance": by_chance} for cell in cells}
-    own = sets.get(data, next(iter(sets.values())))
+    own = _clips_of(study, cells[0], sets, device)
     runs = [CellRun(cell, device) for cell in cells if cell.strategy != SUPERVISED]
     jobs: dict[str, list[dict[str, Any]]] = {cell.key: [] for cell in cells}
 
@@ -179,7 +177,7 @@ def train(
         now = [one for one in now if one.done not in [e["step"] for e in jobs[one.cell.key]]]
         last = [one for one in now if one.done == one.cell.steps]
         for one, probes in zip(now, start_probes(pool, now, sets, last), strict=True):
-            entry = {"step": one.done, **looks(one, own.test), "probes": probes}
+            entry = {"step": one.done, **looks(one, own), "probes": probes}
             jobs[one.cell.key].append(entry)
 
     everyone, runs = runs, [one for one in runs if one.cell.strategy == UNTRAINED]
@@ -209,16 +207,30 @@ def train(
     for cell in cells:
         if cell.strategy == SUPERVISED:
             classifier = supervised(cell, source, device)
-            records[cell.key]["supervised"] = accuracy(classifier, own.test)
+            records[cell.key]["supervised"] = accuracy(classifier, own)
     for key, entries in jobs.items():
         records[key]["curve"] = entries
     return records
 
 
+def _clips_of(
+    study: Study, cell: Cell, sets: dict[str, ProbeSet], device: torch.device
+) -> LabelledClips:
+    """Clips like those that the cell trains on, for its loss and where it looks. Of listed videos
+    all are trained on: there those of the first probe."""
+    if cell.data in sets:
+        return sets[cell.data].test
+    settings = study.data[cell.data]
+    if "train" in settings:
+        return next(iter(sets.values())).test
+    return unseen(settings, cell.config.model, 2 * LOSS_CLIPS, device)
+
+
 def describe(cell: Cell) -> dict[str, Any]:
     """The head of a cell's record."""
     names = ("data", "ratio", "strategy", "seed", "budget", "steps")
-    return {name: getattr(cell, name) for name in names} | {"fingerprint": cell.fingerprint()}
+    known = {"fingerprint": cell.fingerprint(), "circumstances": cell.circumstances()}
+    return {name: getattr(cell, name) for name in names} | known
 
 
 main = partial(bench.run_script, make_parser(), run)

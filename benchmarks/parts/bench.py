@@ -290,6 +290,13 @@ def write_json(path: str | Path, record: dict[str, Any]) -> None:
     Path(path).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
+def replace_json(path: Path, record: dict[str, Any]) -> None:
+    """The same, so that at any time the old or the new record is there, and whole."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    write_json(unfinished, record)
+    os.replace(unfinished, path)
+
+
 def first_line(error: BaseException) -> str:
     """An exception's message for a table: one line of at most 160 characters."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

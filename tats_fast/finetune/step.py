@@ -6,14 +6,16 @@ Nothing waits for the device. Legend: G videos, R repeats, B = G R clips, T fram
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from tats_fast.config import ConfigError
 from tats_fast.config.finetune import AugmentConfig
 from tats_fast.engine.average import WeightAverage
 from tats_fast.engine.distributed import World, draw_seed
@@ -90,12 +92,27 @@ class ClassifierLearner:
         return {"weights": None if self.average is None else self.runner.weights()}
 
     def load_state(self, model: dict[str, Any], trainer: dict[str, Any]) -> None:
-        """Take over what the two gave."""
+        """Take over what the two gave.
+
+        Raises:
+            ConfigError: its classes are others, or in another order; one line.
+        """
+        _require_same_classes(model["classes"], self.module.classes)
         stored = current_names(model["classifier"])
         if self.average is not None:
             self.runner.load_weights(stored)
             self.average.load(self.runner.parts())
         self.runner.load_weights(current_names(trainer["weights"] or stored))
+
+
+def _require_same_classes(before: Sequence[str], now: Sequence[str]) -> None:
+    """A row of the head is a class by its place alone."""
+    for place, (old, new) in enumerate(zip_longest(before, now)):
+        if old != new:
+            raise ConfigError(
+                f"train.resume: the checkpoint's class {place} is {old or 'none'}, the lists' is "
+                f"now {new or 'none'}; name the classes as before, or choose another name=..."
+            )
 
 
 def finetune_step(

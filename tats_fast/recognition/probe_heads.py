@@ -260,12 +260,24 @@ class TrainedProbe(NamedTuple):
     held_out: float
 
 
-def held_out_split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def held_out_split(
+    labels: Tensor, seed: int, videos: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Rows to fit on and rows held out, a fifth of each class but at least one of two or more.
+
+    Args:
+        labels: (M,) int64.
+        videos: (M,) int64, where several rows are of one video, which then goes as a whole: its
+            rows are next to copies of each other.
 
     Raises:
         ValueError: no class has two videos.
     """
+    if videos is not None:
+        numbers, place = videos.cpu().unique(return_inverse=True)
+        of_video = labels.new_zeros(len(numbers), device="cpu").scatter_(0, place, labels.cpu())
+        fit, held_out = held_out_split(of_video, seed)
+        return tuple(torch.isin(place, part).nonzero()[:, 0] for part in (fit, held_out))
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
     shuffled = labels.cpu()[order]
@@ -288,6 +300,7 @@ def train_probe(
     *,
     seed: int = 0,
     sweep: Sequence[dict[str, Any]] | None = None,
+    videos: Tensor | None = None,
 ) -> TrainedProbe:
     """Choose hyper-parameters on a held-out part of the features, then train on all of them.
 
@@ -296,12 +309,13 @@ def train_probe(
         features: (M, C) float, or for ``attentive`` (M, N, C).
         labels: (M,) int64.
         sweep: hyper-parameters to try; none = those of ``SWEEPS``.
+        videos: as for ``held_out_split``.
 
     Raises:
         ValueError: no class has two videos.
     """
     extra = {"seed": seed} if kind == "attentive" else {}
-    fit, held_out = (rows.to(labels.device) for rows in held_out_split(labels, seed))
+    fit, held_out = (rows.to(labels.device) for rows in held_out_split(labels, seed, videos))
     fit_features, unseen = take(features, fit), take(features, held_out)
 
     def top1(hyper: dict[str, Any]) -> float:

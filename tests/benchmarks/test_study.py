@@ -97,6 +97,45 @@ def test_a_changed_study_has_other_cells() -> None:
     assert one.fingerprint() == renamed.fingerprint()
 
 
+def test_a_record_of_other_defaults_is_of_another_cell(tmp_path: Path, monkeypatch) -> None:
+    """A default that changes, as the reward's did, is in no study's text."""
+    study = Study(**tree(strategies={"tats": tats()}, seeds=[0]))
+    ((cell,),) = study.packs()
+    record = json.loads(json.dumps(script.describe(cell)))
+    assert record["circumstances"]["ppo.reward"] == "sparse_change"
+    (tmp_path / f"{cell.key}.json").write_text(json.dumps(record))
+    assert [*script.finished(study, tmp_path)] == [cell.key]
+    record["circumstances"] |= {"ppo.reward": "error"}
+    (tmp_path / f"{cell.key}.json").write_text(json.dumps(record))
+    assert not script.finished(study, tmp_path)
+    del record["circumstances"]["ppo.reward"]  # an option that was not there yet
+    (tmp_path / f"{cell.key}.json").write_text(json.dumps(record))
+    assert script.finished(study, tmp_path)
+
+
+def test_a_changed_list_is_read_again_and_asks_for_new_cells(tmp_path: Path) -> None:
+    for name in "ab":
+        write_video(tmp_path / f"{name}.mp4", 12, width=16, height=16)
+    train, test = (tmp_path / f"{part}.txt" for part in ("train", "test"))
+    train.write_text("a.mp4 0\nb.mp4 1\n")
+    test.write_text("a.mp4 0\nb.mp4 1\n")
+    probe = {"train": str(train), "test": str(test), "clips": 2}
+    study = Study(**tree(probes={"mine": probe}, seeds=[0]))
+    cell = study.packs()[0][1]
+    record, model = script.describe(cell), cell.config.model
+
+    def answers() -> LabelledClips:
+        return make_probe(probe, model, CPU, tmp_path / "decoded").test
+
+    assert cell.is_of(record) and answers().labels.tolist() == [0, 0, 1, 1]
+    assert answers().videos.tolist() == [0, 0, 1, 1]
+    test.write_text("a.mp4 1\nb.mp4 0\na.mp4 1\n")
+    assert not cell.is_of(record) and answers().labels.tolist() == [1, 1, 0, 0, 1, 1]
+    for path in (train, test):  # on a machine that was given the decoded clips alone
+        path.unlink()
+    assert cell.is_of(record) and answers().labels.tolist() == [1, 1, 0, 0, 1, 1]
+
+
 def test_estimates_and_differences_are_paired_by_seed() -> None:
     assert report.estimate([1.0, 3.0])[:2] == (2.0, 1.0)
     assert math.isnan(report.estimate([1.0]).error)
@@ -227,6 +266,35 @@ def test_a_cell_is_written_while_the_next_one_trains(tmp_path: Path, monkeypatch
         script.work(Study(**tree(probes={}, seeds=[2])), tmp_path, CPU, 1, None, slice(None))
 
 
+def test_a_report_keeps_what_it_does_not_show(tmp_path: Path, capsys) -> None:
+    def record(strategy: str, seed: int, value: float) -> dict:
+        place = {"data": "object", "ratio": 0.75, "budget": "steps"}
+        curve = [{"step": 2, "object_knn": value}]
+        return place | {"strategy": strategy, "seed": seed, "curve": curve}
+
+    study = Study(**tree())
+    both = {f"random{seed}": record("random", seed, 10.0 + seed) for seed in (0, 1)}
+    one = {"tats0": record("tats", 0, 15.0)}
+    report.write(study, both | one, tmp_path)
+    assert "| tats | 15.0 of 1 (+5.0) |" in capsys.readouterr().out
+    report.write(study, both, tmp_path)
+    assert "1 cells of" in capsys.readouterr().out
+    assert report.stored(tmp_path).keys() == {"random0", "random1", "tats0"}
+    assert "tats" not in (tmp_path / "index.md").read_text()
+
+
+def test_loss_and_looks_are_of_clips_like_those_trained_on(tmp_path: Path) -> None:
+    """Whatever the probes are called."""
+    data = {"mine": {"task": "object", "area": 0.3}, "object": {"task": "object"}}
+    study = Study(**tree(data=data))
+    model = study.packs()[0][0].config.model
+    sets = {"object": make_probe(study.probes["object"], model, CPU, tmp_path)}
+    cells = {pack[0].data: pack[0] for pack in study.packs()}
+    assert script._clips_of(study, cells["object"], sets, CPU) is sets["object"].test
+    mine = script._clips_of(study, cells["mine"], sets, CPU)
+    assert mine.moving.mean() > 2 * sets["object"].test.moving.mean() > 0
+
+
 def test_chance_is_the_most_frequent_class() -> None:
     clips, labels = torch.zeros(4, 1), torch.tensor([2, 0, 2, 1])
     assert chance(LabelledClips(clips, labels, None)) == 50
@@ -294,6 +362,7 @@ def completed(*arguments: object) -> str:
         ({"strategies": {"x": {"masking.strategy": "best"}}}, "masking.strategy=best"),
         ({"data": {"object": {"task": "object", "strategies": ["nobody"]}}}, "'nobody'"),
         ({"probes": {"object": {"task": "object", "train": 8}}}, "probes.object: test is missing"),
+        ({"data": {"mine": {"train": "list.txt"}}}, "data.mine: oracle needs labels or the truth"),
         ({"probes": {"object:{task:object": None}}, "expected a mapping"),
     ],
 )

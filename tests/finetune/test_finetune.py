@@ -130,6 +130,15 @@ def test_resume_is_bit_identical(config, tmp_path, extra, earlier):
     assert_identical(weights(tmp_path / "straight", 6), weights(tmp_path / "halves", 6))
 
 
+def test_a_resumed_run_has_its_classes_in_their_order(config, tmp_path):
+    """Otherwise the head would go on with other labels, and nothing would say so."""
+    Finetuner(config(), CPU).run()
+    (tmp_path / "classes.txt").write_text("\n".join(reversed(NAMES)) + "\n")
+    again = config(f"data.classes={tmp_path / 'classes.txt'}")
+    with pytest.raises(ConfigError, match=f"class 0 is {NAMES[0]}.*now {NAMES[-1]}.*name="):
+        Finetuner(again, CPU)
+
+
 def test_accumulation_changes_nothing(config, tmp_path):
     for name, pieces in (("whole", 1), ("pieces", 4)):
         Finetuner(config(*EXACT, f"train.accumulation={pieces}", name=name), CPU).run()

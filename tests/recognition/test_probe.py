@@ -173,6 +173,16 @@ def test_held_out_part_has_every_class_that_can_spare_one():
         held_out_split(torch.arange(4), seed=0)
 
 
+def test_windows_of_one_video_are_held_out_together():
+    videos = torch.arange(20).repeat_interleave(3)
+    labels = videos % 2
+    fit, held = held_out_split(labels, 3, videos)
+    assert sorted([*fit.tolist(), *held.tolist()]) == list(range(60))
+    assert len(held) == 12 and not set(videos[fit].tolist()) & set(videos[held].tolist())
+    alone = held_out_split(labels[::3], 3)[1]
+    assert sorted(set(videos[held].tolist())) == alone.tolist()
+
+
 def test_the_best_on_the_held_out_part_is_chosen():
     features, labels = blobs(210, spread=4.0)
     fit, held = held_out_split(labels, seed=5)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from parts.study.spec import list_content
 from tats_fast.config import ConfigError, ModelConfig
 from tats_fast.config.options import cores
 from tats_fast.data.eval_clips import load_eval_clips
@@ -100,6 +101,8 @@ class LabelledClips(NamedTuple):
     """(M,) int64 on the CPU."""
     moving: Tensor | None
     """(M, N) share of each token that moves, where it is known."""
+    videos: Tensor | None = None
+    """(M,) int64, of listed videos: which one a clip is of."""
 
 
 class ProbeSet(NamedTuple):
@@ -123,11 +126,11 @@ def make_source(
     Raises:
         ConfigError: a list that cannot be read, or settings that no scene has; one line.
     """
-    settings = {k: v for k, v in settings.items() if k not in ("strategies", "ratios")}
+    settings = _own(settings)
     if "train" in settings:
         side = round(MARGIN * model.image_size)
         shape = model.num_frames, settings.get("stride", 1), side
-        bank, _ = _decoded(settings["train"], WINDOWS, shape, cache)
+        bank = _decoded(settings["train"], WINDOWS, shape, cache).clips
         return ListedClips(bank.to(device), model.image_size, seed)
     return GeneratedClips(_scenes(settings, model, seed, device), model)
 
@@ -140,13 +143,29 @@ def make_probe(
     parts = settings.pop("train"), settings.pop("test")
     if all(isinstance(part, str) for part in parts):
         return _listed_probe(parts, settings, model, device, cache)
-    drawn = []
-    for number, count in enumerate(parts):
-        scenes = _scenes(settings, model, PROBE_SEED + number, device)
-        batches = [scenes.batch(CHUNK, i) for i in range(-(-count // CHUNK))]
-        clips, labels, moving = (torch.cat(part)[:count] for part in zip(*batches, strict=True))
-        drawn.append(LabelledClips(clips, labels.cpu(), token_share(moving, model)))
-    return ProbeSet(*drawn, scenes.classes)
+    train, test = (
+        _drawn(_scenes(settings, model, PROBE_SEED + number, device), count, model)
+        for number, count in enumerate(parts)
+    )
+    return ProbeSet(train, test, _scenes(settings, model, PROBE_SEED, device).classes)
+
+
+def unseen(
+    settings: dict[str, Any], model: ModelConfig, count: int, device: torch.device
+) -> LabelledClips:
+    """Clips as those of a generated ``data`` entry, which no run trains on."""
+    return _drawn(_scenes(_own(settings), model, PROBE_SEED + 1, device), count, model)
+
+
+def _drawn(scenes: Scenes, count: int, model: ModelConfig) -> LabelledClips:
+    batches = [scenes.batch(CHUNK, number) for number in range(-(-count // CHUNK))]
+    clips, labels, moving = (torch.cat(part)[:count] for part in zip(*batches, strict=True))
+    return LabelledClips(clips, labels.cpu(), token_share(moving, model))
+
+
+def _own(settings: dict[str, Any]) -> dict[str, Any]:
+    """A ``data`` entry without what says which cells it has."""
+    return {k: v for k, v in settings.items() if k not in ("strategies", "ratios")}
 
 
 def _scenes(
@@ -168,27 +187,36 @@ def _listed_probe(
 ) -> ProbeSet:
     shape = model.num_frames, settings.get("stride", 1), model.image_size
     decoded = [_decoded(part, settings.get("clips", 1), shape, cache) for part in parts]
-    known, asked = ([Video("", str(label)) for label in labels] for _, labels in decoded)
+    known, asked = ([Video("", label) for label in part.labels] for part in decoded)
     *numbers, names = label_numbers(known, asked, parts)
     drawn = [
-        LabelledClips(clips.to(device), labels, None)
-        for (clips, _), labels in zip(decoded, numbers, strict=True)
+        LabelledClips(part.clips.to(device), labels, None, part.videos)
+        for part, labels in zip(decoded, numbers, strict=True)
     ]
     return ProbeSet(*drawn, tuple(names))
 
 
-def _decoded(
-    path: str, clips: int, shape: tuple[int, int, int], cache: Path
-) -> tuple[Tensor, list[str]]:
-    """``clips`` windows of each video of a list, (M, T, S, S, 3) uint8, and their labels; decoded
-    once and kept in ``cache``, which a machine that cannot decode may be given.
+class _Decoded(NamedTuple):
+    """Windows of listed videos."""
+
+    clips: Tensor
+    """(M, T, S, S, 3) uint8."""
+    labels: list[str]
+    videos: Tensor
+    """(M,) int64: the line of the list, from 0."""
+
+
+def _decoded(path: str, clips: int, shape: tuple[int, int, int], cache: Path) -> _Decoded:
+    """``clips`` windows of each video of a list; decoded once and kept in ``cache``, which a
+    machine that has neither list nor videos may be given. A list that has changed is read again.
 
     shape: frames, stride and side.
     """
     # Many lists are called train.txt.
     which = f"{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
     kept = cache / f"{which}_{clips}x{'_'.join(map(str, shape))}.npz"
-    if not kept.exists():
+    content = list_content(path)
+    if not _is_of(kept, content):
         videos = read_videos(path, None, key="train")
         frames, stride, side = shape
         # One window of one video at a time would do; the workers are there for damaged files.
@@ -202,7 +230,17 @@ def _decoded(
         # Another part of the study may look for the file meanwhile: there whole, or not at all.
         with tempfile.TemporaryDirectory(dir=cache) as own:
             written = Path(own) / kept.name
-            np.savez_compressed(written, clips=loaded.clips.numpy(), labels=labels)
+            arrays = {"clips": loaded.clips.numpy(), "videos": np.asarray(loaded.indices)}
+            np.savez_compressed(written, labels=labels, list=content, **arrays)
             os.replace(written, kept)
-    with np.load(kept) as content:
-        return torch.from_numpy(content["clips"]), [str(label) for label in content["labels"]]
+    with np.load(kept) as found:
+        clips, videos = (torch.from_numpy(found[name]) for name in ("clips", "videos"))
+        return _Decoded(clips, [str(label) for label in found["labels"]], videos)
+
+
+def _is_of(kept: Path, content: str) -> bool:
+    """Whether the clips in ``kept`` are those of the list as it is, or of one that is not here."""
+    if not kept.exists():
+        return False
+    with np.load(kept) as found:
+        return "list" in found and content in ("", str(found["list"]))

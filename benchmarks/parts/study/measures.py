@@ -54,11 +54,17 @@ def token_features(encoder: VideoEncoder, clips: Tensor, bf16: bool) -> Tensor:
 
 
 def probe(
-    kind: str, known: Tensor, labels: Tensor, asked: Tensor, answers: Tensor, classes: int
+    kind: str,
+    known: Tensor,
+    labels: Tensor,
+    videos: Tensor | None,
+    asked: Tensor,
+    answers: Tensor,
+    classes: int,
 ) -> float:
     """Top-1 in percent of a probe; runs in a process of its own."""
     torch.set_num_threads(1)
-    trained = train_probe(kind, known, labels, classes, sweep=SWEEPS[kind])
+    trained = train_probe(kind, known, labels, classes, sweep=SWEEPS[kind], videos=videos)
     return 100 * top_accuracy(trained.scores(asked), answers)
 
 
@@ -79,7 +85,8 @@ def start_probes(
         for one, own in zip(runs, jobs, strict=True):
             kinds = one.cell.study.probes[name].get("kinds", one.cell.study.kinds)
             known, asked = (token_features(one.encoder, part.clips, bf16) for part in (train, test))
-            means = known.mean(1).cpu(), train.labels, asked.mean(1).cpu(), test.labels
+            fitted = known.mean(1).cpu(), train.labels, train.videos
+            means = *fitted, asked.mean(1).cpu(), test.labels
             for kind in kinds:
                 if kind != "attentive":
                     own[f"{name}_{kind}"] = pool.submit(probe, kind, *means, len(classes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,7 @@ def tables(study: Study, records: Records, baseline: str = BASELINE) -> str:
         rows = {**{k: v for k, v in controls.items() if k in CONTROLS}, **rows}
         theirs = rows.get(baseline) or found.get((data, ratio, "steps"), {}).get(baseline, {})
         measures = _measures(rows)
+        seeds = max(len(by_seed) for by_seed in rows.values())
         cells = []
         for strategy in sorted(rows, key=list(study.strategies).index):
             row = [strategy]
@@ -84,12 +86,13 @@ def tables(study: Study, records: Records, baseline: str = BASELINE) -> str:
                 digits = 3 if name in ("loss", "entropy_frac", "frame_spread") else 1
                 digits = 2 if name.endswith("lift") else digits
                 text = estimate(values).text(digits) if values else "-"
+                if 0 < len(values) < seeds:
+                    text += f" of {len(values)}"
                 difference = paired(rows[strategy], theirs, name)
                 if difference is not None and strategy != baseline and _is_score(name):
                     text += f" ({difference.text(digits, '+')})"
                 row.append(text)
             cells.append(row)
-        seeds = max(len(by_seed) for by_seed in rows.values())
         title = f"### {data}, ratio {ratio:g}, equal {budget} ({seeds} seeds)"
         parts.append(f"{title}\n\n{bench.markdown(['strategy', *measures], cells)}")
     return "\n\n".join(parts)
@@ -114,16 +117,29 @@ def write(study: Study, records: Records, out: Path, baseline: str = BASELINE) -
         return 0
     text = tables(study, records, baseline)
     print(text)
-    bench.write_json(out / TOGETHER, {"name": study.name, "cells": records})
+    others = {key: value for key, value in stored(out).items() if key not in records}
+    bench.replace_json(out / TOGETHER, {"name": study.name, "cells": others | records})
+    if others:
+        print(
+            f"\n{len(others)} cells of {out / TOGETHER} are of another version of this study and "
+            f"not in the tables: {', '.join(others)}"
+        )
     pictures = draw(study, records, out) if bench.installed("matplotlib") else []
     about = (
         f"# Study {study.name}\n\nMeans over seeds ± standard error; in brackets the difference to "
-        f"`{baseline}`, paired by seed. Probes and fine-tuning in percent, lifts over chance.\n\n"
+        f"`{baseline}`, paired by seed; `of n`: so many seeds have it. Probes and fine-tuning in "
+        "percent, lifts over chance.\n\n"
     )
     images = "\n\n".join(f"![{path.stem}]({path.name})" for path in pictures)
     (out / "index.md").write_text(f"{about}{text}\n\n{images}\n")
     print(f"\nlook at {out / 'index.md'}")
     return 0
+
+
+def stored(out: Path) -> Records:
+    """The cells that reports in this folder have put together."""
+    together = out / TOGETHER
+    return json.loads(together.read_text())["cells"] if together.exists() else {}
 
 
 COLUMNS = 4

@@ -17,7 +17,7 @@ import yaml
 
 from parts import ROOT
 from tats_fast.config import ConfigError, RunConfig
-from tats_fast.config.reading import build_config
+from tats_fast.config.reading import build_config, flat
 from tats_fast.pretrain.flops import training_step
 
 PRESETS = ROOT / "benchmarks" / "studies"
@@ -74,6 +74,11 @@ class Study:
             for strategy in self.strategies_of(name):
                 if strategy not in self.strategies:
                     raise ConfigError(f"data.{name}.strategies: no strategy {strategy!r}")
+                if "train" in self.data[name] and self._needs_truth(strategy):
+                    raise ConfigError(
+                        f"data.{name}: {strategy} needs labels or the truth of what moves, which "
+                        f"listed videos lack; name the others in data.{name}.strategies"
+                    )
 
     def strategies_of(self, data: str) -> list[str]:
         """The strategies that are tried on ``data``."""
@@ -91,6 +96,15 @@ class Study:
                     cells.append(Cell(self, data, ratio, strategy, seed, budget))
             packs.append(cells)
         return packs
+
+    def lists(self, data: str) -> list[str]:
+        """The lists of videos that cells of ``data`` read."""
+        entries = [self.data[data], *self.probes.values()]
+        paths = [entry.get(part) for entry in entries for part in ("train", "test")]
+        return [path for path in paths if isinstance(path, str)]
+
+    def _needs_truth(self, strategy: str) -> bool:
+        return strategy == SUPERVISED or ORACLE in self.strategies[strategy]
 
     def _learns(self, strategy: str) -> bool:
         return self.strategies[strategy].get("masking.strategy") in ("tats", "adamae")
@@ -150,8 +164,21 @@ class Cell:
             tree.setdefault(section, {})[name] = value
         return build_config(tree)
 
+    def circumstances(self) -> dict[str, Any]:
+        """What its result depends on and the study does not say: the trainer's settings, defaults
+        among them, and by path a hash of each list's content, where the list is here."""
+        lists = {path: list_content(path) for path in self.study.lists(self.data)}
+        return flat(self.config) | {path: content for path, content in lists.items() if content}
+
+    def is_of(self, record: dict[str, Any]) -> bool:
+        """Whether a record is this cell's, as it is now. What only one of the two knows, as an
+        option that is new, tells nothing."""
+        now, then = self.circumstances(), record.get("circumstances", {})
+        same = all(now[key] == then[key] for key in now.keys() & then.keys())
+        return same and record["fingerprint"] == self.fingerprint()
+
     def fingerprint(self) -> str:
-        """Hash of all that its result depends on, so that a changed study does not reuse it."""
+        """Hash of what the study says of it, so that a changed study does not reuse its record."""
         study = dataclasses.asdict(self.study)
         for unrelated in ("name", "seeds", "ratios", "budgets", "data", "strategies"):
             study.pop(unrelated)
@@ -162,6 +189,14 @@ class Cell:
         }
         text = json.dumps([study, own, self.key], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def list_content(path: str) -> str:
+    """Hash of a list's content; empty where it cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ""
 
 
 def read_study(source: str, changes: list[str] = ()) -> Study:
