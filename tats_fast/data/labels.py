@@ -72,8 +72,8 @@ def warn_of_odd_names(names: Sequence[str], key: str = "train") -> None:
 def class_ids(videos: Sequence[Video], classes: Sequence[str], key: str = "list") -> Tensor:
     """Labels of ``videos`` as positions in ``classes``: (M,) int64.
 
-    A list whose labels are all integers holds class ids, unless the classes are integers too, which
-    then say which id is which. Any other list holds names.
+    A list whose labels are all integers holds class ids, unless the classes, or all that the list
+    names, are integers too: then these say which id is which. Any other list holds names.
 
     Args:
         key: what messages call the list.
@@ -82,14 +82,13 @@ def class_ids(videos: Sequence[Video], classes: Sequence[str], key: str = "list"
         ConfigError: a video without label, or a label that is no class; one line.
     """
     _require_labels(videos, key)
-    ids: dict[int | str, int]
+    ids: dict[int | str, int] = {name: number for number, name in enumerate(classes)}
     integers = all(isinstance(video.label, int) for video in videos)
-    if not integers:
-        ids = {name: number for number, name in enumerate(classes)}
-    elif all(re.fullmatch(r"[+-]?[0-9]+", name) for name in classes):
-        ids = {int(name): number for number, name in enumerate(classes)}
-    else:
-        ids = {number: number for number in range(len(classes))}
+    if integers:
+        words = [name for name in classes if not re.fullmatch(r"[+-]?[0-9]+", name)]
+        named = {int(name): number for name, number in ids.items() if name not in words}
+        by_name = not words or all(video.label in named for video in videos)
+        ids = named if by_name else {number: number for number in range(len(classes))}
     labels = [video.label if integers else str(video.label) for video in videos]
     for video, label in zip(videos, labels, strict=True):
         if label not in ids:

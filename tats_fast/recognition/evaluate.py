@@ -12,6 +12,7 @@ import torch
 
 from tats_fast.config import ConfigError, FinetuneConfig
 from tats_fast.config.options import chosen
+from tats_fast.data.bad_files import drop_quarantined
 from tats_fast.data.files import shown
 from tats_fast.data.labels import class_ids
 from tats_fast.data.lists import read_videos
@@ -55,15 +56,16 @@ def run_evaluation(
     classifier = build_classifier(weights, world.device, f"checkpoint={path}")
     run = weights.run if isinstance(weights.run, FinetuneConfig) else None
     views = chosen(Views, options, run and run.data)
-    spec, root = options.list, options.root
+    spec, root, quarantine = options.list, options.root, None
     if spec is None:
         if run is None or run.data.eval is None:
             raise ConfigError(
                 "list: not given, and the checkpoint is no run with data.eval; "
                 "give a list of path and label"
             )
-        spec, root = run.data.eval, root or run.data.root
-    videos = read_videos(spec, root, key="list")
+        spec, root, quarantine = run.data.eval, root or run.data.root, run.data.quarantine
+    listed = read_videos(spec, root, key="list")
+    videos = drop_quarantined(listed, quarantine)
     labels = class_ids(videos, classifier.classes)
     folder = default_folder(path) if options.out is None else Path(options.out)
     _require_writable(folder)
@@ -94,6 +96,9 @@ def run_evaluation(
     for bad_path, reason in result.scored.bad:
         LOGGER.warning("unreadable %s: %s", shown(bad_path), reason)
     print(table(result, views))
+    if len(videos) < len(listed):
+        left = len(listed) - len(videos)
+        print(f"without {left} of the list's {len(listed)} videos, which data.quarantine names")
     print(f"wrote {folder}: evaluation.json, predictions.csv, per_class.csv, confusion.csv, .png")
     return 1 if result.scored.bad else 0
 

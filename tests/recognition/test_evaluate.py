@@ -214,6 +214,8 @@ def test_labels_become_class_ids():
     assert ids([1, 0], ("0", "1")) == [1, 0]
     assert ids([7, 30, 4], ("30", "4", "07")) == [2, 0, 1]  # by name, not position
     assert ids([12, "run"], ("run", "12")) == [1, 0]  # among words "12" is a word
+    assert ids([1, 2], ("1", "10", "2", "other")) == [0, 2]  # of a list that has no "other"
+    assert ids([1, 3], ("1", "10", "2", "other")) == [1, 3]
     for labels, classes, message in (
         (["swim"], CLASSES, "^list: the label swim of v.mp4 is not one of the checkpoint's 3"),
         ([3], CLASSES, r"the label 3 of .* \(0, 1, 2\)"),
@@ -234,6 +236,19 @@ def command(folder, **options):
 def read_csv(path):
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_out_what_it_left_out_in_training(folder, tmp_path, capsys):
+    bad = tmp_path / "bad.txt"
+    bad.write_text(f"{folder / 'broken.mp4'}\tno video\n{folder / '40.mp4'}\ttoo slow\n")
+    data = {"eval": str(folder / "list.txt"), "quarantine": str(bad)}
+    write_fine_tuned(tmp_path / "run", **data, stride=2, clips=1, crops=1)
+    assert main(command(tmp_path)) == 0
+    assert "without 2 of the list's 5 videos, which data.quarantine" in capsys.readouterr().out
+    rows = read_csv(tmp_path / "run" / "evaluation" / "predictions.csv")
+    assert [Path(row["path"]).name for row in rows] == ["12.mp4", "5.mp4", "21.mp4"]
+    # Another list has its own videos.
+    assert main(command(tmp_path, list=folder / "list.txt", out=tmp_path / "out")) == 1
 
 
 def test_a_run_needs_nothing_else(folder, capsys):
