@@ -15,12 +15,10 @@ from run_checks import RefuseToWait, as_of_earlier_version, assert_identical, we
 import tats_fast
 from tats_fast.cli import main
 from tats_fast.config import ConfigError, load_finetune_config
-from tats_fast.config.finetune import LabelledDataConfig
 from tats_fast.data.labels import class_ids
-from tats_fast.data.lists import Video, read_videos
+from tats_fast.data.lists import read_videos
 from tats_fast.engine.distributed import World
 from tats_fast.engine.finite import NonFiniteLoss
-from tats_fast.finetune.classes import label_classes
 from tats_fast.finetune.step import augmented, finetune_step
 from tats_fast.finetune.trainer import Finetuner
 from tats_fast.recognition.scores import Views, class_scores
@@ -81,14 +79,6 @@ def top1(classifier, path):
     scored = class_scores(classifier, videos, views, batch_size=8, workers=1, timeout=60)
     true = class_ids(videos, classifier.classes)
     return (scored.probabilities.argmax(1) == true).float().mean().item()
-
-
-def test_odd_labels_are_spoken_of_once(caplog):
-    videos = [Video("a.mp4", "-1"), Video("b.mp4", "walk")]
-    known, true, names = label_classes(LabelledDataConfig(train="nowhere.txt"), videos, videos)
-    assert names == ("-1", "walk") and known.tolist() == true.tolist() == [0, 1]
-    (record,) = caplog.records
-    assert record.getMessage().startswith("data.train: -1 is taken as the name of a class")
 
 
 def test_overfits_and_generalises(config, labelled, tmp_path):

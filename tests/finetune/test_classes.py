@@ -1,0 +1,15 @@
+"""The classes of a fine-tuning run."""
+
+from __future__ import annotations
+
+from tats_fast.config.finetune import LabelledDataConfig
+from tats_fast.data.lists import Video
+from tats_fast.finetune.classes import label_classes
+
+
+def test_odd_labels_are_spoken_of_once(caplog):
+    videos = [Video("a.mp4", "-1"), Video("b.mp4", "walk")]
+    known, true, names = label_classes(LabelledDataConfig(train="nowhere.txt"), videos, videos)
+    assert names == ("-1", "walk") and known.tolist() == true.tolist() == [0, 1]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("data.train: -1 is taken as the name of a class")
