@@ -23,7 +23,8 @@ class BadFileRecord:
     """The undecodable files of a run, each logged and written once."""
 
     path: Path | None
-    """File of ``path<TAB>reason`` lines, in which each file has one; None = only in memory."""
+    """File of ``path<TAB>reason`` lines, in which each file has one; None = only in memory. Paths
+    are absolute, so that it can be used from anywhere."""
     num_videos: int
     """Length of the list."""
     max_fraction: float
@@ -57,8 +58,9 @@ class BadFileRecord:
         for path, reason in bad:
             self.skipped += 1
             self.failing.add(one_field(path))
-            if one_field(path) not in self.reasons:
-                new.setdefault(one_field(path), one_field(reason))
+            name = one_field(os.path.abspath(path))
+            if name not in self.reasons:
+                new.setdefault(name, one_field(reason))
         self.reasons.update(new)
         for name, reason in new.items():
             LOGGER.warning("skipped a video that cannot be decoded: %s (%s)", name, reason)

@@ -1,7 +1,8 @@
 """Which videos a run reads: list files as they occur in the wild, a folder, or shards.
 
 A list holds ``path[<separator>label]`` per line. The separator is decided once per file: tab,
-comma or ``::`` where every line splits with it, else white space. Labels are optional.
+comma or ``::`` where it splits every line that is more than a path, else white space. Labels are
+optional, and a first line that names the columns is no video.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from tats_fast.data.limits import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tats_fast.data.shards import SHARD_SUFFIX, in_shard, is_shard, shard_paths, shard_samples
 
 SEPARATORS = ("\t", ",", "::")
-HEADER_NAMES = {"path", "paths", "file", "filename", "file_name", "video", "video_path"}
+HEADER_NAMES = {
+    *("path", "paths", "file", "filename", "file_name", "file_path", "filepath"),
+    *("name", "clip", "video", "video_id", "video_name", "video_path"),
+}
 PROBED_PATHS = 16
 _LISTED = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, SHARD_SUFFIX)
 
@@ -165,9 +169,22 @@ def _read_lines(path: str, key: str) -> list[str]:
 
 def _is_comment(line: str) -> bool:
     """A ``#`` line that names no video; HMDB51 has clips called ``#122_Cleaning_...avi``."""
-    return line.startswith("#") and not any(
-        _is_video(word) for word in re.split(r"[\s,]+|::", line)
+    return line.startswith("#") and not any(map(_is_video, _words(line)))
+
+
+def _is_header(line: str, base: str) -> bool:
+    """A first line such as ``path,label``, and not ``video 3`` or an existing file's name."""
+    words = [word.strip('"') for word in _words(line)]
+    return (
+        words[0].lower() in HEADER_NAMES
+        and not any(_is_video(word) or is_integer(word) for word in words)
+        and not os.path.isfile(os.path.join(base, line))
     )
+
+
+def _words(line: str) -> list[str]:
+    """What stands between separators of any kind."""
+    return re.split(r"[\s,]+|::", line)
 
 
 def _is_video(name: str) -> bool:
@@ -176,6 +193,8 @@ def _is_video(name: str) -> bool:
 
 
 def _parse(lines: list[str], base: str) -> list[Row]:
+    if lines and _is_header(lines[0], base):
+        lines = lines[1:]
     for separator in SEPARATORS:
         rows = _parse_separated(lines, separator)
         if rows is not None:
@@ -184,21 +203,22 @@ def _parse(lines: list[str], base: str) -> list[Row]:
 
 
 def _parse_separated(lines: list[str], separator: str) -> list[Row] | None:
-    """Rows of a file separated by ``separator``, or None where some line does not split with it."""
-    fields = [line.split(separator) for line in lines]
-    if fields and fields[0][0].strip().lower() in HEADER_NAMES:
-        fields = fields[1:]
-    rows = []
-    for row in fields:
+    """Rows of a file separated by ``separator``, or None where it is another separator's."""
+    rows, splits = [], False
+    for line in lines:
+        fields = line.split(separator)
         # A line that ends like a video is a path alone, whatever characters it holds.
-        if len(row) == 1 or _is_video(row[-1]):
-            return None
-        cut = _path_fields(row)
-        path = separator.join(row[:cut]).strip()
+        cut = len(fields) if _is_video(line) else _path_fields(fields)
+        path = separator.join(fields[:cut]).strip()
         if len(path) > 1 and path[0] == path[-1] == '"':
             path = path[1:-1]
-        rows.append((path, _label(row[cut:], separator)))
-    return rows
+        # In "Smith, John/1.mp4 0" and "a.mp4 run, fast" the comma is part of a name; no tab is.
+        in_name = separator != "\t" and not _is_video(path) and any(map(_is_video, _words(line)))
+        if cut == 0 or in_name:
+            return None
+        splits |= cut < len(fields)
+        rows.append((path, _label(fields[cut:], separator) if fields[cut:] else None))
+    return rows if splits else None
 
 
 def _split_white_space(line: str, base: str) -> Row:
@@ -212,7 +232,7 @@ def _split_white_space(line: str, base: str) -> Row:
     cut = _path_fields([word.group() for word in words])
     # Without a known ending only an integer is a label, and an existing file wins over it.
     if not _is_video(words[cut - 1].group()) and (
-        not _is_integer(words[-1].group()) or os.path.exists(os.path.join(base, line))
+        not is_integer(words[-1].group()) or os.path.exists(os.path.join(base, line))
     ):
         return line, None
     return line[: words[cut - 1].end()], _label([word.group() for word in words[cut:]], " ")
@@ -225,7 +245,7 @@ def _path_fields(fields: list[str]) -> int:
         if _is_video(fields[count - 1]):
             return count
     count = len(fields) - 1
-    while count > 1 and len(fields) - count < 3 and all(map(_is_integer, fields[count - 1 :])):
+    while count > 1 and len(fields) - count < 3 and all(map(is_integer, fields[count - 1 :])):
         count -= 1
     return count
 
@@ -236,13 +256,14 @@ def _label(fields: list[str], separator: str) -> Label:
     One field is the label. Integers: ``0 -1`` is VideoMAEv2's start and total without a label,
     ``120 7`` total and label, ``0 120 7`` start, total and label. Anything else is text.
     """
-    if all(map(_is_integer, fields)) and len(fields) <= 3:
+    if all(map(is_integer, fields)) and len(fields) <= 3:
         without = len(fields) == 2 and int(fields[1]) == -1
         return None if without else int(fields[-1])
     return separator.join(fields).strip(' "') or None
 
 
-def _is_integer(text: str) -> bool:
+def is_integer(text: str) -> bool:
+    """Whether a label is read as a number: decimal digits, with a sign or not."""
     return re.fullmatch(r"\s*[+-]?[0-9]+\s*", text) is not None
 
 

@@ -72,7 +72,8 @@ def plan_clip(
         if not _plain(path, formats):
             return None
         with open_video(path) as (_, stream):
-            timing, packets = Timing.of(path, stream), timed_packets(stream, deadline)
+            timing = Timing.of(path, stream)
+            packets = timed_packets(stream, deadline, edited=False)
             width, height = stream.codec_context.width, stream.codec_context.height
             seconds = float(stream.time_base)
         if packets is None:
@@ -131,12 +132,17 @@ def _plain(path: str, formats: Formats) -> bool:
         )
 
 
-def timed_packets(stream: av.VideoStream, deadline: Deadline) -> list[Packet] | None:
-    """The pictures of a file in its order, or None where packets do not show each one's time."""
+def timed_packets(
+    stream: av.VideoStream, deadline: Deadline, edited: bool = True
+) -> list[Packet] | None:
+    """The pictures that a file shows, in its order, or None where packets do not say when.
+
+    edited: leave out what an edit list does; otherwise there is None where one does so.
+    """
     packets = []
     for packet in packets_of(stream.container, stream):
         deadline.check()
-        if packet.size == 0:
+        if packet.size == 0 or (edited and packet.is_discard):
             continue
         if packet.pts is None or packet.is_corrupt or packet.is_discard:
             return None

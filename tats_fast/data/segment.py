@@ -73,11 +73,12 @@ def cut_segment(
     # Up to the last of those shown until the clip's end. What is shown before the keyframe but
     # comes after it refers to pictures before it.
     stop = max(shown[: last + 1]) + 1
-    taken = [n for n in range(start, stop) if packets[n].pts >= packets[start].pts]
-    data = _remuxed(path, stop, frozenset(taken), size, deadline)
+    begin = packets[start].pts
+    taken = frozenset(n for n in range(start, stop) if packets[n].pts >= begin)
+    data = _remuxed(path, stop, taken, size, deadline)
     if data is None:
         return None
-    place = {number: place for place, number in enumerate(n for n in shown if n in set(taken))}
+    place = {number: place for place, number in enumerate(n for n in shown if n in taken)}
     return Segment(data, [place[number] for number in wanted])
 
 

@@ -183,9 +183,11 @@ def believable_rate(stream: av.VideoStream) -> float | None:
 
 
 def count_frames(path: str) -> int:
-    """Frames that a file holds, by reading it through without decoding."""
+    """Frames that a file shows, by reading it through without decoding."""
     with open_video(path) as (container, stream):
-        return sum(packet.size > 0 for packet in packets_of(container, stream))
+        packets = packets_of(container, stream)
+        # Decoders swallow what an edit list leaves out.
+        return sum(packet.size > 0 and not packet.is_discard for packet in packets)
 
 
 def _frames_from(

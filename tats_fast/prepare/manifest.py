@@ -64,7 +64,8 @@ def listed_path(path: str, out: str) -> str:
 def read_quarantine(path: str, videos: str) -> dict[str, str]:
     """Reason by absolute path of the files named in lines of ``path<TAB>reason``.
 
-    A relative path starts from the folder of videos or from the list's own; both are returned.
+    A relative path starts from the folder of videos, the list's own or the current one; all are
+    returned.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -73,7 +74,7 @@ def read_quarantine(path: str, videos: str) -> dict[str, str]:
         bad = read_bad_files(path)
     except OSError as error:
         raise ConfigError(f"quarantine={path}: {error.strerror}") from error
-    bases = (videos, os.path.dirname(os.path.abspath(path)))
+    bases = (videos, os.path.dirname(os.path.abspath(path)), os.getcwd())
     return {
         os.path.abspath(os.path.join(base, name)): reason
         for name, reason in bad.items()

@@ -37,8 +37,8 @@ class Truth(NamedTuple):
 
 def make_motion_benchmark(options: MakeBenchmarkOptions) -> list[Path]:
     """Write videos, ``train.txt``, ``test.txt`` (path, tab, class), ``classes.txt``, and the truth
-    ``train.npz`` and ``test.npz`` into ``options.out``: all of it or nothing. The same options give
-    the same bytes.
+    ``train.npz`` and ``test.npz`` into ``options.out``: all of it or nothing; an empty folder that
+    is there is filled once all is made. The same options give the same bytes.
 
     Training and test videos share no texture, shape or motion.
 
@@ -50,10 +50,12 @@ def make_motion_benchmark(options: MakeBenchmarkOptions) -> list[Path]:
             ``Scenes`` raises.
     """
     out = Path(options.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    unfinished = f".writing_{out.absolute().name}"
+    there = out.exists()
+    if there and (not out.is_dir() or any(path.name != unfinished for path in out.iterdir())):
         raise ConfigError(f"out={out}: exists and is not an empty folder")
     require_pyav()
-    temporary = out.with_name(f".writing_{out.name}")
+    temporary = (out if there else out.parent) / unfinished
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         for half, (name, count) in enumerate(
@@ -64,9 +66,11 @@ def make_motion_benchmark(options: MakeBenchmarkOptions) -> list[Path]:
             _write_list(temporary, name, count, scenes, options)
         write_lines(temporary / "classes.txt", scenes.classes)
         with writing(out):
-            if out.exists():
-                out.rmdir()
-            temporary.rename(out)
+            if there:  # someone may stand in it, or a disk be mounted there; lists come last
+                for path in sorted(temporary.iterdir(), key=lambda path: path.suffix):
+                    path.rename(out / path.name)
+            else:
+                temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return [out / "train.txt", out / "test.txt"]

@@ -12,7 +12,8 @@ from typing import Any
 from tats_fast.config import ConfigError
 from tats_fast.config.checks import require
 from tats_fast.data.bad_files import bad_lines, one_field
-from tats_fast.data.files import shown, write_lines
+from tats_fast.data.files import shown, write_lines, writing
+from tats_fast.data.lists import is_integer
 from tats_fast.data.workers.jobs import run_jobs
 from tats_fast.prepare.layouts import READERS, Annotations, Row, VideoIndex, read_folder
 from tats_fast.prepare.layouts.annotations import SPLITS, listed
@@ -23,6 +24,11 @@ from tats_fast.prepare.transcode import SUFFIX, transcode
 
 # Folder of the copies below the output folder.
 _COPIES = "videos"
+# All lists there are, and the names of their classes.
+_LISTS = (
+    *(f"{split}{kind}.txt" for split in SPLITS for kind in ("", "_unlabelled")),
+    "classes.txt",
+)
 # Seconds that one file may take before it counts as hanging.
 _READ_TIMEOUT = 600.0
 _TRANSCODE_TIMEOUT = 3600.0
@@ -56,7 +62,7 @@ def prepare(options: PrepareOptions) -> int:
 
     Raises:
         ConfigError: official files that are missing or damaged, or folders that cannot be read or
-            written.
+            written; or classes that are called by one number, such as 1 and 01.
     """
     index = VideoIndex(options.videos, skip=os.path.join(options.out, _COPIES))
     if options.annotations is None:
@@ -64,6 +70,7 @@ def prepare(options: PrepareOptions) -> int:
         annotations = read_folder(index.paths)
     else:
         annotations = READERS[options.dataset](options.annotations, options.split or 1)
+    labels = _labels(annotations.classes)
     copies = _copies(index, options)
     entries = [_look_up(row, index, annotations.exact_names, copies) for row in annotations.rows]
     if options.quarantine is not None:
@@ -76,13 +83,28 @@ def prepare(options: PrepareOptions) -> int:
         entry.facts = facts[entry.video]
         if "error" in entry.facts:
             entry.state = "unreadable"
-    files = _write(annotations, entries, options)
+    files = _write(annotations.classes, labels, entries, options)
+    old = _set_aside(files, options.out)
     print("\n".join(_summary(annotations, entries, index, files, options)))
+    if old:
+        print(f"set aside from an earlier call: {', '.join(old)}")
     return 0 if _usable(entries) else 1
 
 
 def _usable(entries: list[Entry]) -> list[Entry]:
     return [entry for entry in entries if entry.state == "usable"]
+
+
+def _labels(classes: list[str]) -> list[int]:
+    """What lists write for each class: its position, or its name where all names are integers,
+    as readers then take a label for a name."""
+    if not all(map(is_integer, classes)):
+        return list(range(len(classes)))
+    labels = [int(name) for name in classes]
+    same = [name for name, label in zip(classes, labels, strict=True) if labels.count(label) > 1]
+    if same:
+        raise ConfigError(f"the classes {listed(same)} share a number; rename all but one of each")
+    return labels
 
 
 def _copies(index: VideoIndex, options: PrepareOptions) -> dict[str, str]:
@@ -132,22 +154,23 @@ def _facts(entries: list[Entry], options: PrepareOptions) -> dict[str, dict[str,
 
 
 def _write(
-    annotations: Annotations, entries: list[Entry], options: PrepareOptions
+    classes: list[str], labels: list[int], entries: list[Entry], options: PrepareOptions
 ) -> dict[str, int]:
     """All output files; returns the number of lines of each by name."""
     lines: dict[str, list[str]] = {}
     manifest = []
     for entry in _usable(entries):
         row, path = entry.row, listed_path(entry.listed, options.out)
-        named = row.label is not None or not annotations.classes
+        label = None if row.label is None else labels[row.label]
+        named = label is not None or not classes
         name = f"{row.split}.txt" if named else f"{row.split}_unlabelled.txt"
-        lines.setdefault(name, []).append(path if row.label is None else f"{path}\t{row.label}")
-        line = {"path": path, "label": row.label, "split": row.split, **entry.facts}
+        lines.setdefault(name, []).append(path if label is None else f"{path}\t{label}")
+        line = {"path": path, "label": label, "split": row.split, **entry.facts}
         if entry.copy is not None:
             line["source"] = entry.video
         manifest.append(json.dumps(line))  # its escapes also carry names that are not UTF-8
-    if annotations.classes:
-        lines["classes.txt"] = annotations.classes
+    if classes:
+        lines["classes.txt"] = classes
     if manifest:
         lines["manifest.jsonl"] = manifest
     else:
@@ -159,6 +182,20 @@ def _write(
     for name, content in lines.items():
         write_lines(Path(options.out, name), content)
     return {name: len(content) for name, content in lines.items()}
+
+
+def _set_aside(files: dict[str, int], out: str) -> list[str]:
+    """Rename the lists of an earlier call that this one, which wrote ``files``, did not replace:
+    their ids may be those of other classes. Returns the new names."""
+    if "manifest.jsonl" not in files:  # no list was written: they still belong together
+        return []
+    paths = [Path(out, name) for name in _LISTS if name not in files]
+    return [_renamed(path).name for path in paths if path.exists()]
+
+
+def _renamed(path: Path) -> Path:
+    with writing(path):
+        return path.replace(path.with_name(f"{path.name}.old"))
 
 
 def _summary(

@@ -23,6 +23,22 @@ ROWS = {
     "comma-text": (b"a.mp4, long jump\nb.mp4,golf", [("a.mp4", "long jump"), ("b.mp4", "golf")]),
     "comma-quoted": (b'path,label\n"a, b.mp4",3\nc.mp4,4', [("a, b.mp4", 3), ("c.mp4", 4)]),
     "comma-in-names": (b"a,b.mp4\nc,d 2.mp4 5", [("a,b.mp4", None), ("c,d 2.mp4", 5)]),
+    "comma-in-every-name": (
+        b"Smith, John/1.mp4 0\nDoe, Jane/2.mp4 1",
+        [("Smith, John/1.mp4", 0), ("Doe, Jane/2.mp4", 1)],
+    ),
+    "comma-in-text": (b"a.mp4 run, fast\nb.mp4", [("a.mp4", "run, fast"), ("b.mp4", None)]),
+    "comma-a-label-is-missing": (
+        b"a.mp4,3\nb.mp4\nc,d.mp4",
+        [("a.mp4", 3), ("b.mp4", None), ("c,d.mp4", None)],
+    ),
+    "comma-id-header": (b"video_id,label\nx1,3\nx2,4", [("x1", 3), ("x2", 4)]),
+    "space-header": (b"Path Label\na.mp4 3", [("a.mp4", 3)]),
+    "lone-header": (b"filename\na.mp4", [("a.mp4", None)]),
+    "tab-header": (b"name\tlabel\na.mp4\t3", [("a.mp4", 3)]),
+    "no-header": (b"video 3\nfile 4", [("video", 3), ("file", 4)]),
+    "no-header-either": (b"video one.mp4 long jump", [("video one.mp4", "long jump")]),
+    "colons-with-comma": (b"a.mp4::x, y\nb.mp4::z, y", [("a.mp4", "x, y"), ("b.mp4", "z, y")]),
     "double-colon": (b"a b.mp4::3\nc.mp4::x y", [("a b.mp4", 3), ("c.mp4", "x y")]),
     "no-ending": (b"clips/a 3\nclips/b c 4", [("clips/a", 3), ("clips/b c", 4)]),
     "no-ending-no-label": (b"clips/a b\nclips/c", [("clips/a b", None), ("clips/c", None)]),
@@ -53,6 +69,12 @@ def test_existing_file_wins_over_a_label(tmp_path):
     (tmp_path / "list.txt").write_text("take 3\ntake 4\n")
     got = read_videos(tmp_path / "list.txt")
     assert [(os.path.basename(v.path), v.label) for v in got] == [("take 3", None), ("take", 4)]
+
+
+def test_an_existing_file_is_no_header(tmp_path):
+    (tmp_path / "video").touch()
+    (tmp_path / "list.txt").write_text("video\n")
+    assert read_videos(tmp_path / "list.txt") == [Video(str(tmp_path / "video"))]
 
 
 def test_root_and_absolute_paths(tmp_path, monkeypatch):

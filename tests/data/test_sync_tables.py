@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from tats_fast.data.clip import window_start
 from tats_fast.data.dali import GPU_FORMATS
 from tats_fast.data.plan import choose_frames, plan_clip
 from tats_fast.data.pyav import copies_packets
-from tats_fast.data.video import decode_window
+from tats_fast.data.timed import timed_clip
+from tats_fast.data.video import count_frames, decode_window
 
 
 def every_picture(raw: bytearray, at: int) -> None:
@@ -53,19 +55,51 @@ def test_no_plan_begins_at_a_false_keyframe(tmp_path):
     assert plan_clip(str(path), choose, GPU_FORMATS) is None
 
 
-@pytest.mark.parametrize("options", [{"g": "12", "bf": "0"}, {"g": "250", "bf": "2"}])
-def test_windows_hold_what_an_edit_list_shows(tmp_path, options):
-    """Frames 10 to 54 of 60, of which the tenth is no keyframe."""
-    path = write_video(tmp_path / "a.mp4", 60, options=options)
+def show(path: Path, first: int, count: int, total: int) -> None:
+    """Let the edit list of a file of ``total`` frames, 25 per second, show ``count`` of them."""
     raw = bytearray(path.read_bytes())
     at, scale = raw.index(b"elst") + 12, raw.index(b"mdhd") + 16
     length, begin = struct.unpack(">Ii", raw[at : at + 8])
     (ticks,) = struct.unpack(">I", raw[scale : scale + 4])
-    raw[at : at + 8] = struct.pack(">Ii", length * 45 // 60, begin + 10 * ticks // 25)
+    raw[at : at + 8] = struct.pack(">Ii", length * count // total, begin + first * ticks // 25)
     path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("options", [{"g": "12", "bf": "0"}, {"g": "250", "bf": "2"}])
+def test_windows_hold_what_an_edit_list_shows(tmp_path, options, timed):
+    """Frames 10 to 54 of 60, of which the tenth is no keyframe."""
+    path = write_video(tmp_path / "a.mp4", 60, options=options)
+    show(path, 10, 45, 60)
+    cut = partial(timed_clip, fps=12.5) if timed else partial(decode_window, stride=2)
     firsts = []
     for window in np.linspace(0, 0.999, 12):
-        clip = numbers(decode_window(str(path), 8, 2, 64, window))
+        clip = numbers(cut(str(path), num_frames=8, size=64, window=window))
         firsts.append(clip[0])
         assert clip == list(range(clip[0], clip[0] + 16, 2))
     assert min(firsts) == 10 and max(firsts) == 54 - 14
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_late_windows_of_a_file_cut_by_copying(tmp_path, timed):
+    """The last 110 of 200 frames are shown, and 200 were counted: by time late windows were the
+    last frame eight times, every fourth frame they were the first window."""
+    path = write_video(tmp_path / "a.mp4", 200, options={"g": "100", "sc_threshold": "0"})
+    show(path, 90, 110, 200)
+    cut = partial(timed_clip, fps=6.25) if timed else partial(decode_window, stride=4)
+    firsts = []
+    for window in np.linspace(0, 0.999, 12):
+        clip = numbers(cut(str(path), num_frames=8, size=64, window=window))
+        firsts.append(clip[0])
+        assert clip == list(range(clip[0], clip[0] + 32, 4))
+    assert firsts[0] == 90 < min(firsts[1:]) and firsts[-1] >= 200 - 32
+    assert not timed or firsts == sorted(firsts)  # otherwise the header's 200 frames propose
+    assert count_frames(str(path)) == 110
+
+
+def test_an_edit_list_leaves_a_variable_rate_as_it_is(tmp_path):
+    """Without the packets' times the 10 frames were evenly timed."""
+    times = [0, 40, 80, 120, 160, 1160, 1200, 2200, 2240, 3240]  # ms
+    path = write_video(tmp_path / "a.mp4", len(times), pts=times, options={"g": "250", "bf": "2"})
+    show(path, 2, 8, len(times))
+    assert numbers(timed_clip(str(path), 4, 1.0, 64, 0.0)) == [2, 4, 6, 8]

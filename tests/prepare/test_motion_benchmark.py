@@ -84,6 +84,21 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
 
+@pytest.mark.parametrize("out", [".", "folder"])
+def test_an_empty_folder_is_filled_and_not_replaced(tmp_path, monkeypatch, out):
+    """One may stand in it, or it may be where a disk is mounted."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder if out == "." else tmp_path)
+    inode = folder.stat().st_ino
+    (folder / ".writing_folder").mkdir()  # of a call that was killed
+    made(Path(out), task="spin")
+    assert folder.stat().st_ino == inode
+    assert contents(folder) == contents(made(tmp_path / "new", task="spin"))
+    names = ["classes.txt", "test", "test.npz", "test.txt", "train", "train.npz", "train.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -105,6 +120,9 @@ def test_what_fails_on_the_way_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("tats_fast.prepare.motion_benchmark.write_video", full)
     with pytest.raises(ConfigError, match="cannot be written: No space left"):
         made(tmp_path / "made")
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="cannot be written: No space left"):
+        made(tmp_path)
     assert not any(tmp_path.iterdir())
 
 

@@ -12,8 +12,11 @@ import pytest
 from data_files import write_video
 
 from tats_fast.cli import main
+from tats_fast.config.finetune import LabelledDataConfig
+from tats_fast.data.bad_files import BadFileRecord
 from tats_fast.data.lists import read_videos
 from tats_fast.data.video import load_clip
+from tats_fast.finetune.classes import label_classes
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +187,65 @@ def test_folder_with_names_that_are_not_utf8(bench):
     assert bench.listed("val.txt") == {" e.mp4": 1}
     assert all(os.path.exists(video.path) for video in read_videos(bench.out / "train.txt"))
     assert {entry["path"] for entry in bench.manifest()} >= {os.fsdecode(raw)}
+
+
+@pytest.mark.parametrize("folders", [range(12), range(1, 4), ["01", "02", "10"]])
+def test_folders_called_by_numbers_keep_their_names(bench, folders):
+    """Ids in the order of names, 0 1 10 11 2, were taken for the names 0 1 2 3 4."""
+    bench.add(*(f"{split}/{name}/a.mp4" for name in folders for split in ("train", "val")))
+    assert bench.run("folder") == 0
+    lists = {key: str(bench.out / f"{name}.txt") for key, name in (("train",) * 2, ("eval", "val"))}
+    videos = [read_videos(path) for path in lists.values()]
+    *ids, names = label_classes(LabelledDataConfig(**lists), *videos)
+    for part, numbers in zip(videos, ids, strict=True):
+        assert [names[n] for n in numbers] == [Path(video.path).parent.name for video in part]
+    labels = {entry["path"]: entry["label"] for entry in bench.manifest()}
+    assert all(labels[video.path] == video.label for part in videos for video in part)
+
+
+def test_folders_of_one_number_are_refused(bench, capsys):
+    bench.add("1/a.mp4", "01/a.mp4", "2/a.mp4")
+    assert bench.run("folder") == 2
+    error = capsys.readouterr().err
+    assert "the classes '01', '1' share a number; rename all but one of each" in error
+    assert error.count("\n") == 1 and not (bench.out / "train.txt").exists()
+
+
+def test_lists_of_an_earlier_call_are_set_aside(bench, capsys):
+    """Their ids are those of other classes."""
+    bench.add("train/run/1.mp4", "val/sit/2.mp4")
+    assert bench.run("folder") == 0
+    before = bench.lines("val.txt")
+    capsys.readouterr()
+    shutil.rmtree(bench.videos / "val")
+    (bench.out / "mine.txt").write_text("mine")
+    assert bench.run("folder") == 0
+    assert not (bench.out / "val.txt").exists() and bench.lines("val.txt.old") == before
+    assert "set aside from an earlier call: val.txt.old\n" in capsys.readouterr().out
+    bench.add("train/3.mp4")  # no class
+    shutil.rmtree(bench.videos / "train/run")
+    assert bench.run("folder") == 0
+    assert "set aside from an earlier call: classes.txt.old\n" in capsys.readouterr().out
+    (bench.videos / "train/3.mp4").write_bytes(b"x")
+    assert bench.run("folder") == 1  # writes no list, and so leaves all alone
+    assert (bench.out / "train.txt").exists() and (bench.out / "mine.txt").exists()
+    assert "set aside" not in capsys.readouterr().out
+
+
+def test_the_record_of_a_run_in_another_folder_is_a_quarantine(bench, tmp_path, monkeypatch):
+    """It named a relative data.root's videos relatively, and nothing was left out."""
+    bench.add("run/1.mp4", "sit/2.mp4")
+    monkeypatch.chdir(tmp_path)
+    record = tmp_path / "runs/run/bad_files.txt"
+    relative = os.path.relpath(bench.videos / "run/1.mp4")
+    BadFileRecord(record, 2, 1.0).record([(relative, "decoding error")])
+    monkeypatch.chdir("/")
+    assert bench.run("folder", "--quarantine", str(record)) == 0
+    assert list(bench.listed("train.txt")) == ["2.mp4"]
+    record.write_text(f"{relative}\tdecoding error\n")  # as it was written
+    monkeypatch.chdir(tmp_path)
+    assert bench.run("folder", "--quarantine", str(record)) == 0
+    assert list(bench.listed("train.txt")) == ["2.mp4"]
 
 
 def test_name_with_a_line_end_is_reported(bench, capsys):
