@@ -70,7 +70,8 @@ def _check(key: str, value: Any, settings: Mapping[str, Any]) -> None:
     words = " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in bounds.items())
     for part in parts if bounds else ():
         inside = all(BOUNDS[name](part, limit) for name, limit in bounds.items())
-        require(inside and math.isfinite(part), key, part, f"must be {words}")
+        finite = "finite and " if inside else ""  # then an infinity is all that is refused
+        require(inside and math.isfinite(part), key, part, f"must be {finite}{words}")
     if choices := settings.get("choices"):
         for part in parts or ("",):
             require(part in choices, key, part, f"must be one of {', '.join(choices)}")

@@ -285,12 +285,19 @@ class RunConfig(TrainingConfig):
                     f"leaves {visible_count(tokens, ratio)} of {tokens} tokens visible; at least "
                     "one must stay visible and one hidden",
                 )
+        share, batch = self.generated.share, self.train.batch_size
+        require(
+            share == 0 or self.generated_per_step > 0,
+            "generated.share",
+            share,
+            f"makes no clip of train.batch_size={batch}; use 0, or {1 / batch:.4g} for one",
+        )
         require(
             self.listed_per_step > 0 or self.train.steps is not None,
             "train.steps",
             None,
-            f"generated.share={self.generated.share:g} leaves no list whose passes could be "
-            "counted; give the number of steps",
+            f"generated.share={share:g} leaves no list whose passes could be counted; give the "
+            "number of steps",
         )
 
     def _check_nothing_asks_for_motion(self) -> None:
@@ -347,12 +354,18 @@ class RunConfig(TrainingConfig):
         return self.train.batch_size
 
     def identity(self) -> dict[str, Any]:
-        # What gives a weight or the reward's scale its meaning.
-        fixed = [("model", field) for field in vars(self.model) if field != "attention"]
+        # What gives a weight or the reward's scale its meaning. The strategy comes first: with
+        # another one the rest differs in what is read at all.
+        strategy = self.masking.strategy
+        fixed = [("masking", "strategy"), ("teacher", "init_from")]
+        fixed += [("model", field) for field in vars(self.model) if field != "attention"]
         fixed += [("sampler", field) for field in ("attention", "heads", "temporal_value")]
-        fixed += [("masking", "strategy"), ("teacher", "init_from")]
         fixed += [("ppo", "credit"), ("ppo", "reward")]
-        return {f"{part}.{name}": getattr(getattr(self, part), name) for part, name in fixed}
+        unread = {"sampler": strategy not in LEARNED_STRATEGIES, "ppo": strategy != "tats"}
+        return {
+            f"{part}.{name}": None if unread.get(part) else getattr(getattr(self, part), name)
+            for part, name in fixed
+        }
 
 
 def visible_count(num_tokens: int, ratio: float) -> int:

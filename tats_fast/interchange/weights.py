@@ -75,6 +75,8 @@ class Weights:
     """Whether ``state`` is the moving average over the training."""
     sampler: dict[str, Tensor] | None = None
     """The token sampler's parameters, where pretraining here left one."""
+    feature_head: dict[str, Tensor] | None = None
+    """The same of the head that predicts a teacher's features."""
 
     @property
     def has_decoder(self) -> bool:
@@ -276,7 +278,7 @@ def own_weights(content: Mapping[str, Any], path: Path, ema: bool = False) -> We
         raise ConfigError(f"{path}: {CONFIG_FILE} is missing beside it")
     else:
         run = read_saved(config_file, RunConfig)
-        sampler = content["sampler"]
+        sampler, head = content["sampler"], content.get("feature_head")
         weights = Weights(
             model=run.model,
             state=state,
@@ -285,6 +287,7 @@ def own_weights(content: Mapping[str, Any], path: Path, ema: bool = False) -> We
             step=_step(path),
             ema=ema,
             sampler=None if sampler is None else _single(sampler),
+            feature_head=None if head is None else _single(head),
         )
     return check_shapes(weights, path)
 

@@ -76,7 +76,7 @@ def draw_order(
     elif strategy == "everest":
         assert embedded is not None, "strategy everest compares embedded tokens"
         first = math.ceil(EVEREST_SHARE * tokens)
-        rank = token_change(embedded, frames).argsort(dim=1, descending=True).argsort(dim=1)
+        rank = _falling(token_change(embedded, frames), uniform(batch, tokens)).argsort(dim=1)
         weights = 1e3 * (rank < first).to(noise.dtype)  # outweighs any Gumbel noise, as above
     else:
         assert log_p is not None, f"strategy {strategy} draws from a policy"
@@ -168,10 +168,7 @@ def _alternate_bins(energy: Tensor, ties: Tensor, noise: Tensor) -> Tensor:
     """One of the half with more energy, one of the half with less, and so on; within a half in
     random order. All (B, N); ``ties`` shares out tokens of the same energy."""
     tokens = energy.shape[1]
-    half = tokens // 2
-    shuffled = ties.argsort(dim=1)
-    falling = energy.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
-    ranked = shuffled.gather(1, falling)
+    half, ranked = tokens // 2, _falling(energy, ties)
     bins = [
         ranked[:, part].gather(1, noise[:, part].argsort(dim=1))
         for part in (slice(None, half), slice(half, None))
@@ -179,6 +176,14 @@ def _alternate_bins(energy: Tensor, ties: Tensor, noise: Tensor) -> Tensor:
     places = torch.arange(tokens, device=energy.device)
     turn = torch.cat([2 * places[:half], 2 * places[: tokens - half] + 1]).argsort()
     return torch.cat(bins, dim=1)[:, turn]
+
+
+def _falling(values: Tensor, ties: Tensor) -> Tensor:
+    """Order of the tokens by falling value; equal ones, of a still clip all, by ``ties``. All
+    (B, N)."""
+    shuffled = ties.argsort(dim=1)
+    falling = values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
+    return shuffled.gather(1, falling)
 
 
 def _gumbel_order(log_weights: Tensor, uniform: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from tats_fast.models import MaskedAutoencoder, TokenSampler
 from tats_fast.models.encoder import PREFIX
 from tats_fast.models.layers import NORM_EPS
 from tats_fast.models.sampler import resized_positions
+from tats_fast.pretrain.teacher import FeatureHead
 
 LOGGER = logging.getLogger("tats_fast")
 
@@ -21,11 +22,15 @@ SAMPLER_SECTIONS = ("sampler.", "masking.", "ppo.", "teacher.")
 
 
 def load_initial(
-    config: RunConfig, mae: MaskedAutoencoder, sampler: TokenSampler | None, say: bool
+    config: RunConfig,
+    mae: MaskedAutoencoder,
+    sampler: TokenSampler | None,
+    feature_head: FeatureHead | None,
+    say: bool,
 ) -> None:
-    """Load what ``config.train.init_from`` holds: the encoder, and decoder and sampler where they
-    are those of this run. The others stay fresh; fixed positions are those of this run's clips, and
-    the sampler's learned ones are interpolated to them.
+    """Load what ``config.train.init_from`` holds: the encoder, and decoder, sampler and feature
+    head where they are those of this run. The others stay fresh; fixed positions are those of this
+    run's clips, and the sampler's learned ones are interpolated to them.
 
     Args:
         say: log in one line what was taken and what was not.
@@ -41,6 +46,9 @@ def load_initial(
         state = {name: tensor for name, tensor in state.items() if name.startswith(PREFIX)}
     if sampler is not None:
         problems["sampler"] = _load_sampler(config, sampler, weights)
+    if feature_head is not None:
+        fits = problems["decoder"] is None
+        problems["feature head"] = _load_feature_head(config, feature_head, weights, fits)
     fresh = mae.load_state_dict(state, strict=False).missing_keys
     if any(name.startswith(PREFIX) for name in fresh):
         problems["norm after the encoder"] = "not in it"
@@ -95,4 +103,22 @@ def _load_sampler(config: RunConfig, sampler: TokenSampler, weights: Weights) ->
     state = dict(weights.sampler)
     state["positions"] = resized_positions(state["positions"], weights.model, config.model)
     sampler.load_state_dict(state)
+    return None
+
+
+def _load_feature_head(
+    config: RunConfig, head: FeatureHead, weights: Weights, decoder_fits: bool
+) -> str | None:
+    """Take over a head that predicted the same teacher's features, or say why it starts afresh."""
+    if weights.feature_head is None:
+        return "not in it"
+    if not decoder_fits:
+        return "it was another decoder's"
+    here, there = config.teacher.init_from, weights.run.teacher.init_from
+    if here != there:
+        return f"teacher.init_from is {there} there, {here} here"
+    here, there = (len(state["1.bias"]) for state in (head.state_dict(), weights.feature_head))
+    if here != there:
+        return f"the teacher's width is {there} there, {here} here"
+    head.load_state_dict(weights.feature_head)
     return None

@@ -151,13 +151,13 @@ def make_learner(config: RunConfig, world: World, resumes: bool = False) -> Lear
         teacher = load_teacher(config, world.device)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if config.train.init_from is not None and not resumes:
-        # Before there is an optimizer: ZeRO's updates its own copy of the weights it is given.
-        load_initial(config, mae, sampler, world.is_main)
     mae, split = mae.to(world.device), config.distributed.splits_weights
     twin = empty_twin(mae) if split else None
     features = None if teacher is None else teacher.config.width
     rollout = Rollout(mae, config, features).to(world.device)
+    if config.train.init_from is not None and not resumes:
+        # Before there is an optimizer: ZeRO's updates its own copy of the weights it is given.
+        load_initial(config, mae, sampler, rollout.feature_head, world.is_main)
     sampler = None if sampler is None else sampler.to(world.device)
     fixed_length = config.masking.schedule == "constant"
     prepare_blocks(config.train, world.device, fixed_length, mae, split=split)

@@ -10,7 +10,7 @@ import torch
 from tats_fast.config import RunConfig
 from tats_fast.config.schema import LEARNED_STRATEGIES
 from tats_fast.engine.zero3 import LIVE
-from tats_fast.masking import decoder_length, visible_tokens
+from tats_fast.masking import decoder_length, mask_ratio_at, visible_tokens
 from tats_fast.models import memory
 from tats_fast.models.execution import blocks
 from tats_fast.models.restore import build_models
@@ -96,14 +96,20 @@ def count_parameters(config: RunConfig) -> Counts:
     return Counts(*sizes, tables, block, tuple(p.numel() for p in models[0].parameters()))
 
 
+def most_visible(config: RunConfig) -> int:
+    """N_v where it is largest: a schedule of the ratio has that at its start or at its end."""
+    ratio = min(mask_ratio_at(config.masking, progress) for progress in (0, 1))
+    return visible_tokens(config.masking.strategy, config.model, ratio)
+
+
 def activations(config: RunConfig, bf16: bool, compiled: bool, fused: bool) -> int:
-    """Bytes that the joint pass keeps, per clip.
+    """Bytes that the joint pass keeps, per clip, where it sees most.
 
     Args:
         fused: whether the Triton kernels run.
     """
     model, strategy = config.model, config.masking.strategy
-    visible = visible_tokens(strategy, model, config.masking.ratio)
+    visible = most_visible(config)
     length = decoder_length(config.masking, visible, model.num_tokens)
     kept, draws = memory.numbers(bf16, compiled), config.masking.draws_per_clip
     stacks = [of.times(draws) for of in memory.mae_stacks(model, visible, length, kept)]
@@ -130,7 +136,7 @@ def last_block(config: RunConfig, bf16: bool, compiled: bool, fused: bool) -> in
     model, masking, kept = config.model, config.masking, memory.numbers(bf16, compiled)
     if masking.strategy in LEARNED_STRATEGIES:
         return _sampler_stack(config, kept, fused).block
-    visible = visible_tokens(masking.strategy, model, masking.ratio)
+    visible = most_visible(config)
     return masking.draws_per_clip * memory.mae_stacks(model, visible, visible, kept)[0].block
 
 

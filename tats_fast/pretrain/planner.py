@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
+from statistics import mean
 from typing import Any
 
 from tats_fast.config import RunConfig
 from tats_fast.config.schema import LEARNED_STRATEGIES
 from tats_fast.engine.peak import MEMORY_GIB, PEAK_TFLOPS
+from tats_fast.engine.videos import total_steps
 from tats_fast.pretrain.flops import training_step
 from tats_fast.pretrain.memory import (
     FP32,
@@ -20,6 +22,7 @@ from tats_fast.pretrain.memory import (
     count_parameters,
     step_memory,
 )
+from tats_fast.pretrain.plan import plan_step
 from tats_fast.pretrain.planner_options import VIDEOS, PlanOptions
 
 USABLE = 0.9
@@ -27,6 +30,7 @@ USABLE = 0.9
 RECOMPUTED = 4 / 3
 """Time with ``train.recompute`` over that without: a second forward pass."""
 MOST_CLIPS = 4096
+SAMPLED_STEPS = 1000
 GIB = 2**30
 
 
@@ -59,17 +63,15 @@ class Plan:
     @property
     def steps(self) -> int:
         """Optimizer steps of the run."""
-        train = self.config.train
-        return train.steps or math.ceil(train.epochs * self.videos / train.batch_size)
+        return total_steps(self.config, self.videos)
 
     @property
     def flop(self) -> float:
-        """Model FLOP of the run, the sampler's warm-up counted as such."""
-        rest = self.config.sampler.warmup_frac
-        if self.config.masking.strategy not in LEARNED_STRATEGIES:
-            rest = 0
-        per_clip = (1 - rest) * training_step(self.config)
-        per_clip += rest * training_step(self.config, warmup=True)
+        """Model FLOP of the run. Steps differ while the mask ratio moves or the sampler warms up,
+        so up to ``SAMPLED_STEPS`` spread over the run are averaged."""
+        count = min(self.steps, SAMPLED_STEPS)
+        planned = [plan_step(self.config, step, count) for step in range(count)]
+        per_clip = mean(training_step(self.config, step.visible, step.warmup) for step in planned)
         return self.steps * self.config.train.batch_size * per_clip
 
     @property
@@ -81,9 +83,10 @@ class Plan:
 
     @property
     def checkpoint(self) -> int:
-        """Bytes of a checkpoint: weights and moments; as many more of the first host's memory
-        while it is written."""
-        return FP32 * (1 + MOMENTS) * (self.counts.mae + self.counts.sampler)
+        """Bytes of a checkpoint: weights, the moving average of them and moments; as many more of
+        the first host's memory while it is written."""
+        average = self.counts.mae if self.config.train.ema_decay > 0 else 0
+        return FP32 * ((1 + MOMENTS) * (self.counts.mae + self.counts.sampler) + average)
 
     @property
     def storage(self) -> int:

@@ -124,6 +124,20 @@ def test_everest_draws_among_the_tokens_that_change_most(model):
     assert counts[chosen].min() > 200 and counts[chosen].max() < 280  # 240 expected
 
 
+def test_everest_on_a_still_clip_is_uniform(model):
+    """Also where some of the pool is clear and the rest of it is not."""
+    embedded = torch.ones(2000, model.num_tokens, 4)
+    split = draw("everest", model, clips=2000, embedded=embedded)
+    counts = torch.bincount(split.visible.flatten(), minlength=64)
+    assert counts.min() > 400 and counts.max() < 600  # 500 expected
+    embedded[:, 21, 0] = 2.0  # a place changes twice: from frame 0 to 1, from 1 to 2
+    split = draw("everest", model, ratio=1 - 20 / 64, clips=2000, embedded=embedded)
+    counts = torch.bincount(split.visible.flatten(), minlength=64)
+    assert counts[[5, 21]].tolist() == [2000, 2000]
+    others = torch.cat([counts[:5], counts[6:21], counts[22:]])
+    assert others.min() > 470 and others.max() < 690  # 18 of 62: 581 expected
+
+
 def test_policy_draws_what_it_prefers(model):
     log_p = torch.full((2, model.num_tokens), -20.0)
     log_p[:, 40:56] = 0

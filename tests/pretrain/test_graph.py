@@ -38,6 +38,7 @@ WAYS = {
     "adamae": {"masking": {"strategy": "adamae"}},
     "random": {"masking": {"strategy": "random"}},
     "frame": {"masking": {"strategy": "frame"}},
+    "everest": {"masking": {"strategy": "everest"}},
     "adaptive": {"masking": {"budget": "adaptive", "decoder_keep_ratio": 0.5}},
     "draws": {"masking": {"draws_per_clip": 2, "decoder_keep_ratio": 0.5}},
     "every": {"sampler": {"learn_every": 2}, "ppo": {"epochs": 2}},

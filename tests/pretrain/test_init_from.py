@@ -80,6 +80,14 @@ def test_a_sampler_that_learned_something_else_starts_afresh(
     assert learner.sampler.positions.abs().max() == 0
 
 
+def test_a_sampler_without_a_reward_is_kept_whatever_the_reward(run_config, caplog, tmp_path):
+    """An AdaMAE run of before the reward had another default."""
+    adamae = {"masking": {"ratio": 0.75, "strategy": "adamae"}}
+    Trainer(run_config("source", ppo={"reward": "error"}, **adamae), CPU).run()
+    _, said = started(run_config, tmp_path / "source", caplog, **adamae)
+    assert said.endswith("took the encoder, the decoder and the sampler, of TATS-Fast")
+
+
 def test_a_decoder_of_another_size_starts_afresh(run_config, source, caplog):
     made, folder = source
     model = {"decoder_heads": 1, "decoder_depth": 2}

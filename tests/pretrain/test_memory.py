@@ -151,6 +151,18 @@ def test_two_processes_take_what_was_planned(tiny_config, tmp_path):
         assert memory.peak == pytest.approx(found[cut]["peak"], rel=WITHIN / 2), cut
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_step_that_shows_most_counts(tiny_config, schedule):
+    for first, last in ((0.5, 0.9), (0.9, 0.5)):
+        masking = {"ratio": last, "start_ratio": first, "schedule": schedule}
+        for strategy in ("random", "tats"):
+            moving, most = (
+                planned(tiny_config(masking={**given, "strategy": strategy}))
+                for given in (masking, {"ratio": 0.5})
+            )
+            assert moving == most
+
+
 def test_what_zero_shares_out(tiny_config):
     config = tiny_config(train={"batch_size": 8})
     one, two = (planned(config, 4, stage) for stage in (1, 2))

@@ -6,15 +6,22 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tats_fast.cli import main
 from tats_fast.config import ConfigError, load_config
+from tats_fast.engine.distributed import World
 from tats_fast.engine.peak import MEMORY_GIB, PEAK_TFLOPS
+from tats_fast.engine.videos import total_steps
 from tats_fast.models.restore import build_models
+from tats_fast.pretrain.flops import training_step
+from tats_fast.pretrain.plan import plan_step
 from tats_fast.pretrain.planner import make_plan
 from tats_fast.pretrain.planner_options import CHIPS, PlanOptions
+from tats_fast.pretrain.trainer import Trainer
 
 PLACES = ("optimizer", "weights")
+LARGER = {"width": 256, "depth": 4, "decoder_width": 128}
 
 
 def plan(*overrides, **options):
@@ -73,6 +80,39 @@ def test_hours_are_flop_over_rate():
     assert eight.hours == pytest.approx(one.hours / 8, rel=1e-3)
     slower = plan(*overrides, "train.recompute=true", gpus=1, batch=128, dataset="ssv2", mfu=0.4)
     assert slower.hours == pytest.approx(one.hours * 4 / 3)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("masking.start_ratio=0.5", "masking.schedule=linear"),
+        ("masking.start_ratio=0.97", "masking.schedule=cosine", "sampler.warmup_frac=0.3"),
+    ],
+    ids=["linear", "cosine"],
+)
+def test_the_work_is_that_of_all_steps(overrides):
+    overrides += ("model.preset=vit_tiny", "train.steps=3000")
+    found = plan(*overrides, gpus=1, batch=8)
+    steps = [plan_step(found.config, step, 3000) for step in range(3000)]
+    work = sum(training_step(found.config, step.visible, step.warmup) for step in steps)
+    assert found.flop == pytest.approx(8 * work, rel=1e-3)
+
+
+def test_epochs_are_of_what_is_listed():
+    generated = ("generated.share=0.75", "train.epochs=800")
+    found = plan(*generated, gpus=1, batch=256, videos=240_000)
+    assert found.steps == total_steps(found.config, 240_000) == 3_000_000
+    assert plan(*generated, "train.steps=7", gpus=1).steps == 7
+
+
+def test_a_checkpoint_is_as_large_as_planned(run_config, tmp_path):
+    """Up to what is small in it: the schedule's state, names, tables."""
+    for decay in (0.0, 0.9):
+        config = run_config(f"run{decay}", train={"ema_decay": decay, "steps": 2}, model=LARGER)
+        Trainer(config, World(0, 1, torch.device("cpu"))).run()
+        folder = tmp_path / f"run{decay}" / "checkpoints" / "step_000002"
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        assert make_plan(config, PlanOptions(gpus=1)).checkpoint == pytest.approx(size, rel=0.03)
 
 
 def test_the_command(capsys):

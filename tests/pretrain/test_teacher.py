@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,6 +132,51 @@ def test_a_run_resumes_bit_by_bit(run_config, tmp_path, teacher):
     with pytest.raises(ConfigError, match=r"teacher\.init_from=None: the checkpoint"):
         Trainer(run_config("parts"), CPU)
     assert tats_fast.load_encoder(tmp_path / "parts").config.width == TINY_MODEL["width"]
+
+
+def started_from(folder, run_config, caplog, path, **sections):
+    """The feature head of a run that starts from ``folder``, and what the run says to that."""
+    train = {"init_from": str(folder)}
+    config = run_config("next", teacher={"init_from": path}, train=train, **sections)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "tats_fast"):
+        head = make_learner(config, CPU).runner.module.feature_head
+    (said,) = (r.getMessage() for r in caplog.records if "train.init_from=" in r.getMessage())
+    return head.state_dict(), said
+
+
+@pytest.fixture
+def begun(run_config, tmp_path, teacher):
+    """A run that has learned from the teacher."""
+    Trainer(run_config("begun", teacher={"init_from": teacher[1]}), CPU).run()
+    return tmp_path / "begun"
+
+
+def test_a_run_gives_its_feature_head(begun, run_config, caplog, teacher):
+    state, said = started_from(begun, run_config, caplog, teacher[1])
+    learned = read_state(begun / "checkpoints" / "step_000006" / "model.safetensors")
+    assert_identical(dict(state), learned["feature_head"])
+    assert "took the encoder, the decoder, the sampler and the feature head, of" in said
+
+
+def test_a_feature_head_of_something_else_starts_afresh(
+    begun, run_config, tmp_path, caplog, teacher
+):
+    def not_taken(folder, path, **sections):
+        state, said = started_from(folder, run_config, caplog, path, **sections)
+        assert state["1.bias"].abs().max() == 0, "a fresh head has no bias"
+        return said.partition("no feature head ")[2].split(", of ")[0]
+
+    path, other = teacher[1], tmp_path / "other"
+    shutil.copytree(path, other)
+    assert not_taken(begun, str(other)) == f"(teacher.init_from is {path} there, {other} here)"
+    assert not_taken(begun, path, model={"decoder_depth": 2}) == "(it was another decoder's)"
+    Trainer(run_config("without"), CPU).run()
+    for model in ({}, {"decoder_depth": 2}):
+        assert not_taken(tmp_path / "without", path, model=model) == "(not in it)"
+    shutil.rmtree(path)
+    write_run(Path(path), tats_fast.create_model("vit_tiny", **TINY_MODEL))
+    assert not_taken(begun, path) == "(the teacher's width is 24 there, 32 here)"
 
 
 def test_a_teacher_with_other_tokens_is_refused(tiny_config, tmp_path):
