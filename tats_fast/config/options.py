@@ -95,6 +95,9 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
         if flag.startswith("-"):
             settings |= {"dest": item.name, "required": item in required}
             flags[item.name] = flag
+        elif settings.get("nargs") == "?" and "choices" in settings:
+            # argparse would hold one that is left out to them, too; ``chosen`` compares what is.
+            settings["metavar"] = f"{{{','.join(settings.pop('choices'))}}}"
         parser.add_argument(flag, default=argparse.SUPPRESS, **settings)
     parser.set_defaults(flags=flags)
 

@@ -134,3 +134,7 @@ def test_the_command_line_takes_one_of_the_tasks(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*arguments, str(tmp_path / "other"), "--task", "fly"])
     assert "invalid choice: 'fly'" in capsys.readouterr().err
+    del arguments[1]  # there is only one kind, which need not be named
+    assert main([*arguments, str(tmp_path / "again")]) == 0
+    assert main([*arguments[:-1], "speech", "--out", str(tmp_path / "none")]) == 2
+    assert "benchmark=speech: must be one of motion" in capsys.readouterr().err
