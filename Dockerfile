@@ -25,6 +25,8 @@ ARG TORCH=torch>=2.11
 RUN pip install --no-cache-dir "${TORCH}"
 COPY --from=wheel /wheels /wheels
 RUN pip install --no-cache-dir "$(ls /wheels/*.whl)[gpu,loggers,hub]" && rm -r /wheels
+# What Triton and DeepSpeed compile is kept at home, and `--user` may name one that has none.
+ENV HOME=/tmp
 RUN useradd --create-home --uid 10001 tats && install -d -o tats /work
 USER tats
 WORKDIR /work

@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 GPU := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 # With a GPU the default build; without one the CPU build, where a configured index has it (give your
 # own with TORCH="torch==2.13.0 --index-url ..."; the plain package brings gigabytes of CUDA along).
-TORCH ?= $(if $(GPU),torch>=2.11,torch==2.13.0+cpu)
+TORCH ?= $(if $(GPU),'torch>=2.11',torch==2.13.0+cpu)
 
 .PHONY: demo test test-slow test-interpret test-compile test-machine test-gpu test-matrix gpu-suite soak soak-short fuzz docs lint format clean
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tats_fast.commands.running import Command
 from tats_fast.config import FinetuneConfig, RunConfig, load_config, load_finetune_config
+from tats_fast.config.checks import require
 from tats_fast.config.options import Options, chosen, option
 
 if TYPE_CHECKING:
@@ -51,10 +52,21 @@ def _finetune(arguments: argparse.Namespace) -> int:
 
 
 def resolve_engine(config: Config, by_deepspeed: bool) -> Config:
-    """Settle ``distributed.engine=auto``: DeepSpeed under its launcher, except for stage 0."""
+    """Settle ``distributed.engine=auto``: DeepSpeed under its launcher, except for stage 0.
+
+    Raises:
+        ConfigError: several processes under another launcher, and settings of DeepSpeed.
+    """
+    from tats_fast.engine.distributed import launched_processes
+
     distributed = config.distributed
     if distributed.engine != "auto":
         return config
+    if launched_processes() > 1 and not by_deepspeed:
+        remedy = "this launcher runs DDP; add distributed.engine=deepspeed"
+        stage, file = distributed.zero_stage, distributed.deepspeed_config
+        require(stage < 2, "distributed.zero_stage", stage, remedy)
+        require(file is None, "distributed.deepspeed_config", file, remedy)
     engine = "deepspeed" if by_deepspeed and distributed.zero_stage > 0 else "ddp"
     return dataclasses.replace(config, distributed=dataclasses.replace(distributed, engine=engine))
 

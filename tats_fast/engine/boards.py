@@ -117,8 +117,8 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        # purge_step hides what an interrupted run logged beyond the checkpoint.
-        purge = resumed_step + 1 if resumed_step > 0 else None
+        # purge_step hides what an interrupted run logged beyond the checkpoint, or without any.
+        purge = max(0, resumed_step + 1)
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
         if resumed_step < 0:
             settings = flat(config)

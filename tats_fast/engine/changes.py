@@ -36,7 +36,11 @@ def changed_settings(folder: Path, config: TrainingConfig) -> list[str]:
     fixed = [key for key in config.identity() if config.identity()[key] != there.identity()[key]]
     for key in [*fixed, *changed]:
         if key in fixed:
-            raise ConfigError(f"{key}={now[key]}: the checkpoint {folder} has {before[key]}")
+            kept = "null" if before[key] is None else before[key]
+            raise ConfigError(
+                f"{key}={now[key]}: the checkpoint {folder} has {before[key]}; set {key}={kept} to "
+                "go on, or choose another name=... to start anew"
+            )
         why = _cannot(key, config)
         if why is not None and now[key] is not None:
             raise ConfigError(
@@ -61,6 +65,9 @@ def _cannot(key: str, config: TrainingConfig) -> str | None:
         return "a resumed run has its weights from there; choose another name=... to start anew"
     if key == "data.repeats":
         return "the position in the list is counted in windows of so many clips"
-    if key == "train.batch_size" and config.train.steps is None:
-        return "its steps are of that size; keep it, or say with train.steps=... where the run ends"
+    if key in ("train.batch_size", "generated.share") and config.train.steps is None:
+        return (
+            "how many steps its epochs have follows from it; keep it, or say with train.steps=... "
+            "where the run ends"
+        )
     return None

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tats_fast.config import ConfigError, Failure, TrainingConfig, save_config
+from tats_fast.config import ConfigError, Failure, TrainingConfig, read_saved, save_config
 from tats_fast.engine import store
 from tats_fast.engine.best import best_checkpoint
 from tats_fast.engine.changes import changed_settings, changed_videos
@@ -47,10 +47,11 @@ class NotSaved(Failure):
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is: optimizer steps done, clips consumed, clips replaced, steps skipped."""
+    """How far a run is: optimizer steps done, windows taken from the list, clips replaced, steps
+    skipped."""
 
     step: int = 0
-    samples: int = 0
+    windows: int = 0
     skipped_clips: int = 0
     skipped_steps: int = 0
 
@@ -223,4 +224,9 @@ def _load(
         changed += changed_videos(trainer.get("videos"), videos)
     learner.load_state(model, trainer)
     learner.runner.load_optimizer_state(read_tensors(folder / OPTIMIZER_FILE))
-    return Position(**trainer["position"]), changed
+    position = dict(trainer["position"])
+    clips = position.pop("samples", None)
+    if clips is not None:  # earlier versions counted those of whole batches
+        before = read_saved(folder / CONFIG_FILE, type(config))
+        position["windows"] = clips * before.windows_per_step // before.train.batch_size
+    return Position(**position), changed

@@ -46,8 +46,10 @@ class RunLog:
         boards: Sequence[Board] = (),
     ) -> None:
         self.folder = folder
-        # The last step of each file's lines; what runs again until then was logged before.
-        self._logged = {name: _last_step(folder / name) for name in LINES}
+        # The last step of each file's lines; what runs again until then was logged before, unless
+        # the run starts afresh, at the services too.
+        fresh = resumed_step < 0
+        self._logged = {name: -1 if fresh else _last_step(folder / name) for name in LINES}
         for name in LINES:
             drop_lines_after(folder / name, resumed_step)
         self._boards = list(boards)

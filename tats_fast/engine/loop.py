@@ -218,7 +218,7 @@ class TrainingLoop(ABC):
                 self.position.step,
             )
             return self.position
-        notes = self._notes(None if done else self.world.from_main(self._leave_behind))
+        notes = self._notes(self.world.from_main(self._leave_behind))
         # Lines of a run without a checkpoint are not this one's.
         step = self.position.step if self.resume_from is not None else -1
         log: RunLog | SilentLog = SilentLog()
@@ -227,7 +227,7 @@ class TrainingLoop(ABC):
             log = RunLog(self.folder, step, self.total_steps, self.columns, boards)
         with contextlib.closing(log), StopRequest(self.world) as request:
             log.message("\n".join([*self.describe(), *notes]))
-            if not done and self.resume_from is not None and not self._is_own(self.resume_from):
+            if self.resume_from is not None and not self._is_own(self.resume_from):
                 # So that train.resume=auto finds this history, not an earlier one.
                 self._save(wait=True)
             # What a kill between saving and evaluating kept from being measured, or step 0.
@@ -256,8 +256,8 @@ class TrainingLoop(ABC):
 
     def _listed(self) -> int:
         """Samples that came from the list so far."""
-        train = self.config.train
-        return self.position.samples * self.config.listed_per_step // train.batch_size
+        config = self.config
+        return self.position.windows * config.listed_per_step // max(1, config.windows_per_step)
 
     def _loop(self, log: RunLog | SilentLog, loader: Loader, request: StopRequest) -> None:
         train, exchange = self.config.train, self.learner.runner.exchange
@@ -281,9 +281,8 @@ class TrainingLoop(ABC):
                 log.message(f"first step: {seconds:.0f} s, compiling included (train.compile)")
             window.append(_Step.of(metrics, micro_batches))
             step = self.position.step + 1
-            self.position = dataclasses.replace(
-                self.position, step=step, samples=self.position.samples + train.batch_size
-            )
+            taken = self.position.windows + self.config.windows_per_step
+            self.position = dataclasses.replace(self.position, step=step, windows=taken)
             stop = request.agreed()
             save = stop or self.due(train.checkpoint_every)
             save = save or (train.keep_best and self.evaluations())
@@ -303,7 +302,7 @@ class TrainingLoop(ABC):
     def loader(self) -> Loader:
         """This process's micro-batches from where the run stands."""
         return make_run_loader(
-            self.config, self.world, self.videos, self.clip_shape(), self.position.samples
+            self.config, self.world, self.videos, self.clip_shape(), self.position.windows
         )
 
     def _evaluate(self, due: Sequence[str], log: RunLog | SilentLog) -> None:
@@ -320,6 +319,8 @@ class TrainingLoop(ABC):
     def _save(self, wait: bool = False) -> None:
         """Copy what a checkpoint holds, which is then written beside the training. With ``wait`` it
         is there on return, or ``NotSaved`` is raised."""
+        # Of all, as none but the first writes: while it waits alone, the others give it up.
+        self.world.from_main(self._saving.wait)
         source = None if self.config.train.resume == "auto" else self.resume_from
         contents = collect(
             self.folder, self.learner, self.config, self.position, listing(self.videos)
@@ -355,7 +356,7 @@ class TrainingLoop(ABC):
         skipped = table[:, names.index("skipped")].bool()
         flags = skipped.tolist()
         if any(flags):  # what may be said of the newest checkpoint must be true
-            self._saving.wait()
+            self.world.from_main(self._saving.wait)
         clips = [[[key.epoch, self.videos[key.index].path] for key in step.keys] for step in window]
         self._skipped.note(self.position.step - len(flags) + 1, flags, clips)
         means = dict(zip(names, table[~skipped].nanmean(dim=0).tolist(), strict=True))
@@ -384,7 +385,7 @@ class TrainingLoop(ABC):
         return {
             "step": self.position.step,
             "epoch": self._listed() / videos,
-            "passes": self.position.samples * windows / config.train.batch_size / videos,
+            "passes": self.position.windows / videos,
             **self.row(),
             **{name: means[name] for name in names if name != "skipped"},
             **across(speeds),

@@ -6,6 +6,7 @@ A folder whose name begins with a dot is no checkpoint for any reader.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -57,11 +58,13 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a checkpoint, of which no half ever shows."""
+    """Delete a checkpoint, of which no half ever shows. What the file system keeps, as NFS does
+    where somebody has a file open, is no error: it stays for the next call or for ``sweep``."""
     hidden = folder.with_name(REMOVING + folder.name)
     shutil.rmtree(hidden, ignore_errors=True)
-    folder.rename(hidden)
-    shutil.rmtree(hidden)
+    with contextlib.suppress(OSError):
+        folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def sweep(run_dir: Path) -> None:

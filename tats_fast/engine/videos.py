@@ -89,12 +89,13 @@ def make_run_loader(
     world: World,
     videos: list[Video],
     clip_shape: tuple[int, int],
-    samples: int,
+    taken: int,
 ) -> ClipLoader:
-    """This process's micro-batches of a run that has consumed so many samples.
+    """This process's micro-batches of a run.
 
     Args:
         clip_shape: frames and side in pixels of a clip.
+        taken: windows that the run has taken from the list so far.
     """
     windows = config.windows_per_step
     batches = StreamBatches(
@@ -104,7 +105,7 @@ def make_run_loader(
         world.rank,
         world.size,
         windows // (world.size * config.train.accumulation),
-        start_sample=samples * windows // config.train.batch_size,
+        start_sample=taken,
         parts=video_parts(config.data, videos),
     )
     return make_loader(videos, config.data, *clip_shape, config.seed, batches, world.device)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,26 @@ def test_steps_that_a_kill_makes_run_again_are_sent_once(run_config, tmp_path, m
     (run,) = mlflow_runs()
     assert sorted(run) == [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(len(values) == 1 for values in run.values())
+
+
+def test_a_start_without_a_checkpoint_is_told_whole(run_config, tmp_path, mlflow_runs):
+    """Killed before its first one, a run starts afresh, and so does its run at the service."""
+    train(run_config, tmp_path, "mlflow", 4, checkpoint_every=4)
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    train(run_config, tmp_path, "mlflow", 5)
+    assert [sorted(run) for run in mlflow_runs()] == [[1, 2, 3, 4], [1, 2, 3, 4, 5]]
+
+
+def test_tensorboard_hides_a_life_that_left_no_checkpoint(run_config, tmp_path):
+    train(run_config, tmp_path, "tensorboard", 4)
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    time.sleep(1.1)  # the names of its files count seconds
+    train(run_config, tmp_path, "tensorboard", 2)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss_recon")] == [1, 2]
+    assert "config/text_summary" in events.Tags()["tensors"]
 
 
 def test_going_back_is_another_run_of_the_group(run_config, tmp_path, mlflow_runs):

@@ -71,10 +71,48 @@ def test_another_list_is_said(trained, run_config, capsys, tmp_path, demo_clips)
             {"train": {"batch_size": 2, "steps": None, "epochs": 3}},
             r"train\.batch_size=2: .* has 4, and .*train\.steps",
         ),
-        ({"masking": {"strategy": "random"}}, r"masking\.strategy=random: the checkpoint .* tats"),
+        (
+            {"generated": {"share": 0.5}, "train": {"steps": None, "epochs": 3}},
+            r"generated\.share=0\.5: .* has 0\.0, and .*train\.steps",
+        ),
+        (
+            {"masking": {"strategy": "random"}},
+            r"masking\.strategy=random: .* has tats; set masking\.strategy=tats to go on, or "
+            r"choose another name=\.\.\. to start anew$",
+        ),
+        (
+            {"ppo": {"reward": "error"}},
+            r"has sparse_change; set ppo\.reward=sparse_change to go on, ",
+        ),
+        (
+            {"sampler": {"heads": 1}},
+            r"sampler\.heads=1: .* has None; set sampler\.heads=null to go on",
+        ),
     ],
 )
 def test_what_cannot_be_changed_is_refused(trained, run_config, sections, message):
     with pytest.raises(ConfigError, match=message) as raised:
         Trainer(run_config(**sections), CPU)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("strategy", ["random", "tube", "everest", "adamae"])
+def test_what_a_strategy_does_not_read_may_be_otherwise(run_config, capsys, strategy):
+    """Such as a reward whose default was another when the run began."""
+
+    def config(reward, steps):
+        masking = {"strategy": strategy, "ratio": 0.75}
+        return run_config(masking=masking, ppo={"reward": reward}, train={"steps": steps})
+
+    Trainer(config("error", 2), CPU).run()
+    _, (line,) = resumed(capsys, config(None, 3))
+    assert "ppo.reward: error -> sparse_change" in line
+
+
+def test_a_sampler_that_nobody_has_may_be_otherwise(run_config):
+    masking = {"strategy": "random", "ratio": 0.75}
+    Trainer(run_config(masking=masking), CPU).run()
+    joint = {"attention": "joint"}
+    Trainer(run_config(masking=masking, sampler=joint, train={"steps": 7}), CPU).run()
+    with pytest.raises(ConfigError, match=r"masking\.strategy=adamae: .* has random; "):
+        Trainer(run_config(masking={"strategy": "adamae", "ratio": 0.75}), CPU)

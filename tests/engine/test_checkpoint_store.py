@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -173,6 +174,31 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(run_config, tmp_path, mo
     (warning,) = [r.getMessage() for r in caplog.records if "could not be saved" in r.getMessage()]
     assert "step 4" in warning and "No space left on device" in warning
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("call", ["rename", "rmdir"])
+def test_an_old_checkpoint_that_stays_does_not_unsave_the_new_one(
+    run_config, tmp_path, monkeypatch, call
+):
+    """As on NFS, where a file that somebody has open keeps its folder."""
+    config = run_config(train={"keep_checkpoints": 1})
+    save_checkpoint(tmp_path, small(1.0), config, Position(step=2))
+    module = Path if call == "rename" else os
+    before = getattr(module, call)
+
+    def busy(path, *rest, **named):
+        if any(name in str(path) for name in (store.REMOVING, "step_000002")):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return before(path, *rest, **named)
+
+    monkeypatch.setattr(module, call, busy)
+    saved = save_checkpoint(tmp_path, small(2.0), config, Position(step=4))
+    assert damage(saved) is None and list_checkpoints(tmp_path)[-1] == saved
+    monkeypatch.undo()
+    assert checkpoint_to_resume(tmp_path, "auto", CPU) == saved
+    save_checkpoint(tmp_path, small(3.0), config, Position(step=6))
+    left = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert left == ["step_000006"]
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", ".writing_model.safetensors"])

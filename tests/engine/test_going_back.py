@@ -65,6 +65,36 @@ def test_a_checkpoint_from_elsewhere_begins_a_history_of_its_own(run_config, tmp
     assert Trainer(run_config("two"), CPU).position.step == 4
 
 
+def test_going_back_to_an_end_sets_aside_what_came_later(run_config, tmp_path, demo_clips):
+    """No step is left to train, but an end is evaluated which step 4 was not before."""
+    sections = {"data": {"eval": str(demo_clips)}}
+    run = tmp_path / "run"
+    Trainer(run_config(train={"eval_every": 6}, **sections), CPU).run()
+    source = run / "checkpoints" / "step_000004"
+    back = {"steps": 4, "resume": str(source)}
+    for _ in range(2):  # the second has nothing left to do
+        Trainer(run_config(train=back, **sections), CPU).run()
+        assert names(run / "checkpoints") == ["step_000002", "step_000004"]
+        assert names(run / "superseded") == ["step_000006"]
+        assert steps(run) == [2, 4] and steps(run / "superseded") == [6]
+        assert steps(run, "eval.jsonl") == [0, 4]
+        assert steps(run / "superseded", "eval.jsonl") == [6]
+
+
+def test_an_end_from_elsewhere_begins_a_history_of_its_own(run_config, tmp_path, demo_clips):
+    sections = {"data": {"eval": str(demo_clips)}}
+    for name in ("one", "two"):
+        Trainer(run_config(name), CPU).run()
+    source = tmp_path / "one" / "checkpoints" / "step_000006"
+    Trainer(run_config("two", train={"resume": str(source)}, **sections), CPU).run()
+    two = tmp_path / "two"
+    assert names(two / "checkpoints") == ["step_000006"]
+    assert names(two / "superseded") == [f"step_00000{n}" for n in (2, 4, 6)]
+    assert steps(two) == [] and steps(two, "eval.jsonl") == [6]
+    saved = two / "checkpoints" / "step_000006"
+    assert_identical(weights_of(saved), weights_of(source))
+
+
 @pytest.mark.slow
 def test_killed_after_going_back(run_config, tmp_path):
     """Train to 60, go back to 40, kill at 47: ``auto`` goes on with this branch; 40 is there."""

@@ -13,7 +13,8 @@ from hosts import DEVICE, FIRST_ADDRESS, two_hosts
 from project import ROOT
 from run_processes import BIN, TRAIN, finish, steps, wait_for
 
-from tats_fast.config import save_config
+from tats_fast.commands.training import resolve_engine
+from tats_fast.config import ConfigError, save_config
 from tats_fast.run_folder import list_checkpoints
 
 SCRIPT = ROOT / "configs" / "launch" / "slurm.sh"
@@ -98,6 +99,26 @@ def test_a_job_that_fails_does_not_go_back(slurm):
     output, _ = job.communicate(timeout=90)
     assert job.returncode == 2 and not slurm.requeued
     assert output.count("unknown key") == 1 and "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("zero_stage", 2), ("zero_stage", 3), ("deepspeed_config", "ds.json")]
+)
+def test_zero_is_not_left_out_in_silence(tiny_config, monkeypatch, setting, value):
+    """Under ``torchrun`` and ``srun`` nothing says DeepSpeed but the setting of that name."""
+
+    def asked(**engine):
+        return tiny_config(distributed={setting: value, **engine})
+
+    assert resolve_engine(asked(), by_deepspeed=False).distributed.engine == "ddp"  # one process
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = rf"distributed\.{setting}={value}: .* DDP; add distributed\.engine=deepspeed"
+    with pytest.raises(ConfigError, match=words):
+        resolve_engine(asked(), by_deepspeed=False)
+    assert resolve_engine(asked(), by_deepspeed=True).distributed.engine == "deepspeed"
+    for engine in ("ddp", "deepspeed"):
+        told = resolve_engine(asked(engine=engine), by_deepspeed=False)
+        assert told.distributed.engine == engine
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ import time
 import pytest
 import torch
 from children import gone
-from run_processes import ranks_below, start, steps, wait_for
+from run_processes import finish, ranks_below, start, steps, wait_for
 
 from tats_fast.config import ConfigError, save_config
 from tats_fast.engine.distributed import ANSWER_WITHIN, World
 from tats_fast.engine.resume import checkpoint_to_resume
 from tats_fast.pretrain.trainer import Trainer
+from tats_fast.run_folder import list_checkpoints
 
 CPU = World(0, 1, torch.device("cpu"))
 HASTY = """
@@ -24,6 +25,29 @@ from tats_fast.cli import run_and_exit
 from tats_fast.engine import loop
 
 loop.ANSWER_WITHIN = 6.0
+run_and_exit(["pretrain", *sys.argv[1:]])
+"""
+SLOW_DISK = """
+import sys, time
+import torch
+from tats_fast.cli import run_and_exit
+from tats_fast.engine import saving
+from tats_fast.engine.distributed import World
+from tats_fast.pretrain.trainer import Trainer
+
+write, within, train_step = saving.write_checkpoint, World.answer_within, Trainer.train_step
+written = []
+
+def slow_write(*arguments):
+    written.append(time.sleep(12 if len(written) < 2 else 0))
+    return write(*arguments)
+
+def second_skipped(self, batches):
+    metrics = train_step(self, batches)
+    return {**metrics, "skipped": torch.ones(())} if self.position.step == 1 else metrics
+
+saving.write_checkpoint, Trainer.train_step = slow_write, second_skipped
+World.answer_within = lambda self, seconds: within(self, 5.0)
 run_and_exit(["pretrain", *sys.argv[1:]])
 """
 
@@ -59,6 +83,19 @@ def test_the_others_end_with_a_sentence(run_config, tmp_path, signum, launcher):
     assert expected in errors[0] and "last good checkpoint" in errors[0]
     assert waited > 5 or signum == signal.SIGKILL
     assert process.returncode != 0
+
+
+@pytest.mark.slow
+def test_a_slow_disk_is_waited_for_by_all(run_config, tmp_path):
+    """Two writes take longer than a rank may be silent: what is said of a skipped step waits for
+    the first, the next save for the second."""
+    script = tmp_path / "slow_disk.py"
+    script.write_text(SLOW_DISK)
+    config = run_config("run", train={"steps": 5, "checkpoint_every": 1, "log_every": 1})
+    save_config(config, tmp_path / "run.yaml")
+    finish(start(tmp_path / "run.yaml", launcher="torchrun", script=str(script)))
+    saved = [int(folder.name[-6:]) for folder in list_checkpoints(tmp_path / "run")]
+    assert saved == [3, 4, 5] and steps(tmp_path / "run") == [1, 2, 3, 4, 5]
 
 
 def test_the_limit_is_longer_than_a_hanging_file_takes(run_config, monkeypatch):

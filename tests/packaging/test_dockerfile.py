@@ -76,6 +76,12 @@ def test_it_runs_as_nobody_in_particular_and_holds_no_secret(instructions):
         assert word not in text, word
 
 
+def test_any_user_may_write_what_compilers_keep(instructions):
+    """Docker gives a user that the image does not know the home /, where nobody may write."""
+    ran = instructions[instructions.index(("FROM", "python AS run")) :]
+    assert "HOME=/tmp" in arguments(ran, "ENV")
+
+
 def test_the_page_has_the_commands():
     page = (ROOT / "docs" / "install.md").read_text()
     section = page.split("## A container")[1].split("\n## ")[0]
