@@ -162,12 +162,16 @@ def _draw_throughput(figure: Any, record: dict[str, Any]) -> None:
     *left_panel, bars = figure.subplots(1, 1 + sweep, squeeze=False)[0]
     paths = {name: p for name, p in record["paths"].items() if "step_ms" in p}
     left = np.zeros(len(paths))
-    stages = next(iter(paths.values()))["stages_ms"]
-    for stage, colour in zip(stages, STAGE_COLOURS, strict=True):
+    stages = max((path["stages_ms"] for path in paths.values()), key=len)
+    for stage, colour in zip(stages, STAGE_COLOURS, strict=False):
         took = np.array([_of_timed_step(path, stage) for path in paths.values()])
         look = {"color": colour, "label": stage.replace("_", " ") if took.any() else None}
-        drawn = bars.barh(range(len(paths)), took, 0.62, left, **look)
+        bars.barh(range(len(paths)), took, 0.62, left, **look)
         left = left + took
+    # Others' code has no stages.
+    whole = [0 if path["stages_ms"] else path["step_ms"]["p50"] for path in paths.values()]
+    look = {"color": STEP_COLOUR, "label": "not divided" if any(whole) else None}
+    drawn = bars.barh(range(len(paths)), whole, 0.62, left, **look)
     rates = [path["clips_per_s"] for path in paths.values()]
     bars.bar_label(drawn, [f"{rate:,.{1 if rate >= 10 else 3}f} clips/s" for rate in rates], **NOTE)
     _name_rows(bars, range(len(paths)), paths, 0.3 if sweep else 0.14)
@@ -185,7 +189,7 @@ def _of_timed_step(path: dict[str, Any], stage: str) -> float:
     """A stage's share of the median step, ms."""
     stages = path["stages_ms"]
     total = sum(ms or 0.0 for ms in stages.values())
-    return (stages[stage] or 0.0) / total * path["step_ms"]["p50"] if total else 0.0
+    return (stages.get(stage) or 0.0) / total * path["step_ms"]["p50"] if total else 0.0
 
 
 def _draw_sweep(axes: Any, batches: dict[str, Any]) -> None:
@@ -197,7 +201,7 @@ def _draw_sweep(axes: Any, batches: dict[str, Any]) -> None:
             if "clips_per_s" in entry["paths"].get(name, {})
         ]
         if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=COLOURS[name], label=name)
+            axes.plot(*zip(*points, strict=True), "o-", color=COLOURS.get(name), label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks([int(batch) for batch in batches], list(batches))
     axes.minorticks_off()

@@ -79,8 +79,8 @@ class OwnFrameFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_own: Tensor) -> Tensor:
-        # The gradient was allocated by the temporal stage for this node alone; anything else that
-        # might arrive (an expanded or shared tensor in a test) is copied first.
+        # Overwrites a contiguous gradient: that of the temporal stage, allocated for this node
+        # alone. y must have no other consumer, and a caller's own gradient is not kept.
         grad_y = grad_y if grad_y.is_contiguous() else grad_y.contiguous()
         frames = grad_y.shape[2]
         diagonal = grad_y.unflatten(1, (frames, -1)).diagonal(dim1=1, dim2=3)

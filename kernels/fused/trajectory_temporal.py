@@ -198,7 +198,9 @@ def _scores(
     def need(rows: int, channels: int, slots: int, stages: int) -> tuple[int, int]:
         loaded = (slots * inner + rows * block_f) * channels
         sums = rows * slots * (pack(slots, frames) * block_f + channels)
-        return (stages - 1) * loaded + slots * rows * (inner + channels), sums
+        # Numbers of 32 bit are transposed through shared memory, 16-bit ones on their way.
+        turned = rows * block_f * channels if y.element_size() == 4 else 0
+        return (stages - 1) * loaded + slots * rows * (inner + channels) + turned, sums
 
     config, slots = fitted(SCORES, y, SLOTS, need)
     groups = triton.cdiv(heads, slots)

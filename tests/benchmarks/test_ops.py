@@ -309,6 +309,17 @@ def test_compiled_is_measured(tmp_path):
     )
 
 
+def test_a_reference_that_does_not_fit_costs_its_column_alone():
+    times = {"p20": 1.0, "p50": 2.0, "p80": 3.0}
+    entry = {"fwd_ms": times, "bwd_ms": None, "fwd_bwd_ms": times, "gbps": 1.0, "tflops": None}
+    entry |= {"roofline": 0.5, "peak_mem_mb": 1.0, "max_rel_err": 0.0}
+    entries = {"reference": {"skipped": "out of GPU memory at batch 256"}, "triton": entry}
+    text = report.results({"ops": {"masked_mse": {"vit_b_r95": entries}}}, "masked_mse")
+    row = next(line.split() for line in text.splitlines() if "triton" in line)
+    assert row[2:8] == ["2.000", "-", "1.000", "2.000", "3.000", "-"]
+    assert "skipped reference: out of GPU memory" in text
+
+
 def test_targets_are_judged():
 
     def record(device, dtype, gpu, times):

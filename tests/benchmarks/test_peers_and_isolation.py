@@ -115,6 +115,7 @@ def test_adamae_code_is_timed_with_a_model_that_draws_for_itself(monkeypatch, cl
     path = paths.PATHS["adamae_code"]
     peer = paths.make_contender(path, config, torch.device("cpu"), clips)
     paths.make_contender(path, config, torch.device("cpu"), clips)  # as for a second batch size
+    assert peer.config.sampler.attention == "joint"  # its FLOP, whatever our sampler's
     peer.take_first_step()
     assert 0.5 < peer.first["loss_recon"] < 1.5
     for _ in range(15):

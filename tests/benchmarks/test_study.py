@@ -7,58 +7,19 @@ import math
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import study as script
 import torch
 import yaml
-from data_files import write_video
 from parts.study import report
 from parts.study.clips import LabelledClips, make_probe, make_source
 from parts.study.measures import chance
 from parts.study.spec import Study, read_study
 from parts.study.training import CellRun, train_pack
 from scripts import run_script
+from small_study import CPU, tats, tree
 
 from tats_fast.config import ConfigError
-
-TINY = {
-    "image_size": 16,
-    "num_frames": 4,
-    "tubelet_size": 2,
-    "patch_size": 8,
-    "width": 32,
-    "depth": 1,
-    "heads": 2,
-    "decoder_width": 32,
-    "decoder_depth": 1,
-    "decoder_heads": 2,
-}
-CPU = torch.device("cpu")
-
-
-def tree(**changes: object) -> dict:
-    """A study of seconds."""
-    probe = {"task": "object", "train": 48, "test": 16}
-    return {
-        "name": "tiny",
-        "model": TINY,
-        "base": {"train.precision": "fp32", "sampler.warmup_frac": 0.5, "ppo.epochs": 1},
-        "steps": 2,
-        "batch_size": 4,
-        "seeds": [0, 1],
-        "ratios": [0.75],
-        "data": {"object": {"task": "object", "area": 0.1}},
-        "strategies": {
-            "untrained": {},
-            "random": {},
-            "tats": {"masking.strategy": "tats", "ppo.reward": "change_error"},
-            "oracle": {"oracle": 8},
-        },
-        "probes": {"object": probe},
-        "kinds": ["knn"],
-        **changes,
-    }
 
 
 def test_cells_controls_once_and_compute_for_what_learns() -> None:
@@ -86,54 +47,11 @@ def test_equal_compute_is_fewer_steps_of_the_same_cost() -> None:
     assert still.packs()[0][0].steps == 1000
 
 
-def tats() -> dict:
-    return {"masking.strategy": "tats"}
-
-
 def test_a_changed_study_has_other_cells() -> None:
     one, other = (Study(**tree(steps=steps)).packs()[0][1] for steps in (2, 3))
     renamed = Study(**tree(name="other", seeds=[0, 1, 2])).packs()[0][1]
     assert one.key == other.key and one.fingerprint() != other.fingerprint()
     assert one.fingerprint() == renamed.fingerprint()
-
-
-def test_a_record_of_other_defaults_is_of_another_cell(tmp_path: Path, monkeypatch) -> None:
-    """A default that changes, as the reward's did, is in no study's text."""
-    study = Study(**tree(strategies={"tats": tats()}, seeds=[0]))
-    ((cell,),) = study.packs()
-    record = json.loads(json.dumps(script.describe(cell)))
-    assert record["circumstances"]["ppo.reward"] == "sparse_change"
-    (tmp_path / f"{cell.key}.json").write_text(json.dumps(record))
-    assert [*script.finished(study, tmp_path)] == [cell.key]
-    record["circumstances"] |= {"ppo.reward": "error"}
-    (tmp_path / f"{cell.key}.json").write_text(json.dumps(record))
-    assert not script.finished(study, tmp_path)
-    del record["circumstances"]["ppo.reward"]  # an option that was not there yet
-    (tmp_path / f"{cell.key}.json").write_text(json.dumps(record))
-    assert script.finished(study, tmp_path)
-
-
-def test_a_changed_list_is_read_again_and_asks_for_new_cells(tmp_path: Path) -> None:
-    for name in "ab":
-        write_video(tmp_path / f"{name}.mp4", 12, width=16, height=16)
-    train, test = (tmp_path / f"{part}.txt" for part in ("train", "test"))
-    train.write_text("a.mp4 0\nb.mp4 1\n")
-    test.write_text("a.mp4 0\nb.mp4 1\n")
-    probe = {"train": str(train), "test": str(test), "clips": 2}
-    study = Study(**tree(probes={"mine": probe}, seeds=[0]))
-    cell = study.packs()[0][1]
-    record, model = script.describe(cell), cell.config.model
-
-    def answers() -> LabelledClips:
-        return make_probe(probe, model, CPU, tmp_path / "decoded").test
-
-    assert cell.is_of(record) and answers().labels.tolist() == [0, 0, 1, 1]
-    assert answers().videos.tolist() == [0, 0, 1, 1]
-    test.write_text("a.mp4 1\nb.mp4 0\na.mp4 1\n")
-    assert not cell.is_of(record) and answers().labels.tolist() == [1, 1, 0, 0, 1, 1]
-    for path in (train, test):  # on a machine that was given the decoded clips alone
-        path.unlink()
-    assert cell.is_of(record) and answers().labels.tolist() == [1, 1, 0, 0, 1, 1]
 
 
 def test_estimates_and_differences_are_paired_by_seed() -> None:
@@ -207,40 +125,6 @@ def test_a_run_that_lags_behind_still_sees_its_own_batch(tmp_path: Path) -> None
         assert torch.equal(run._moving, truth)
 
 
-def test_lists_of_the_same_name_are_kept_apart(tmp_path: Path) -> None:
-    for folder, side in (("one", 16), ("other", 32)):
-        (tmp_path / folder).mkdir()
-        write_video(tmp_path / folder / "clip.mp4", 12, width=side, height=side)
-        (tmp_path / folder / "train.txt").write_text("clip.mp4 0\n")
-    model = Study(**tree()).packs()[0][0].config.model
-    banks = [
-        make_source({"train": str(tmp_path / folder / "train.txt")}, model, 0, CPU, tmp_path).bank
-        for folder in ("one", "other")
-    ]
-    assert not torch.equal(*banks)
-
-
-def test_decoded_clips_are_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
-    """Another part of the study may read meanwhile, and a write may end in the middle."""
-    write_video(tmp_path / "clip.mp4", 12, width=16, height=16)
-    (tmp_path / "train.txt").write_text("clip.mp4 0\n")
-    model, cache = Study(**tree()).packs()[0][0].config.model, tmp_path / "decoded"
-
-    def cut_short(path, **arrays) -> None:
-        save(path, **arrays)
-        Path(path).write_bytes(Path(path).read_bytes()[:100])
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patched:
-        save = np.savez_compressed
-        patched.setattr(np, "savez_compressed", cut_short)
-        with pytest.raises(OSError, match="no space"):
-            make_source({"train": str(tmp_path / "train.txt")}, model, 0, CPU, cache)
-    assert list(cache.iterdir()) == []
-    make_source({"train": str(tmp_path / "train.txt")}, model, 0, CPU, cache)
-    assert len(list(cache.glob("*.npz"))) == 1
-
-
 def test_a_cell_is_written_while_the_next_one_trains(tmp_path: Path, monkeypatch) -> None:
     """What is killed then costs that one alone."""
     seen = []
@@ -264,23 +148,6 @@ def test_a_cell_is_written_while_the_next_one_trains(tmp_path: Path, monkeypatch
     monkeypatch.setattr(script, "_write", fails)
     with pytest.raises(OSError, match="no space"):
         script.work(Study(**tree(probes={}, seeds=[2])), tmp_path, CPU, 1, None, slice(None))
-
-
-def test_a_report_keeps_what_it_does_not_show(tmp_path: Path, capsys) -> None:
-    def record(strategy: str, seed: int, value: float) -> dict:
-        place = {"data": "object", "ratio": 0.75, "budget": "steps"}
-        curve = [{"step": 2, "object_knn": value}]
-        return place | {"strategy": strategy, "seed": seed, "curve": curve}
-
-    study = Study(**tree())
-    both = {f"random{seed}": record("random", seed, 10.0 + seed) for seed in (0, 1)}
-    one = {"tats0": record("tats", 0, 15.0)}
-    report.write(study, both | one, tmp_path)
-    assert "| tats | 15.0 of 1 (+5.0) |" in capsys.readouterr().out
-    report.write(study, both, tmp_path)
-    assert "1 cells of" in capsys.readouterr().out
-    assert report.stored(tmp_path).keys() == {"random0", "random1", "tats0"}
-    assert "tats" not in (tmp_path / "index.md").read_text()
 
 
 def test_loss_and_looks_are_of_clips_like_those_trained_on(tmp_path: Path) -> None:

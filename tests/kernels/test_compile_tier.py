@@ -73,6 +73,21 @@ def test_other_chips_and_dtypes_fit(op, arch, dtype):
         assert resources.resources_of(launch, arch).shared <= limit(arch)
 
 
+@pytest.mark.parametrize(
+    ("arch", "frames", "dim"),
+    [
+        (89, 4, 64),  # 8 frames, as `visualize` asks of a 4090, in fp32
+        pytest.param(80, 16, 64, marks=pytest.mark.slow),
+        pytest.param(90, 16, 80, marks=pytest.mark.slow),
+    ],
+)
+def test_other_numbers_of_frames_fit_in_fp32(arch, frames, dim):
+    shape = replace(SHAPE, dtype=torch.float32, frames=frames, dim=dim)
+    for launch in resources.launches("trajectory_temporal", shape, arch):
+        compiled = resources.resources_of(launch, arch)
+        assert compiled.shared <= limit(arch), compiled
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_small_shapes_compile(op):
     for launch in resources.launches(op, SMALL, 90):

@@ -51,7 +51,7 @@ def results(record: dict[str, Any], op: str) -> str:
     for case, entries in record["ops"][op].items():
         for name, entry in entries.items():
             if "fwd_bwd_ms" in entry:
-                rows.append([case, name, *_cells(entry, entries["reference"])])
+                rows.append([case, name, *_cells(entry, entries.get("reference", {}))])
             else:
                 ((how, why),) = entry.items()
                 notes.append(f"{how} {name}: {why}")
@@ -62,9 +62,9 @@ def _cells(entry: dict[str, Any], reference: dict[str, Any]) -> list[str]:
     both = entry["fwd_bwd_ms"]
     digits = 3 if both["p50"] < 10 else 1
     return [
-        *(bench.number(entry[kind]["p50"], digits) for kind in ("fwd_ms", "bwd_ms")),
+        *(bench.number(entry[k] and entry[k]["p50"], digits) for k in ("fwd_ms", "bwd_ms")),
         *(bench.number(both[p], digits) for p in ("p20", "p50", "p80")),
-        f"{speedup(entry, reference):.2f}",
+        f"{speedup(entry, reference):.2f}" if "fwd_bwd_ms" in reference else "-",
         *(bench.number(entry["gbps"]), bench.number(entry["tflops"], 3)),
         bench.number(100 * entry["roofline"]),
         *(bench.number(entry["peak_mem_mb"]), f"{entry['max_rel_err']:.1e}"),
