@@ -16,7 +16,7 @@ from parts.study.spec import Study
 from small_study import CPU, tats, tree
 
 
-def test_a_record_of_other_defaults_is_of_another_cell(tmp_path: Path, monkeypatch) -> None:
+def test_a_record_of_other_defaults_is_of_another_cell(tmp_path: Path) -> None:
     """A default that changes, as the reward's did, is in no study's text."""
     study = Study(**tree(strategies={"tats": tats()}, seeds=[0]))
     ((cell,),) = study.packs()
