@@ -25,7 +25,7 @@ from parts import bench
 from parts.study import report
 from parts.study.clips import LabelledClips, ProbeSet, make_probe, make_source, unseen
 from parts.study.measures import LOSS_CLIPS, accuracy, chance, finetune, looks, start_probes
-from parts.study.spec import SUPERVISED, UNTRAINED, Cell, Study, read_study
+from parts.study.spec import MEASURES, SUPERVISED, UNTRAINED, Cell, Study, read_study
 from parts.study.training import CellRun, supervised, train_pack
 
 from tats_fast.config import ConfigError
@@ -78,7 +78,8 @@ def run(options: Any) -> int:
         device = pick_device(options.device)
         side = options.side_by_side or (10**6 if device.type == "cuda" else 1)
         work(study, out, device, side, options.limit, options.part)
-    return report.write(study, finished(study, out), out, options.against)
+    # What an earlier version measured can be shown again, but not gone on with.
+    return report.write(study, finished(study, out, options.report), out, options.against)
 
 
 def listed(study: Study, out: Path) -> int:
@@ -89,14 +90,14 @@ def listed(study: Study, out: Path) -> int:
     return 0
 
 
-def finished(study: Study, out: Path) -> dict[str, dict[str, Any]]:
+def finished(study: Study, out: Path, earlier: bool = False) -> dict[str, dict[str, Any]]:
     """The records of cells that are there and belong to this study as it is, by key: of each
-    its own file, or what the last report put together."""
+    its own file, or what the last report put together. ``earlier``: as for ``Cell.is_of``."""
     reported, records = report.stored(out), {}
     for cell in (cell for pack in study.packs() for cell in pack):
         file = out / f"{cell.key}.json"
         record = json.loads(file.read_text()) if file.exists() else reported.get(cell.key)
-        if record is not None and cell.is_of(record):
+        if record is not None and cell.is_of(record, earlier):
             records[cell.key] = record
     return records
 
@@ -230,6 +231,7 @@ def describe(cell: Cell) -> dict[str, Any]:
     """The head of a cell's record."""
     names = ("data", "ratio", "strategy", "seed", "budget", "steps")
     known = {"fingerprint": cell.fingerprint(), "circumstances": cell.circumstances()}
+    known["measures"] = MEASURES
     return {name: getattr(cell, name) for name in names} | known
 
 

@@ -19,7 +19,7 @@ ALLOWED = {
     "weights_file": {"config"},
     "run_folder": {"config", "weights_file"},
     "models": {"config", "kernels", "run_folder"},
-    "interchange": {"config", "models", "run_folder", "version", "weights_file"},
+    "interchange": {"config", "models", "data", "run_folder", "version", "weights_file"},
     "masking": MODELS,
     "rl": MODELS,
     "data": {"config"},

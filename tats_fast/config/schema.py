@@ -285,19 +285,12 @@ class RunConfig(TrainingConfig):
                     f"leaves {visible_count(tokens, ratio)} of {tokens} tokens visible; at least "
                     "one must stay visible and one hidden",
                 )
-        share, batch = self.generated.share, self.train.batch_size
-        require(
-            share == 0 or self.generated_per_step > 0,
-            "generated.share",
-            share,
-            f"makes no clip of train.batch_size={batch}; use 0, or {1 / batch:.4g} for one",
-        )
         require(
             self.listed_per_step > 0 or self.train.steps is not None,
             "train.steps",
             None,
-            f"generated.share={share:g} leaves no list whose passes could be counted; give the "
-            "number of steps",
+            f"generated.share={self.generated.share:g} leaves no list whose passes could be "
+            "counted; give the number of steps",
         )
 
     def _check_nothing_asks_for_motion(self) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,34 @@ def require_writable(folder: Path, key: str) -> None:
         raise ConfigError(f"{key}={folder}: {there} is a file; give a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"{key}={folder}: no permission to write into {there}")
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which is ``out`` once the block has ended, and gone if it fails. An
+    empty ``out`` is filled and not replaced: someone may stand in it, or a disk be mounted there.
+
+    Raises:
+        ConfigError: ``out`` is there and not an empty folder, or cannot be written; one line.
+    """
+    there, unfinished = out.exists(), f".writing_{out.absolute().name}"
+    if there and (not out.is_dir() or any(path.name != unfinished for path in out.iterdir())):
+        raise ConfigError(f"out={out}: exists and is not an empty folder")
+    temporary = (out if there else out.parent) / unfinished
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with writing(out):
+            temporary.mkdir(parents=True)
+        yield temporary
+        with writing(out):
+            if not there:
+                temporary.rename(out)
+                return
+            # Lists, which name the others, come last.
+            for path in sorted(temporary.iterdir(), key=lambda path: path.suffix):
+                path.rename(out / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

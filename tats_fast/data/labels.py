@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 
 from tats_fast.config import ConfigError
+from tats_fast.config.finetune import LabelledDataConfig
 from tats_fast.data.files import shown
 from tats_fast.data.lists import Video
 
 LOGGER = logging.getLogger("tats_fast")
+CLASSES_FILE = "classes.txt"
 # Of lists that mark what has no label with -1, or hold scores.
 _ODD = r"-[0-9]+|[+-]?[0-9]*\.[0-9]+"
 
@@ -69,14 +72,28 @@ def warn_of_odd_names(names: Sequence[str], key: str = "train") -> None:
         )
 
 
-def class_ids(videos: Sequence[Video], classes: Sequence[str], key: str = "list") -> Tensor:
+def classes_file(config: LabelledDataConfig) -> str | None:
+    """``data.classes``, or the ``classes.txt`` that ``tats-fast prepare`` leaves beside a list; of
+    several lists, beside the first."""
+    if config.classes is not None or not config.train_lists:
+        return config.classes
+    first = os.path.expanduser(config.train_lists[0].list)
+    beside = os.path.join(os.path.dirname(first), CLASSES_FILE)
+    return beside if os.path.isfile(beside) else None
+
+
+def class_ids(
+    videos: Sequence[Video], classes: Sequence[str], key: str = "list", named: bool = False
+) -> Tensor:
     """Labels of ``videos`` as positions in ``classes``: (M,) int64.
 
-    A list whose labels are all integers holds class ids, unless the classes, or all that the list
-    names, are integers too: then these say which id is which. Any other list holds names.
+    A list whose labels are all integers holds class ids, unless the classes are integers too, which
+    then say which id is which. Any other list holds names.
 
     Args:
         key: what messages call the list.
+        named: the classes were called as labels are: a list that holds none but names of classes,
+            integers as they may be, holds names.
 
     Raises:
         ConfigError: a video without label, or a label that is no class; one line.
@@ -86,9 +103,9 @@ def class_ids(videos: Sequence[Video], classes: Sequence[str], key: str = "list"
     integers = all(isinstance(video.label, int) for video in videos)
     if integers:
         words = [name for name in classes if not re.fullmatch(r"[+-]?[0-9]+", name)]
-        named = {int(name): number for name, number in ids.items() if name not in words}
-        by_name = not words or all(video.label in named for video in videos)
-        ids = named if by_name else {number: number for number in range(len(classes))}
+        numbered = {int(name): number for name, number in ids.items() if name not in words}
+        by_name = not words or (named and all(video.label in numbered for video in videos))
+        ids = numbered if by_name else {number: number for number in range(len(classes))}
     labels = [video.label if integers else str(video.label) for video in videos]
     for video, label in zip(videos, labels, strict=True):
         if label not in ids:

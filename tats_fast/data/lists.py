@@ -172,13 +172,18 @@ def _is_comment(line: str) -> bool:
     return line.startswith("#") and not any(map(_is_video, _words(line)))
 
 
-def _is_header(line: str, base: str) -> bool:
-    """A first line such as ``path,label``, and not ``video 3`` or an existing file's name."""
-    words = [word.strip('"') for word in _words(line)]
+def _is_header(lines: list[str], base: str) -> bool:
+    """Whether the first line is such as ``path,label``, and not ``video 3`` or an existing file's
+    name. ``path,0`` is one where all others name files with known endings."""
+    words = [word.strip('"') for word in _words(lines[0])]
     return (
         words[0].lower() in HEADER_NAMES
-        and not any(_is_video(word) or is_integer(word) for word in words)
-        and not os.path.isfile(os.path.join(base, line))
+        and not any(map(_is_video, words))
+        and not os.path.isfile(os.path.join(base, lines[0]))
+        and (
+            not any(map(is_integer, words))
+            or all(any(map(_is_video, _words(line))) for line in lines[1:] or [""])
+        )
     )
 
 
@@ -193,7 +198,7 @@ def _is_video(name: str) -> bool:
 
 
 def _parse(lines: list[str], base: str) -> list[Row]:
-    if lines and _is_header(lines[0], base):
+    if lines and _is_header(lines, base):
         lines = lines[1:]
     for separator in SEPARATORS:
         rows = _parse_separated(lines, separator)

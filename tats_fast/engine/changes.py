@@ -53,10 +53,11 @@ def changed_settings(folder: Path, config: TrainingConfig) -> list[str]:
 
 def changed_videos(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
     """The same for the list of videos, from what ``TrainingLoop.listing`` returned then and now."""
-    if before is None or before == now:
-        return []
-    same = before["videos"] == now["videos"]
-    return [f"videos: {before['videos']} -> {'as many others' if same else now['videos']}"]
+    changed = [] if before is None else [key for key in before if before[key] != now[key]]
+    if changed == ["labels"]:
+        return ["labels: not those of before"]
+    as_many = "as many others" if "videos" not in changed else now["videos"]
+    return [f"videos: {before['videos']} -> {as_many}"] if changed else []
 
 
 def _cannot(key: str, config: TrainingConfig) -> str | None:

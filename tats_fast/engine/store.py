@@ -6,8 +6,8 @@ A folder whose name begins with a dot is no checkpoint for any reader.
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tats_fast.run_folder import MANIFEST_FILE, SUPERSEDED, fingerprint
 
+LOGGER = logging.getLogger("tats_fast")
 WRITING, REPLACED, REMOVING = ".writing_", ".replaced_", ".removing_"
 
 
@@ -58,13 +59,14 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a checkpoint, of which no half ever shows. What the file system keeps, as NFS does
-    where somebody has a file open, is no error: it stays for the next call or for ``sweep``."""
-    hidden = folder.with_name(REMOVING + folder.name)
-    shutil.rmtree(hidden, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        folder.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    """Delete a checkpoint, of which no half ever shows, and what an earlier call had to leave: what
+    the file system keeps, as NFS does where somebody has a file open, is no error."""
+    try:
+        folder.rename(folder.with_name(REMOVING + folder.name))
+    except OSError as error:
+        LOGGER.warning("the old checkpoint %s cannot be removed: %s", folder, error.strerror)
+    for hidden in folder.parent.glob(f"{REMOVING}*"):
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def sweep(run_dir: Path) -> None:

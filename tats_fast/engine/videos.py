@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -70,11 +70,15 @@ def video_parts(data: VideosConfig, videos: Sequence[Video]) -> list[Part]:
 
 
 def listing(videos: Sequence[Video]) -> dict[str, Any]:
-    """What a checkpoint remembers of a list: how many videos, and a digest of their names, in which
-    folder soever."""
-    names = "\n".join(os.path.basename(video.path) for video in videos)
-    digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
-    return {"videos": len(videos), "names": digest}
+    """What a checkpoint remembers of a list: how many videos, and digests of their names, in which
+    folder soever, and of their labels."""
+    names = _digest(os.path.basename(video.path) for video in videos)
+    return {"videos": len(videos), "names": names, "labels": _digest(v.label for v in videos)}
+
+
+def _digest(values: Iterable[object]) -> str:
+    text = "\n".join(map(str, values))
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def total_steps(config: TrainingConfig, num_videos: int) -> int:

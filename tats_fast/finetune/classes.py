@@ -9,21 +9,10 @@ from torch import Tensor
 
 from tats_fast.config import ConfigError
 from tats_fast.config.finetune import LabelledDataConfig
-from tats_fast.data.labels import class_ids, label_numbers, warn_of_odd_names
+from tats_fast.data.labels import class_ids, classes_file, label_numbers, warn_of_odd_names
 from tats_fast.data.lists import Video
 
 KEYS = ("data.train", "data.eval")
-CLASSES_FILE = "classes.txt"
-
-
-def classes_file(config: LabelledDataConfig) -> str | None:
-    """``data.classes``, or the ``classes.txt`` that ``tats-fast prepare`` leaves beside a list; of
-    several lists, beside the first."""
-    if config.classes is not None:
-        return config.classes
-    first = os.path.expanduser(config.train_lists[0].list)
-    beside = os.path.join(os.path.dirname(first), CLASSES_FILE)
-    return beside if os.path.isfile(beside) else None
 
 
 def read_classes(path: str) -> list[str]:

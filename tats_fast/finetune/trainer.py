@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tats_fast.config import ConfigError, FinetuneConfig
 from tats_fast.config.options import chosen
+from tats_fast.data.labels import classes_file
 from tats_fast.data.loader import ClipBatch, resolved_backend
 from tats_fast.engine.average import WeightAverage
 from tats_fast.engine.logs import RunLog, SilentLog
@@ -20,7 +21,7 @@ from tats_fast.engine.runner import make_runner
 from tats_fast.engine.videos import listed_videos
 from tats_fast.engine.zero3 import empty_twin
 from tats_fast.finetune.augment.mixing import balanced_weights
-from tats_fast.finetune.classes import classes_file, label_classes
+from tats_fast.finetune.classes import label_classes
 from tats_fast.finetune.layer_decay import parameter_groups
 from tats_fast.finetune.model import make_classifier
 from tats_fast.finetune.step import ClassifierLearner, finetune_step

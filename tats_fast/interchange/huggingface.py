@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from tats_fast.config import ConfigError, ModelConfig
 from tats_fast.config.reading import build_model_config
 from tats_fast.config.sampling import Sampling
+from tats_fast.data.files import whole_folder
 from tats_fast.interchange.foreign import mlp_ratio
 from tats_fast.interchange.model_card import model_card
 from tats_fast.interchange.names import (
@@ -169,8 +169,6 @@ def export_hugging_face(weights: Weights, out: Path) -> Path:
     Raises:
         ConfigError: ``out`` is there and not empty, or Transformers' model has no such positions.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"out={out}: exists and is not an empty folder")
     model = weights.model
     if model.positions != "flat":
         raise ConfigError(
@@ -186,22 +184,14 @@ def export_hugging_face(weights: Weights, out: Path) -> Path:
     for old, new in BIAS_NAMES.items():
         biases = {name: tensor for name, tensor in tensors.items() if old in name}
         tensors |= {name.replace(old, new): tensor for name, tensor in biases.items()}
-    temporary = out.with_name(f".writing_{out.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        write_tensors(tensors, temporary / SAFETENSORS)
+    with whole_folder(out) as folder:
+        write_tensors(tensors, folder / SAFETENSORS)
         for name, content in (
             (CONFIG_JSON, hugging_face_config(weights)),
             ("preprocessor_config.json", image_processor_config(model.image_size)),
         ):
-            (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
-        (temporary / "README.md").write_text(model_card(weights))
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        (folder / "README.md").write_text(model_card(weights))
     return out
 
 

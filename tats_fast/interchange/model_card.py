@@ -5,6 +5,7 @@ from __future__ import annotations
 from operator import attrgetter
 
 from tats_fast.config import FinetuneConfig, RunConfig
+from tats_fast.data.files import shown
 from tats_fast.interchange.weights import Weights
 from tats_fast.models.classifier import HEAD_NORM_EPS
 from tats_fast.version import __version__
@@ -175,7 +176,8 @@ def _encoder_parts(weights: Weights) -> dict[str, str]:
 def _classifier_parts(weights: Weights) -> dict[str, str]:
     """What the card of a fine-tuned model says."""
     count, run, limits = len(weights.classes), weights.run, _CLASSIFIER_LIMITS
-    names = "\n".join(f"{i} {' '.join(name.split())}" for i, name in enumerate(weights.classes))
+    clean = [" ".join(shown(name).split()) for name in weights.classes]
+    names = "\n".join(f"{number} {name}" for number, name in enumerate(clean))
     sampling, scratch = "TODO: which ones", False
     if isinstance(run, FinetuneConfig):
         stride, scratch = run.data.stride, run.init_from is None

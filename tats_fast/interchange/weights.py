@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tats_fast.config import (
     ConfigError,
+    DataConfig,
     FinetuneConfig,
     MaskingConfig,
     ModelConfig,
@@ -218,7 +219,8 @@ def save_weights(weights: Weights, out: Path) -> Path:
     out.mkdir(parents=True)
     # Whoever trains from here chooses the masks; random ones need no sampler.
     masking = MaskingConfig(strategy="random", ratio=0.5)
-    save_config(RunConfig(model=weights.model, masking=masking), out / CONFIG_FILE)
+    data = DataConfig(stride=weights.stride or None, fps=weights.fps)
+    save_config(RunConfig(model=weights.model, masking=masking, data=data), out / CONFIG_FILE)
     write_state(content, out / MODEL_FILE)
     return out
 

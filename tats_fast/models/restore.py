@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -83,6 +84,8 @@ def load_models(
             "other projects"
         )
     config = read_saved(folder / CONFIG_FILE, RunConfig)
+    # The one it was trained with may want another machine.
+    config = replace(config, model=replace(config.model, attention="auto"))
     mae, sampler = build_models(config, device.type)
     try:
         mae.load_state_dict(current_names(state["mae"]))

@@ -5,7 +5,6 @@ Legend: M videos, T frames of S x S pixels.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
@@ -14,9 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tats_fast.config import ConfigError
 from tats_fast.config.generated import SceneConfig
-from tats_fast.data.files import write_lines, writing
+from tats_fast.data.files import whole_folder, write_lines, writing
 from tats_fast.data.pyav import require_pyav
 from tats_fast.generated import Scenes
 from tats_fast.prepare.options import MakeBenchmarkOptions
@@ -50,29 +48,15 @@ def make_motion_benchmark(options: MakeBenchmarkOptions) -> list[Path]:
             ``Scenes`` raises.
     """
     out = Path(options.out)
-    unfinished = f".writing_{out.absolute().name}"
-    there = out.exists()
-    if there and (not out.is_dir() or any(path.name != unfinished for path in out.iterdir())):
-        raise ConfigError(f"out={out}: exists and is not an empty folder")
-    require_pyav()
-    temporary = (out if there else out.parent) / unfinished
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with whole_folder(out) as folder:
+        require_pyav()
         for half, (name, count) in enumerate(
             (("train", options.clips), ("test", options.test_clips))
         ):
             # An even and an odd seed: the two halves of what is not drawn (``Scenes``).
             scenes = Scenes(options, options.frames, options.side, 2 * options.seed + half)
-            _write_list(temporary, name, count, scenes, options)
-        write_lines(temporary / "classes.txt", scenes.classes)
-        with writing(out):
-            if there:  # someone may stand in it, or a disk be mounted there; lists come last
-                for path in sorted(temporary.iterdir(), key=lambda path: path.suffix):
-                    path.rename(out / path.name)
-            else:
-                temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            _write_list(folder, name, count, scenes, options)
+        write_lines(folder / "classes.txt", scenes.classes)
     return [out / "train.txt", out / "test.txt"]
 
 

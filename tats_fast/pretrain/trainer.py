@@ -101,9 +101,15 @@ class Trainer(TrainingLoop):
         ]
 
     def _generated(self) -> str:
-        made = self.config.generated
-        tasks = f"{made.pans:.0%} pan, others {made.task}" if made.pans else made.task
-        return f" and {made.share:.0%} generated clips ({tasks})" if made.share else ""
+        """Shares as they come out: whole clips of every batch, pans of every micro-batch."""
+        config, made = self.config, self.config.generated
+        count = config.generated_per_step
+        if count == 0:
+            return ""
+        micro = count // (self.world.size * config.train.accumulation)
+        pans = round(made.pans * micro) / micro
+        tasks = f"{pans:.0%} pan, others {made.task}" if pans else made.task
+        return f" and {count / config.train.batch_size:.0%} generated clips ({tasks})"
 
     def train_step(self, batches: list[ClipBatch]) -> dict[str, Tensor]:
         self._planned = self._plan()

@@ -14,7 +14,7 @@ from tats_fast.config import ConfigError, FinetuneConfig
 from tats_fast.config.options import chosen
 from tats_fast.data.bad_files import drop_quarantined
 from tats_fast.data.files import shown
-from tats_fast.data.labels import class_ids
+from tats_fast.data.labels import class_ids, classes_file
 from tats_fast.data.lists import read_videos
 from tats_fast.interchange import build_classifier, read_weights
 from tats_fast.recognition.evaluation_result import FOLDER, make_evaluation, table, write_files
@@ -65,8 +65,12 @@ def run_evaluation(
             )
         spec, root, quarantine = run.data.eval, root or run.data.root, run.data.quarantine
     listed = read_videos(spec, root, key="list")
+    if quarantine is not None and not os.path.exists(os.path.expanduser(quarantine)):
+        LOGGER.warning("data.quarantine=%s is not there: no video is left out", quarantine)
+        quarantine = None
     videos = drop_quarantined(listed, quarantine)
-    labels = class_ids(videos, classifier.classes)
+    named = run is not None and classes_file(run.data) is None
+    labels = class_ids(videos, classifier.classes, named=named)
     folder = default_folder(path) if options.out is None else Path(options.out)
     _require_writable(folder)
     part = class_scores(

@@ -18,8 +18,11 @@ from tats_fast.report.reference import KINDS, Kind, Reference
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-T_95 = (12.71, 4.30, 3.18, 2.78, 2.57)
-"""97.5% points of Student's t with 1 to 5 degrees of freedom."""
+T_95 = (
+    *(12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23),
+    *(2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09, 2.09),
+)
+"""97.5% points of Student's t with 1 to 20 degrees of freedom."""
 COLUMNS = 3
 YOURS, THEIRS = "#c45d00", "#1f6fd0"
 

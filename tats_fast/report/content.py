@@ -47,7 +47,11 @@ def explanation(config: RunConfig) -> str:
     if config.ppo.reward == "error_motion" and strategy == "tats":
         aim += ", the more so where things move"
     elif config.ppo.reward in CHANGE_REWARDS and strategy == "tats":
-        aim = "preferring those of which it is hard to foresee how they change"
+        aim = (
+            "such that it can be foreseen how the hidden blocks change"
+            if config.ppo.credit == "set"
+            else "preferring those of which it is hard to foresee how they change"
+        )
     method = "PPO (reinforcement learning)" if strategy == "tats" else "AdaMAE’s loss"
     return text + (
         f"A second, small network, the sampler, learns with {method} which blocks to leave "

@@ -115,7 +115,9 @@ def clip_rows(config: RunConfig, analysis: ClipAnalysis, top: float) -> list[Row
     rows = [Row("frames", "", token_frames(clip, model))]
     if analysis.heat is not None:
         rows.append(Row("probability", "sampler", heat_overlay(clip, analysis.heat, model, top)))
-    rows.append(Row("probability", "motion", heat_overlay(clip, analysis.motion, model, top)))
+    # Of a still clip every token is drawn alike.
+    motion = analysis.motion if analysis.motion.any() else np.ones_like(analysis.motion)
+    rows.append(Row("probability", "motion", heat_overlay(clip, motion, model, top)))
     draws = analysis.draws.items()
     rows += [Row("visible tokens", n, masked_frames(clip, d.visible, model)) for n, d in draws]
     rows += [Row("reconstruction", n, token_frames(d.reconstruction, model)) for n, d in draws]

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tats_fast.config import ConfigError, ModelConfig
+from tats_fast.data.files import shown
 from tats_fast.data.lists import Video, read_videos
 from tats_fast.data.opening import DecodeError
 from tats_fast.interchange import build_encoder, read_weights
@@ -62,7 +63,7 @@ def read_probes(run: Path, checkpoint: Path) -> Probes | None:
     record = _read(run / PROBED)
     if record is None:
         return None
-    options, weights = record["options"], read_weights(checkpoint)
+    options, weights = record["options"], read_weights(checkpoint, {"attention": "auto"})
     if record["encoder"] != encoder_hash(build_encoder(weights)):
         LOGGER.warning("%s left out: it is about another checkpoint", run / PROBED)
         return None
@@ -202,7 +203,7 @@ def percent(shares: Sequence[float]) -> str:
 def _strips(examples: list[tuple[str, np.ndarray]]) -> str:
     if not examples:
         return ""
-    described = [(f"a video of class {name}", frames) for name, frames in examples]
+    described = [(f"a video of class {shown(name)}", frames) for name, frames in examples]
     images = strip_images(described, EXAMPLES_BUDGET)
     rows = [strip_row(name, image) for (name, _), image in zip(examples, images, strict=True)]
     return (

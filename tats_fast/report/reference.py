@@ -160,11 +160,16 @@ def _with_newer_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def settings(config: RunConfig | FinetuneConfig) -> dict[str, Any]:
     """Settings by dotted key, without those of the single run; of a path its last part."""
-    return {
-        key: Path(value).name if isinstance(value, str) and "/" in value else value
-        for key, value in flat(config).items()
-        if key not in OF_THE_RUN
-    }
+    return {k: _last_parts(v) for k, v in flat(config).items() if k not in OF_THE_RUN}
+
+
+def _last_parts(value: Any) -> Any:
+    """A setting with of each path in it the last part."""
+    if isinstance(value, str):
+        return Path(value).name if "/" in value else value
+    if isinstance(value, Mapping):
+        return {key: _last_parts(part) for key, part in value.items()}
+    return [_last_parts(part) for part in value] if isinstance(value, list) else value
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

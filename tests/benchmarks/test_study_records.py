@@ -30,6 +30,10 @@ def test_a_record_of_other_defaults_is_of_another_cell(tmp_path: Path) -> None:
     del record["circumstances"]["ppo.reward"]  # an option that was not there yet
     (tmp_path / f"{cell.key}.json").write_text(json.dumps(record))
     assert script.finished(study, tmp_path)
+    del record["measures"]  # of a version that measured otherwise: to be shown, not averaged with
+    (tmp_path / f"{cell.key}.json").write_text(json.dumps(record))
+    assert not script.finished(study, tmp_path)
+    assert script.finished(study, tmp_path, earlier=True)
 
 
 def test_a_changed_list_is_read_again_and_asks_for_new_cells(tmp_path: Path) -> None:

@@ -64,8 +64,6 @@ BAD = {
     "data.scales=[1.5]": "data.scales=1.5: must be above 0 and at most 1",
     "distributed.zero_stage=4": "distributed.zero_stage=4: must be at least 0 and at most 3",
     "generated.share=1.5": "generated.share=1.5: must be at least 0 and at most 1",
-    "generated.share=0.001": "generated.share=0.001: makes no clip of train.batch_size=256; use 0, "
-    "or 0.003906 for one",
     "generated.share=1": "train.steps=None: generated.share=1 leaves no list",
     "generated.area=0.6": "generated.area=0.6: must be at least 0.02 and at most 0.5",
     "generated.task=fly": "generated.task=fly: must be one of pan, object, spin",

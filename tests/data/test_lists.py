@@ -36,6 +36,7 @@ ROWS = {
     "space-header": (b"Path Label\na.mp4 3", [("a.mp4", 3)]),
     "lone-header": (b"filename\na.mp4", [("a.mp4", None)]),
     "tab-header": (b"name\tlabel\na.mp4\t3", [("a.mp4", 3)]),
+    "numbered-header": (b"path,0\na.mp4,walk\nb.mp4,run", [("a.mp4", "walk"), ("b.mp4", "run")]),
     "no-header": (b"video 3\nfile 4", [("video", 3), ("file", 4)]),
     "no-header-either": (b"video one.mp4 long jump", [("video one.mp4", "long jump")]),
     "colons-with-comma": (b"a.mp4::x, y\nb.mp4::z, y", [("a.mp4", "x, y"), ("b.mp4", "z, y")]),

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from tats_fast.config import ConfigError
+from tats_fast.data.lists import Video
+from tats_fast.engine.changes import changed_videos
 from tats_fast.engine.distributed import World
+from tats_fast.engine.videos import listing
 from tats_fast.pretrain.trainer import Trainer
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -60,6 +63,17 @@ def test_another_list_is_said(trained, run_config, capsys, tmp_path, demo_clips)
     config = run_config(data={"train": str(listing)}, train={"steps": 8})
     _, (line,) = resumed(capsys, config)
     assert f"videos: {len(videos)} -> {len(videos) // 2}" in line
+
+
+def test_other_labels_are_said():
+    before, now = (listing([Video("a.mp4", label), Video("b.mp4", "run")]) for label in (2, 10))
+    assert changed_videos(before, now) == ["labels: not those of before"]
+    del before["labels"]  # as earlier versions left it
+    assert changed_videos(before, now) == []
+    assert changed_videos(before, listing([Video("a.mp4")])) == ["videos: 2 -> 1"]
+    assert changed_videos(before, listing([Video("a.mp4"), Video("c.mp4")])) == [
+        "videos: 2 -> as many others"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import av
 import numpy as np
@@ -19,7 +20,7 @@ from models_exchanged import SIZES, model_tree, pil_processor, random_clip
 
 import tats_fast
 from tats_fast.cli import main
-from tats_fast.config import FinetuneConfig
+from tats_fast.config import ConfigError, FinetuneConfig
 from tats_fast.data.clip import window_start
 from tats_fast.data.video import load_clip
 from tats_fast.interchange import export_hugging_face, read_weights
@@ -69,6 +70,20 @@ def test_model_card_of_a_classifier(tmp_path):
         assert part in text
     assert "secret" not in text and str(tmp_path) not in text and "no classifier" not in text
     assert "the norm before the classifier" not in text
+
+
+def test_names_of_any_bytes_and_the_folder_one_is_in(tmp_path, monkeypatch):
+    """A list in Latin-1 gives names that are no UTF-8."""
+    run = write_fine_tuned(tmp_path / "run", make_classifier(model_tree("plain")))
+    weights = read_weights(run)
+    odd = dataclasses.replace(weights, classes=("caf\udce9", *weights.classes[1:]))
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    export_hugging_face(odd, Path("."))
+    assert "\n0 caf\ufffd\n" in Path("README.md").read_text(encoding="utf-8")
+    assert read_weights(tmp_path / "out").classes == odd.classes
+    with pytest.raises(ConfigError, match="exists and is not an empty folder"):
+        export_hugging_face(odd, Path("."))
 
 
 def test_example_on_the_model_card_runs(run, tmp_path, capsys):

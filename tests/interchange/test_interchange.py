@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -32,6 +33,7 @@ from transformers import (
 import tats_fast
 from tats_fast.config import ConfigError
 from tats_fast.config.reading import build_config
+from tats_fast.config.sampling import Sampling
 from tats_fast.interchange import export_hugging_face, read_weights, save_weights
 from tats_fast.interchange.foreign import mlp_ratio
 from tats_fast.models import MaskedAutoencoder
@@ -92,6 +94,17 @@ def test_import_gives_us_the_same_reconstruction(tmp_path, size):
         mae = MaskedAutoencoder(weights.model).eval()
         mae.load_state_dict(weights.state)
         compare_pretraining(mae, theirs)
+
+
+@pytest.mark.parametrize(("stride", "fps"), [(1, None), (0, None), (None, 7.5)])
+def test_the_folder_of_an_import_knows_its_frames(make_export, tmp_path, stride, fps):
+    """A page of it cuts its clips so."""
+    _, folder = make_export("plain")
+    sampling = Sampling(stride=stride, fps=fps)
+    weights = dataclasses.replace(read_weights(folder), sampling=sampling, run=None)
+    data = load_models(save_weights(weights, tmp_path / "folder"))[0].data
+    # Pretraining has no segments.
+    assert (data.stride, data.fps) == ((stride or 4, None) if fps is None else (None, fps))
 
 
 def test_only_the_decoders_last_norm_can_differ(make_export):

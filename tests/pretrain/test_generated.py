@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import signal
@@ -97,6 +98,16 @@ def test_a_part_of_the_generated_clips_pans(run_config):
     stays = (pans[:, 1:] == pans[:, :-1]).float().mean((1, 2, 3, 4))
     rests = (still[:, 1:] == still[:, :-1]).float().mean((1, 2, 3, 4))
     assert stays.max() < 0.3 < 0.6 < rests.min()
+
+
+@pytest.mark.parametrize(("processes", "said"), [(1, "50% pan, "), (2, "")])
+def test_shares_are_said_as_they_come_out(run_config, processes, said):
+    """Of so few clips in a micro-batch there is no fifth."""
+    made = {"share": 0.5, "pans": 0.4}
+    trainer = Trainer(run_config(generated=made), CPU)
+    trainer.world = dataclasses.replace(CPU, size=processes)
+    assert f"50% generated clips ({said}" in trainer._generated()
+    assert ("pan" in trainer._generated()) == (processes == 1)
 
 
 def test_a_loader_that_starts_later_goes_on(run_config):

@@ -17,6 +17,7 @@ from tats_fast.report.figures import clip_figure, summary_figure
 from tats_fast.report.markup import data_uris
 from tats_fast.report.pictures import (
     ERROR_TOP,
+    clip_rows,
     error_map,
     fit,
     heat_overlay,
@@ -110,6 +111,15 @@ def test_summary_has_a_row_per_clip():
         assert np.array_equal(left[::4, ::4], clips[row, 2 * frame].numpy())
     with pytest.raises(ValueError, match="at least one"):
         summary_figure(config, [])
+
+
+def test_a_still_clip_is_drawn_from_by_chance():
+    config = tiny()
+    still = noise_clips(1)[:, :1].expand(-1, 16, -1, -1, -1)
+    (analysis,) = analyze(config, *models(config), still)
+    rows = {(row.group, row.strategy): row.pictures for row in clip_rows(config, analysis, 4.0)}
+    even = heat_overlay(still[0].numpy(), np.ones(128, np.float32), config.model, 4.0)
+    assert np.array_equal(rows["probability", "motion"], even)
 
 
 def test_clip_figure_has_every_row_and_its_name():

@@ -17,10 +17,12 @@ import torch
 from data_files import write_video
 from pages import EVALUATIONS, METRICS, NAMES, Parsed, models, noise_clips, save_checkpoint, tiny
 
-from tats_fast.config import ConfigError
+from tats_fast.config import ConfigError, load_config, save_config
 from tats_fast.data.video import DecodeError, load_clip
+from tats_fast.models.restore import load_models
 from tats_fast.report import visualize
 from tats_fast.report.analysis import analyze
+from tats_fast.report.content import explanation
 from tats_fast.report.page import Report, render_page
 from tats_fast.weights_file import read_state, write_state
 
@@ -77,6 +79,20 @@ def test_report_of_a_run(tmp_path, videos, caplog):
     again = visualize.write_report(run, videos, tmp_path / "again")
     picture = (index.parent / "clip_00.png").read_bytes()
     assert picture == (again.parent / "clip_00.png").read_bytes()
+
+
+def test_what_was_trained_on_another_machine_runs_here(tmp_path):
+    config = tiny()
+    flash = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="flash4"))
+    folder = save_checkpoint(config, tmp_path / "checkpoint")
+    save_config(flash, folder / "config.yaml")
+    assert load_models(folder, torch.device("cpu"))[0] == config
+
+
+def test_the_page_says_what_the_sampler_is_taught():
+    for credit, aim in (("token", "preferring those of which it is hard"), ("set", "such that it")):
+        config = load_config(None, [f"ppo.credit={credit}", "ppo.reward=change_error"])
+        assert f"{aim} can be foreseen" in explanation(config) or f"{aim} to" in explanation(config)
 
 
 def test_report_without_sampler_and_without_a_run(tmp_path, videos):

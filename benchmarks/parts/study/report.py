@@ -121,8 +121,8 @@ def write(study: Study, records: Records, out: Path, baseline: str = BASELINE) -
     bench.replace_json(out / TOGETHER, {"name": study.name, "cells": others | records})
     if others:
         print(
-            f"\n{len(others)} cells of {out / TOGETHER} are of another version of this study and "
-            f"not in the tables: {', '.join(others)}"
+            f"\n{len(others)} cells of {out / TOGETHER} are not those asked for here, and not in "
+            f"the tables: {', '.join(others)}"
         )
     pictures = draw(study, records, out) if bench.installed("matplotlib") else []
     about = (

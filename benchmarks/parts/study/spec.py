@@ -26,6 +26,8 @@ CONTROLS = (UNTRAINED, SUPERVISED)
 """Cells that are no pretraining: the starting weights, and a classifier trained with labels."""
 ORACLE = "oracle"
 BUDGETS = ("steps", "compute")
+MEASURES = 2
+"""Version of what is measured of a cell and how; another one's figures are not averaged with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +172,16 @@ class Cell:
         lists = {path: list_content(path) for path in self.study.lists(self.data)}
         return flat(self.config) | {path: content for path, content in lists.items() if content}
 
-    def is_of(self, record: dict[str, Any]) -> bool:
+    def is_of(self, record: dict[str, Any], earlier: bool = False) -> bool:
         """Whether a record is this cell's, as it is now. What only one of the two knows, as an
-        option that is new, tells nothing."""
+        option that is new, tells nothing.
+
+        Args:
+            earlier: whether it may be of an earlier version of the measures.
+        """
         now, then = self.circumstances(), record.get("circumstances", {})
         same = all(now[key] == then[key] for key in now.keys() & then.keys())
+        same &= earlier or record.get("measures") == MEASURES
         return same and record["fingerprint"] == self.fingerprint()
 
     def fingerprint(self) -> str:
