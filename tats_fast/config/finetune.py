@@ -1,6 +1,7 @@
 """The configuration of a fine-tuning run, ``tats-fast finetune``.
 
-Defaults are VideoMAE's for Kinetics-400 (configs/finetune has each dataset's, with its sources).
+Defaults are VideoMAE's for Kinetics-400 but for ``data.flip`` and ``data.repeats``, which change
+what labels may mean and what a step costs (configs/finetune has each dataset's, with its sources).
 """
 
 from __future__ import annotations

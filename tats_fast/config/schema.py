@@ -105,8 +105,9 @@ class SamplerConfig(Options):
 
     section: ClassVar[str] = "sampler."
 
-    attention: Literal["trajectory", "joint"] = "trajectory"
-    """Trajectory attention, or ordinary space-time attention."""
+    attention: Literal["trajectory", "joint"] | None = None
+    """Trajectory attention, or ordinary space-time attention; none = ``joint``, which AdaMAE has,
+    with ``masking.strategy=adamae``, else ``trajectory``."""
     heads: int | None = option(None, at_least=1)
     """Attention heads; none = the encoder's."""
     temporal_value: Literal["projected", "identity"] = "projected"
@@ -258,6 +259,9 @@ class RunConfig(TrainingConfig):
             plain = self.teacher.init_from is not None or self.ppo.credit == "set"
             reward = "error" if plain or self.model.tubelet_size == 1 else "sparse_change"
             object.__setattr__(self, "ppo", replace(self.ppo, reward=reward))
+        if self.sampler.attention is None:
+            attention = "joint" if self.masking.strategy == "adamae" else "trajectory"
+            object.__setattr__(self, "sampler", replace(self.sampler, attention=attention))
         require(
             self.teacher.pixels > 0 or self.ppo.reward not in CHANGE_REWARDS,
             "ppo.reward",

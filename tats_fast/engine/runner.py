@@ -213,7 +213,12 @@ class DeepSpeedRunner:
             "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": zero,
             # Autocast keeps fp32 parameters; the "bf16" block would cast the whole model.
-            "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
+            # By default it would exchange gradients of linear maps in bf16, as no other engine.
+            "torch_autocast": {
+                "enabled": bf16,
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],
+            },
         }
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager:

@@ -166,6 +166,13 @@ class Finetuner(TrainingLoop):
             text += f"; see {self.folder / FOLDER}"
         log.evaluation(row, text)
 
+    def _about_average(self) -> list[str]:
+        """How much of the model will be no training at all."""
+        decay = self.config.train.ema_decay
+        left = decay**self.total_steps
+        text = f"the average of the weights is the model; {left:.0%} of it will be starting weights"
+        return [text] if decay > 0 else []
+
     def describe(self) -> list[str]:
         config, data, augment = self.config, self.config.data, self.config.augment
         model, classes = self.learner.module.encoder.config, self.learner.module.classes
@@ -186,4 +193,5 @@ class Finetuner(TrainingLoop):
             f"attention {choose_backend(model.attention, device)}, decoding "
             f"{resolved_backend(data.backend, device)} with {data.workers} worker(s); tested on "
             f"{data.clips} clips x {data.crops} crops",
+            *self._about_average(),
         ]

@@ -70,7 +70,7 @@ class VideoClassifier(nn.Module):
         initialize(self.encoder)
         rates = drop_path_rates(drop_path, config.depth)
         for block, rate in zip(self.encoder.blocks, rates, strict=True):
-            block.drop_path = rate
+            block.set_drop_path(rate)
         self.fc_norm = nn.LayerNorm(config.width, eps=head_norm_eps)
         self.dropout = nn.Dropout(head_dropout)
         self.head = nn.Linear(config.width, num_classes)

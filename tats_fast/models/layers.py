@@ -123,12 +123,12 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block around any attention module.
 
-    With ``recompute`` set, only the block's input is kept for the backward pass. ``drop_path`` is
-    the probability with which fine-tuning leaves out a branch for a clip (``skip_branch``).
+    With ``recompute`` set, only the block's input is kept for the backward pass.
     """
 
     recompute = False
-    drop_path = 0.0
+    drops = False
+    """Whether fine-tuning leaves out a branch for some clips (``skip_branch``)."""
     unit = True  # engine/zero3.py
 
     def __init__(
@@ -140,6 +140,14 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, mlp_ratio)
 
+    def set_drop_path(self, probability: float) -> None:
+        """Leave out each branch for a clip with ``probability``.
+
+        It lies in a tensor: a compiled graph holds for one number, and the blocks share theirs.
+        """
+        self.drops = probability > 0
+        self.register_buffer("keeps", torch.tensor(1 - probability), persistent=False)
+
     def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
         """(B, N, C) -> (B, N, C), or packed (T, C) -> (T, C)."""
         if self.recompute and torch.is_grad_enabled():
@@ -149,31 +157,30 @@ class Block(nn.Module):
                 x,
                 packing,
                 use_reentrant=False,
-                preserve_rng_state=self.drop_path > 0,
+                preserve_rng_state=self.drops,
             )
         return self._forward(x, packing)
 
     def _forward(self, x: Tensor, packing: Packing | None) -> Tensor:
-        if self.drop_path == 0 or not self.training:
+        if not self.drops or not self.training:
             x = x + self.attention(self.norm1(x), packing)
             return x + self.mlp(self.norm2(x))
         assert packing is None, "drop path works per clip, and packed clips share a dimension"
-        x = x + skip_branch(self.attention(self.norm1(x)), self.drop_path)
-        return x + skip_branch(self.mlp(self.norm2(x)), self.drop_path)
+        x = x + skip_branch(self.attention(self.norm1(x)), self.keeps)
+        return x + skip_branch(self.mlp(self.norm2(x)), self.keeps)
 
 
-def skip_branch(branch: Tensor, probability: float) -> Tensor:
-    """Stochastic depth: ``branch`` (B, N, C) is zero for a clip with ``probability``, and else
-    divided by 1 - ``probability``, which keeps its expectation (Huang et al. 2016, "Deep Networks
-    with Stochastic Depth", section 3, which rescales when testing instead).
+def skip_branch(branch: Tensor, keeps: Tensor) -> Tensor:
+    """Stochastic depth: ``branch`` (B, N, C) is divided by the probability ``keeps`` (0-d, fp32)
+    for a clip with that probability, which keeps its expectation, and else zero (Huang et al. 2016,
+    "Deep Networks with Stochastic Depth", section 3, which rescales when testing instead).
 
     It draws from the device's default generator, as dropout does.
     """
-    keep = 1 - probability
     shape = (len(branch), *[1] * (branch.ndim - 1))
     # Drawn in fp32: 16 bits would round the probability.
-    survives = torch.empty(shape, device=branch.device).bernoulli_(keep)
-    return branch * (survives / keep if keep > 0 else survives).to(branch.dtype)
+    survives = torch.bernoulli(keeps.expand(shape))
+    return branch * (survives / keeps.clamp_min(torch.finfo(keeps.dtype).tiny)).to(branch.dtype)
 
 
 def tie_queries_and_keys(module: nn.Module) -> None:

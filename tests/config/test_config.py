@@ -105,6 +105,14 @@ def test_the_reward_that_a_run_has_is_the_one_it_says(overrides, reward):
     assert load_config(None, overrides).ppo.reward == reward
 
 
+def test_adamae_has_the_attention_of_its_authors():
+    def attention(*overrides):
+        return load_config(None, [f"masking.strategy={overrides[0]}", *overrides[1:]]).sampler
+
+    assert [attention(name).attention for name in ("tats", "adamae")] == ["trajectory", "joint"]
+    assert attention("adamae", "sampler.attention=trajectory").attention == "trajectory"
+
+
 def test_the_error_of_pixels_that_nothing_trains_is_no_reward():
     alone = ["teacher.init_from=folder", "teacher.pixels=0"]
     assert load_config(None, alone).ppo.reward == "error"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
-from tats_fast.config import ConfigError
+from tats_fast.config import ConfigError, load_config
 from tats_fast.engine.deepspeed_json import TOP, ZERO, ZERO_1_AND_2, ZERO_3, read_deepspeed_json
+from tats_fast.engine.distributed import World
+from tats_fast.engine.runner import DeepSpeedRunner
 
 FAULTS = {
     "null group": ({"zero_optimization": None}, "zero_optimization=null: must be a group of keys"),
@@ -70,3 +73,10 @@ def test_the_table_has_no_key_that_deepspeed_lacks():
     names = {field.alias or name for name, field in zero.model_fields.items()}
     assert {*ZERO, *ZERO_1_AND_2, *ZERO_3} <= names
     assert "zero_optimization" in TOP
+
+
+def test_gradients_are_exchanged_in_the_precision_they_have():
+    """DeepSpeed's default halves those of linear maps on the way; DDP does not."""
+    world = World(0, 1, torch.device("cpu"))
+    settings = DeepSpeedRunner.settings(load_config(None, []), world, bf16=True)
+    assert settings["torch_autocast"]["lower_precision_safe_modules"] == []

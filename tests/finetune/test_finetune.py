@@ -139,6 +139,7 @@ def test_accumulation_changes_nothing(config, tmp_path):
 
 def test_average_follows_the_weights_and_is_the_model(config, tmp_path):
     run = Finetuner(config("train.ema_decay=0.8"), CPU)
+    assert run.describe()[-1].endswith("26% of it will be starting weights")  # .8 ** 6
     expected = {name: p.detach().clone() for name, p in run.learner.module.named_parameters()}
     step = run.train_step
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.nn.functional import layer_norm
 
 from tats_fast.models import MaskedAutoencoder
@@ -31,7 +32,7 @@ def make_block(drop_path: float) -> Block:
     torch.manual_seed(1)
     block = Block(32, 4.0, SelfAttention(32, 2, "sdpa"))
     torch.nn.init.normal_(block.attention.qkv.weight, std=0.2)
-    block.drop_path = drop_path
+    block.set_drop_path(drop_path)
     return block
 
 
@@ -76,8 +77,19 @@ def test_drop_path_rises_linearly():
 
 
 def test_blocks_have_the_rates(model):
-    rates = [block.drop_path for block in model(depth=3, drop_path=0.2).encoder.blocks]
-    assert rates == pytest.approx([0.0, 0.1, 0.2])
+    blocks = model(depth=3, drop_path=0.2).encoder.blocks
+    assert [block.keeps.item() for block in blocks] == pytest.approx([1.0, 0.9, 0.8])
+    assert [block.drops for block in blocks] == [False, True, True]
+
+
+def test_blocks_of_other_rates_share_their_graphs(model):
+    """Of 12 or 40 blocks each would otherwise be compiled for itself."""
+    blocks, counter = model(depth=5, drop_path=0.4).train().encoder.blocks, CompileCounter()
+    torch._dynamo.reset()
+    for block in blocks:
+        block.compile(backend=counter, dynamic=False)
+        block(torch.randn(3, 7, 32))
+    assert counter.frame_count == 2  # the first drops nothing
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -92,7 +104,7 @@ def test_block_without_drop_path_is_bit_identical(recompute):
     assert torch.equal(torch.get_rng_state(), state)
     middle = x + block.attention(block.norm1(x))
     assert torch.equal(out, middle + block.mlp(block.norm2(middle)))
-    assert not Block.drop_path
+    assert not Block.drops
 
 
 def test_certain_drop_path_leaves_the_input_alone_in_training_only():
@@ -103,7 +115,7 @@ def test_certain_drop_path_leaves_the_input_alone_in_training_only():
 
 
 def test_skip_branch_is_per_clip_and_keeps_the_expectation():
-    kept = skip_branch(torch.ones(20_000, 2, 3), 0.2)
+    kept = skip_branch(torch.ones(20_000, 2, 3), torch.tensor(0.8))
     assert (kept == kept[:, :1, :1]).all()
     assert kept.unique().tolist() == pytest.approx([0.0, 1.25])
     # The mean has deviation sqrt(0.25 / 20000) = 0.0035; 5 of them.

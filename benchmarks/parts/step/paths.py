@@ -226,11 +226,13 @@ def make_contender(
     """
     strategy = path.strategy or config.masking.strategy
     micro_batches = list(clips.chunk(config.train.accumulation))
+    # As its authors have it, and as a run with that strategy has it.
+    attention = "joint" if path.strategy == "adamae" else config.sampler.attention
     config = replace(
         config,
         model=replace(config.model, attention=path.attention),
         masking=replace(config.masking, strategy=strategy),
-        sampler=replace(config.sampler, learn_every=path.learn_every),
+        sampler=replace(config.sampler, attention=attention, learn_every=path.learn_every),
         train=replace(config.train, compile=device.type in path.compiled, cuda_graph=path.graph),
     )
     if path.peer is not None:

@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import os
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -61,8 +60,6 @@ class AdaMAE(Peer):
 
     def __init__(self, config: RunConfig, device: torch.device, clips: list[Tensor]) -> None:
         torch.manual_seed(config.seed)
-        # Its sampler has joint attention, whatever ours has: so its FLOP are counted.
-        config = replace(config, sampler=replace(config.sampler, attention="joint"))
         super().__init__(config, device, clips, adamae(config.model, config.masking.ratio))
 
     def loss(self, clips: Tensor) -> Tensor:
