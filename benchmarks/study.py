@@ -92,14 +92,18 @@ def listed(study: Study, out: Path) -> int:
 
 def finished(study: Study, out: Path, earlier: bool = False) -> dict[str, dict[str, Any]]:
     """The records of cells that are there and belong to this study as it is, by key: of each
-    its own file, or what the last report put together. ``earlier``: as for ``Cell.is_of``."""
-    reported, records = report.stored(out), {}
+    its own file, or what the last report put together. ``earlier``: where none does, those of an
+    earlier version of the measures."""
+    reported, there = report.stored(out), []
     for cell in (cell for pack in study.packs() for cell in pack):
         file = out / f"{cell.key}.json"
         record = json.loads(file.read_text()) if file.exists() else reported.get(cell.key)
-        if record is not None and cell.is_of(record, earlier):
-            records[cell.key] = record
-    return records
+        if record is not None:
+            there.append((cell, record))
+    records = {cell.key: record for cell, record in there if cell.is_of(record)}
+    if records or not earlier:
+        return records
+    return {cell.key: record for cell, record in there if cell.is_of(record, earlier=True)}
 
 
 def work(

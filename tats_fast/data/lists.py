@@ -179,7 +179,7 @@ def _is_header(lines: list[str], base: str) -> bool:
     return (
         words[0].lower() in HEADER_NAMES
         and not any(map(_is_video, words))
-        and not os.path.isfile(os.path.join(base, lines[0]))
+        and not any(os.path.exists(os.path.join(base, name)) for name in (lines[0], words[0]))
         and (
             not any(map(is_integer, words))
             or all(any(map(_is_video, _words(line))) for line in lines[1:] or [""])

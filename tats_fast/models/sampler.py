@@ -54,7 +54,7 @@ class TokenSampler(nn.Module):
         width, heads = model.width, config.heads or model.heads
         self.floor = config.uniform_floor
         self.positions = nn.Parameter(torch.zeros(model.num_tokens, width))
-        if config.attention == "trajectory":
+        if config.attention != "joint":
             mixer: nn.Module = TrajectoryAttention(
                 width, heads, model.token_frames, config.temporal_value
             )

@@ -112,7 +112,7 @@ def true_motion_lifts(
         without generated clips, and where everything moves.
     """
     model, device = config.model, mae.mask_token.device
-    if config.generated.share == 0 or config.generated.task == "pan":
+    if config.generated_per_step == 0 or config.generated.task == "pan":
         return {}
     scenes = Scenes(config.generated, model.num_frames, model.image_size, MASK_SEED, device)
     batch = scenes.batch(TRUE_CLIPS, 0)

@@ -105,7 +105,8 @@ class Trainer(TrainingLoop):
         config, made = self.config, self.config.generated
         count = config.generated_per_step
         if count == 0:
-            return ""
+            none = f" and no generated clip, as generated.share={made.share:g} of a batch is none"
+            return none if made.share else ""
         micro = count // (self.world.size * config.train.accumulation)
         pans = round(made.pans * micro) / micro
         tasks = f"{pans:.0%} pan, others {made.task}" if pans else made.task

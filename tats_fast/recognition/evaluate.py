@@ -69,7 +69,7 @@ def run_evaluation(
         LOGGER.warning("data.quarantine=%s is not there: no video is left out", quarantine)
         quarantine = None
     videos = drop_quarantined(listed, quarantine)
-    named = run is not None and classes_file(run.data) is None
+    named = run is not None and _lists_are_here(run) and classes_file(run.data) is None
     labels = class_ids(videos, classifier.classes, named=named)
     folder = default_folder(path) if options.out is None else Path(options.out)
     _require_writable(folder)
@@ -105,6 +105,12 @@ def run_evaluation(
         print(f"without {left} of the list's {len(listed)} videos, which data.quarantine names")
     print(f"wrote {folder}: evaluation.json, predictions.csv, per_class.csv, confusion.csv, .png")
     return 1 if result.scored.bad else 0
+
+
+def _lists_are_here(run: FinetuneConfig) -> bool:
+    """Otherwise nobody knows whether there was a ``classes.txt`` beside them."""
+    lists = run.data.train_lists
+    return bool(lists) and os.path.exists(os.path.expanduser(lists[0].list))
 
 
 def default_folder(checkpoint: Path) -> Path:

@@ -34,6 +34,10 @@ def test_a_record_of_other_defaults_is_of_another_cell(tmp_path: Path) -> None:
     (tmp_path / f"{cell.key}.json").write_text(json.dumps(record))
     assert not script.finished(study, tmp_path)
     assert script.finished(study, tmp_path, earlier=True)
+    both = Study(**tree(strategies={"tats": tats()}, seeds=[0, 1]))
+    other = both.packs()[1][0]
+    (tmp_path / f"{other.key}.json").write_text(json.dumps(script.describe(other)))
+    assert [*script.finished(both, tmp_path, earlier=True)] == [other.key]
 
 
 def test_a_changed_list_is_read_again_and_asks_for_new_cells(tmp_path: Path) -> None:

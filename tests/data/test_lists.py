@@ -72,10 +72,13 @@ def test_existing_file_wins_over_a_label(tmp_path):
     assert [(os.path.basename(v.path), v.label) for v in got] == [("take 3", None), ("take", 4)]
 
 
-def test_an_existing_file_is_no_header(tmp_path):
-    (tmp_path / "video").touch()
-    (tmp_path / "list.txt").write_text("video\n")
-    assert read_videos(tmp_path / "list.txt") == [Video(str(tmp_path / "video"))]
+@pytest.mark.parametrize(("line", "label"), [("video", None), ("video 3", 3)])
+def test_an_existing_file_is_no_header(tmp_path, line, label):
+    for name in ("video", "a.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text(f"{line}\na.mp4 4\n")
+    video, _ = read_videos(tmp_path / "list.txt")
+    assert video == Video(str(tmp_path / "video"), label)
 
 
 def test_root_and_absolute_paths(tmp_path, monkeypatch):

@@ -108,6 +108,8 @@ def test_shares_are_said_as_they_come_out(run_config, processes, said):
     trainer.world = dataclasses.replace(CPU, size=processes)
     assert f"50% generated clips ({said}" in trainer._generated()
     assert ("pan" in trainer._generated()) == (processes == 1)
+    none = Trainer(run_config("none", generated={"share": 0.1}), CPU)._generated()
+    assert none == " and no generated clip, as generated.share=0.1 of a batch is none"
 
 
 def test_a_loader_that_starts_later_goes_on(run_config):
