@@ -13,7 +13,7 @@ from torch import Tensor
 from tats_fast.config import ConfigError
 from tats_fast.config.finetune import LabelledDataConfig
 from tats_fast.data.files import shown
-from tats_fast.data.lists import Video
+from tats_fast.data.lists import Video, is_integer
 
 LOGGER = logging.getLogger("tats_fast")
 CLASSES_FILE = "classes.txt"
@@ -102,7 +102,7 @@ def class_ids(
     ids: dict[int | str, int] = {name: number for number, name in enumerate(classes)}
     integers = all(isinstance(video.label, int) for video in videos)
     if integers:
-        words = [name for name in classes if not re.fullmatch(r"[+-]?[0-9]+", name)]
+        words = [name for name in classes if not is_integer(name)]
         numbered = {int(name): number for name, number in ids.items() if name not in words}
         by_name = not words or (named and all(video.label in numbered for video in videos))
         ids = numbered if by_name else {number: number for number in range(len(classes))}

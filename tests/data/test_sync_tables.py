@@ -65,18 +65,24 @@ def show(path: Path, first: int, count: int, total: int) -> None:
     path.write_bytes(raw)
 
 
+def first_frames(path, stride, timed):
+    """Of twelve windows, the first to the last, of every ``stride``-th frame of 25 per second."""
+    cut = partial(timed_clip, fps=25 / stride) if timed else partial(decode_window, stride=stride)
+    clips = [
+        numbers(cut(str(path), num_frames=8, size=64, window=window))
+        for window in np.linspace(0, 0.999, 12)
+    ]
+    assert all(clip == list(range(clip[0], clip[0] + 8 * stride, stride)) for clip in clips)
+    return [clip[0] for clip in clips]
+
+
 @pytest.mark.parametrize("timed", [False, True])
 @pytest.mark.parametrize("options", [{"g": "12", "bf": "0"}, {"g": "250", "bf": "2"}])
 def test_windows_hold_what_an_edit_list_shows(tmp_path, options, timed):
     """Frames 10 to 54 of 60, of which the tenth is no keyframe."""
     path = write_video(tmp_path / "a.mp4", 60, options=options)
     show(path, 10, 45, 60)
-    cut = partial(timed_clip, fps=12.5) if timed else partial(decode_window, stride=2)
-    firsts = []
-    for window in np.linspace(0, 0.999, 12):
-        clip = numbers(cut(str(path), num_frames=8, size=64, window=window))
-        firsts.append(clip[0])
-        assert clip == list(range(clip[0], clip[0] + 16, 2))
+    firsts = first_frames(path, 2, timed)
     assert min(firsts) == 10 and max(firsts) == 54 - 14
 
 
@@ -86,12 +92,7 @@ def test_late_windows_of_a_file_cut_by_copying(tmp_path, timed):
     last frame eight times, every fourth frame they were the first window."""
     path = write_video(tmp_path / "a.mp4", 200, options={"g": "100", "sc_threshold": "0"})
     show(path, 90, 110, 200)
-    cut = partial(timed_clip, fps=6.25) if timed else partial(decode_window, stride=4)
-    firsts = []
-    for window in np.linspace(0, 0.999, 12):
-        clip = numbers(cut(str(path), num_frames=8, size=64, window=window))
-        firsts.append(clip[0])
-        assert clip == list(range(clip[0], clip[0] + 32, 4))
+    firsts = first_frames(path, 4, timed)
     assert firsts[0] == 90 < min(firsts[1:]) and firsts[-1] >= 200 - 32
     assert not timed or firsts == sorted(firsts)  # otherwise the header's 200 frames propose
     assert count_frames(str(path)) == 110
