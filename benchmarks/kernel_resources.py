@@ -155,8 +155,8 @@ def run(options: Any) -> int:
     if options.update:
         import triton
 
-        title = f"Triton {triton.__version__}"
-        bench.update_table(options.update, "kernel_resources", title, HEADER, rows)
+        table = f"Triton {triton.__version__}:\n\n{bench.markdown(HEADER, rows)}"
+        bench.put_between(options.update, "kernel_resources", table)
     return 0
 
 

@@ -155,7 +155,8 @@ def run_kernels(options: Any) -> int:
         import triton
 
         title = f"PREDICTED per clip of a batch of {options.batch}, Triton {triton.__version__}"
-        bench.update_table(options.update, "kernel_costs", title, KERNEL_HEADER, rows)
+        table = f"{title}:\n\n{bench.markdown(KERNEL_HEADER, rows)}"
+        bench.put_between(options.update, "kernel_costs", table)
     return 0
 
 

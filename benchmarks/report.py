@@ -18,29 +18,14 @@ from parts.suite.summary import page
 
 from tats_fast.config import ConfigError
 
-BEGIN, END = "<!-- report.py -->", "<!-- /report.py -->"
-
 
 def make_parser() -> bench.Parser:
     """The command line."""
     parser = bench.Parser(__doc__)
     add = parser.add_argument
     add("records", nargs="+", metavar="RECORD", help="folders written by gpu_suite.py")
-    add("--update", metavar="FILE.md", help=f"replace what stands between {BEGIN} and {END}")
+    add("--update", metavar="FILE.md", help="replace what stands between the page's markers")
     return parser
-
-
-def updated(text: str, tables: str) -> str:
-    """``text`` with ``tables`` between its markers.
-
-    Raises:
-        ConfigError: it has not exactly one pair of them.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or BEGIN in rest or END in after:
-        raise ConfigError(f"one pair of {BEGIN} and {END} is needed")
-    return f"{before}{BEGIN}\n{tables}\n{END}{after}"
 
 
 def run(options: Any) -> int:
@@ -54,12 +39,8 @@ def run(options: Any) -> int:
     tables = f"Record: {', '.join(f'`{name}`' for name in named)}\n\n{page(folders)}"
     if options.update is None:
         print(tables)
-        return 0
-    file = Path(options.update)
-    try:
-        file.write_text(updated(file.read_text(), tables))
-    except OSError as error:
-        raise ConfigError(f"--update {file}: {error.strerror}") from None
+    else:
+        bench.put_between(options.update, "report.py", tables)
     return 0
 
 

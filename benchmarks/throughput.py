@@ -54,7 +54,7 @@ def add_step_options(parser: bench.Parser) -> None:
     add("--image-size", type=bench.positive_int, help="side of the clip, pixels")
     add("--frames", type=bench.positive_int, help="frames per clip")
     add("--precision", default="auto", choices=("auto", "fp32", "bf16"))
-    add("--inner-epochs", type=bench.positive_int, default=2, metavar="K", help="ppo.epochs")
+    add("--inner-epochs", type=bench.positive_int, default=1, metavar="K", help="ppo.epochs")
     add("--seed", type=bench.natural_int, default=0, help="of weights, clips and draws")
     add("overrides", nargs="*", metavar="key=value", help="configuration, such as model.depth=2")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import platform
 from pathlib import Path
@@ -41,7 +40,7 @@ def report_lines() -> list[str]:
         "",
         "decoding",
         _pyav(),
-        _line("DALI", dali_problem() or _loading_problem("nvidia.dali.experimental.dynamic")),
+        _line("DALI", dali_problem()),
         f"  data.backend=auto takes {resolved_backend('auto', device)}",
         "",
         "distributed",
@@ -70,15 +69,6 @@ def decoding_problem() -> str | None:
     # Its left half is black, its right half white.
     dark, bright = frame[:, :16].max(), frame[:, 16:].min()
     return None if dark < 64 and bright > 192 else "decoding a frame gave a wrong picture"
-
-
-def _loading_problem(module: str) -> str | None:
-    """Why an installed module does not load, or None: it is really imported."""
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # a broken binary raises what it likes
-        return f"does not load ({type(error).__name__}: {error})".splitlines()[0]
-    return None
 
 
 def _devices() -> list[str]:

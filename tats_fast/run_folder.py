@@ -6,18 +6,14 @@ import hashlib
 import json
 import math
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tats_fast.config import ConfigError
-from tats_fast.weights_file import read_state
 
 MODEL_FILE = "model.safetensors"
-OLD_MODEL_FILE = "model.pt"
-"""The same in checkpoints of earlier versions, as ``torch.save`` writes it."""
 CONFIG_FILE = "config.yaml"
 TRAINER_FILE = "trainer.pt"
 OPTIMIZER_FILE = "optimizer.pt"
@@ -37,22 +33,6 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     )
 
 
-def model_file(folder: Path) -> Path:
-    """Where a checkpoint has its weights, or should."""
-    new, old = folder / MODEL_FILE, folder / OLD_MODEL_FILE
-    return old if old.is_file() and not new.exists() else new
-
-
-def read_model(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Content of a ``model_file``, with the tensors on ``device``.
-
-    Raises:
-        ConfigError: missing or damaged, or something else; one line.
-    """
-    read = read_state if path.suffix == Path(MODEL_FILE).suffix else read_tensors
-    return read(path, device)
-
-
 def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
     """The checkpoint folder meant by ``path``: itself, or a run folder's newest.
 
@@ -60,7 +40,7 @@ def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
         ConfigError: there is none; one line.
     """
     folder = Path(path)
-    if model_file(folder).is_file() or (folder / MANIFEST_FILE).is_file():
+    if (folder / MODEL_FILE).is_file() or (folder / MANIFEST_FILE).is_file():
         return folder
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
@@ -104,20 +84,15 @@ def fingerprint(path: Path) -> dict[str, Any]:
 def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
     """What is wrong with the files of a checkpoint, in a few words; None where nothing is.
 
-    A checkpoint of before there was a manifest is held to the checksums inside its ``.pt`` files.
-
     Args:
         names: files to look at; None = all that make up a checkpoint.
     """
     try:
         listed = json.loads((folder / MANIFEST_FILE).read_text())["files"]
     except FileNotFoundError:
-        model = model_file(folder)
-        if names is None and model.name == MODEL_FILE:
-            return f"{(MANIFEST_FILE if model.is_file() else MODEL_FILE)} is missing"
-        return _damage_by_zip(
-            folder, (model.name, TRAINER_FILE, CONFIG_FILE) if names is None else names
-        )
+        if names is None:
+            return f"{MANIFEST_FILE if (folder / MODEL_FILE).is_file() else MODEL_FILE} is missing"
+        listed = {}  # an import's folder has none
     except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST_FILE} cannot be read"
     for name in listed if names is None else names:
@@ -131,21 +106,6 @@ def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
             if found[what] != value:
                 how = "cut off or grown" if what == "bytes" else "changed since it was written"
                 return f"{name} was {how} ({what} {found[what]}, written {value})"[:160]
-    return None
-
-
-def _damage_by_zip(folder: Path, names: tuple[str, ...]) -> str | None:
-    for name in names:
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-    for path in sorted(folder.rglob("*.pt")):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                part = archive.testzip()
-        except (OSError, zipfile.BadZipFile):
-            return f"{path.relative_to(folder)} is cut off or no file of torch.save"
-        if part is not None:
-            return f"{path.relative_to(folder)} was changed since it was written"
     return None
 
 

@@ -24,12 +24,14 @@ def _seed() -> None:
 def tiny_config():
     """Factory of run configurations small enough for a unit test; sections merge over defaults.
 
-    In fp32 unless told otherwise: ``auto`` depends on the processor.
+    In fp32 unless told otherwise: ``auto`` depends on the processor. With two inner epochs, without
+    which nothing of PPO's ratio and clipping would run.
     """
 
     def make(**sections) -> RunConfig:
         tree = {"model": TINY_MODEL, "masking": {"ratio": 0.75}, **sections}
         tree["model"] = {**TINY_MODEL, **sections.get("model", {})}
+        tree["ppo"] = {"epochs": 2, **sections.get("ppo", {})}
         tree["train"] = {"precision": "fp32", **sections.get("train", {})}
         return build_config(tree)
 

@@ -17,8 +17,8 @@ MODELS = {"config", "kernels", "models"}
 ALLOWED = {
     "config": set(),
     "weights_file": {"config"},
-    "run_folder": {"config", "weights_file"},
-    "models": {"config", "kernels", "run_folder"},
+    "run_folder": {"config"},
+    "models": {"config", "kernels", "run_folder", "weights_file"},
     "interchange": {"config", "models", "data", "run_folder", "version", "weights_file"},
     "masking": MODELS,
     "rl": MODELS,

@@ -258,22 +258,21 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
 
-def update_table(
-    page: str, mark: str, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
-) -> None:
-    """Put a title and a table between ``<!-- mark -->`` and ``<!-- /mark -->`` of a Markdown page.
+def put_between(page: str, mark: str, text: str) -> None:
+    """Replace what stands between ``<!-- mark -->`` and ``<!-- /mark -->`` of a Markdown page.
 
     Raises:
-        ConfigError: the page cannot be read or lacks the marks.
+        ConfigError: the page cannot be read or written, or has not exactly one pair of them.
     """
-    marks = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     try:
-        before, rest = Path(page).read_text().split(marks[0])
-        _, after = rest.split(marks[1])
-    except (OSError, ValueError):
-        raise ConfigError(f"--update {page}: no readable file with the marks {marks}") from None
-    table = f"{title}:\n\n{markdown(header, rows)}"
-    Path(page).write_text(f"{before}{marks[0]}\n{table}\n{marks[1]}{after}")
+        before, rest = Path(page).read_text().split(begin)
+        _, after = rest.split(end)
+        Path(page).write_text(f"{before}{begin}\n{text}\n{end}{after}")
+    except OSError as error:
+        raise ConfigError(f"--update {page}: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError(f"--update {page}: one pair of {begin} and {end} is needed") from None
 
 
 def number(value: float | None, digits: int = 1) -> str:

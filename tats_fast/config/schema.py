@@ -139,14 +139,16 @@ class PPOConfig(Options):
     of the pixels; or the same with clips counting less in which much changes, a camera's movement
     for example. None = ``sparse_change``, but ``error`` for tokens of one frame, for ``credit=set``
     and beside a teacher. docs/evidence.md has what each is worth."""
-    epochs: int = option(2, at_least=1)
-    """K: sampler updates per batch; with 1 the ratio is 1 and clipping never acts."""
+    epochs: int = option(1, at_least=1)
+    """K: sampler updates per batch; with 1 the ratio is 1 and clipping never acts. What
+    docs/evidence.md has was measured with 1; each further one costs a pass of the sampler, forward
+    and backward."""
     clip_eps: float = option(0.2, above=0)
     """PPO's clipping range."""
     value_coef: float = option(0.5, at_least=0)
     """Weight of the value loss."""
-    entropy_coef: float = option(1.0, at_least=0)
-    """tau: weight of the entropy bonus, in units of the advantage."""
+    entropy_coef: float = option(0.5, at_least=0)
+    """tau: weight of the entropy bonus, in units of the advantage. Larger: a flatter policy."""
     advantage_clip: float = option(3.0, above=0)
     """Advantages are clamped to +- this many running deviations."""
     reward_momentum: float = option(0.99, at_least=0, below=1)
@@ -289,6 +291,12 @@ class RunConfig(TrainingConfig):
                     f"leaves {visible_count(tokens, ratio)} of {tokens} tokens visible; at least "
                     "one must stay visible and one hidden",
                 )
+        require(
+            self.masking.strategy != "tube" or self.model.tokens_per_frame > 1,
+            "masking.strategy",
+            "tube",
+            "shows a place in every frame, and clips of one place would hide nothing",
+        )
         require(
             self.listed_per_step > 0 or self.train.steps is not None,
             "train.steps",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tats_fast.config import ConfigError, Failure
+from tats_fast.data.files import LineFile
 from tats_fast.data.lists import Video
 
 LOGGER = logging.getLogger("tats_fast")
@@ -22,9 +23,9 @@ class TooManyBadFiles(Failure):
 class BadFileRecord:
     """The undecodable files of a run, each logged and written once."""
 
-    path: Path | None
-    """File of ``path<TAB>reason`` lines, in which each file has one; None = only in memory. Paths
-    are absolute, so that it can be used from anywhere."""
+    path: Path
+    """File of ``path<TAB>reason`` lines, in which each file has one. Paths are absolute, so that it
+    can be used from anywhere."""
     num_videos: int
     """Length of the list."""
     max_fraction: float
@@ -41,7 +42,8 @@ class BadFileRecord:
     towards the limit: what a past outage made unreadable does not."""
 
     def __post_init__(self) -> None:
-        if self.path is not None and self.path.exists():
+        self._file = LineFile(self.path)
+        if self.path.exists():
             self.reasons = read_bad_files(self.path)
 
     def record(self, bad: Iterable[tuple[str, str]], good: Iterable[str] = ()) -> None:
@@ -64,16 +66,13 @@ class BadFileRecord:
         self.reasons.update(new)
         for name, reason in new.items():
             LOGGER.warning("skipped a video that cannot be decoded: %s (%s)", name, reason)
-        if new and self.path is not None and self.writes:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8", errors="surrogateescape") as file:
-                file.writelines(f"{line}\n" for line in bad_lines(new))
+        if new and self.writes:
+            self._file.append(bad_lines(new))
         if len(self.failing) > self.max_fraction * self.num_videos:
-            see = "" if self.path is None else f" (see {self.path})"
             raise TooManyBadFiles(
-                f"{len(self.failing)} of {self.num_videos} listed videos cannot be decoded{see}: "
-                f"more than data.max_bad_fraction={self.max_fraction} allows; repair the list or "
-                "raise data.max_bad_fraction"
+                f"{len(self.failing)} of {self.num_videos} listed videos cannot be decoded (see "
+                f"{self.path}): more than data.max_bad_fraction={self.max_fraction} allows; repair "
+                "the list or raise data.max_bad_fraction"
             )
 
 

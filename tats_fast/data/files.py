@@ -16,6 +16,8 @@ from unicodedata import category
 
 from tats_fast.config import ConfigError
 
+LOGGER = logging.getLogger("tats_fast")
+
 
 def shown(text: str) -> str:
     """A path or label that can be printed on one line, whatever bytes it holds: what a terminal
@@ -98,6 +100,37 @@ def whole_folder(out: Path) -> Iterator[Path]:
                 path.rename(out / path.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+class LineFile:
+    """A text file that grows line by line while training goes on.
+
+    A disk that is full, or away, costs no step: one warning says so, and the lines wait for the
+    next that can be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting: list[str] = []
+
+    def append(self, lines: Iterable[str]) -> None:
+        """Write these, without line ends, behind those that wait."""
+        known, size = bool(self._waiting), None
+        self._waiting += lines
+        text = "".join(f"{line}\n" for line in self._waiting)
+        try:
+            with self.path.open("ab") as file:
+                size = file.tell()
+                file.write(text.encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            if size is not None:  # a part may have found room, and would be there twice
+                with contextlib.suppress(OSError):
+                    os.truncate(self.path, size)
+            if not known:
+                reason = error.strerror or error
+                LOGGER.warning("%s cannot be written (%s): its lines wait", self.path, reason)
+        else:
+            self._waiting.clear()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

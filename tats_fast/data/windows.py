@@ -46,26 +46,8 @@ class Length:
     """Frames per second as its header says, if that is believable."""
 
 
-def window_starts(total: int, num_frames: int, stride: int, hop: int) -> list[int]:
-    """First frames of all windows of a video of ``total`` frames; never empty.
-
-    A window is ``num_frames`` frames, each ``stride`` after the one before; one starts every
-    ``hop`` frames as long as it fits. If more is left at the end than lies between two windows, one
-    more ends with the last used frame; every gcd(stride, hop)-th is used. A video shorter than a
-    window gives one, from 0.
-
-    T=4, stride 2, hop 8, so frames 0, 2, 4, ... are used: 16 frames -> [0, 8]; 17 to 18 frames
-    (the last used one is 16) -> [0, 8, 10]; 5 frames -> [0].
-    """
-    require_counts(frame_in_the_video=total, frame_per_window=num_frames)
-    require_counts(frame_of_stride=stride, frame_of_hop=hop)
-    step = math.gcd(stride, hop)
-    used = -(-total // step)
-    return [start * step for start in _starts(used, _span(num_frames, stride, step), hop // step)]
-
-
 def _starts(used: int, span: int, ahead: int) -> list[int]:
-    """``window_starts`` where every frame is used: windows of ``span``, one every ``ahead``."""
+    """Where, among ``used`` frames, windows of ``span`` start, one every ``ahead``; never empty."""
     last = used - span
     if last <= 0:
         return [0]
@@ -78,10 +60,16 @@ def _starts(used: int, span: int, ahead: int) -> list[int]:
 def video_windows(
     path: str, num_frames: int, stride: int, hop: int, size: int
 ) -> Generator[Window, None, Length]:
-    """The windows of a video that start at ``window_starts``, each as soon as it is decoded.
+    """The windows of a video, each as soon as it is decoded.
 
-    A video shorter than a window repeats the last frame that falls on the window's stride, as
+    A window is ``num_frames`` frames, each ``stride`` after the one before; one starts every
+    ``hop`` frames as long as it fits. If more is left at the end than lies between two windows, one
+    more ends with the last used frame; every gcd(stride, hop)-th is used. A video shorter than a
+    window gives one, which repeats the last frame that falls on its stride, as
     ``views.dense_views`` does.
+
+    T=4, stride 2, hop 8, so frames 0, 2, 4, ... are used: 16 frames -> windows from 0 and 8; 17 to
+    18 frames (the last used one is 16) -> 0, 8, 10; 5 frames -> 0.
 
     Args:
         stride: 0 gives one window with the middle frame of each of ``num_frames`` equal segments,

@@ -52,7 +52,7 @@ def changed_settings(folder: Path, config: TrainingConfig) -> list[str]:
 
 
 def changed_videos(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
-    """The same for the list of videos, from what ``TrainingLoop.listing`` returned then and now."""
+    """The same for the list of videos, from what ``videos.listing`` returned then and now."""
     changed = [] if before is None else [key for key in before if before[key] != now[key]]
     if changed == ["labels"]:
         return ["labels: not those of before"]

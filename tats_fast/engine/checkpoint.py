@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tats_fast.config import ConfigError, Failure, TrainingConfig, read_saved, save_config
+from tats_fast.config import ConfigError, Failure, TrainingConfig, save_config
 from tats_fast.engine import store
 from tats_fast.engine.best import best_checkpoint
 from tats_fast.engine.changes import changed_settings, changed_videos
@@ -34,11 +34,9 @@ from tats_fast.run_folder import (
     STEP_PREFIX,
     TRAINER_FILE,
     list_checkpoints,
-    model_file,
-    read_model,
     read_tensors,
 )
-from tats_fast.weights_file import write_state
+from tats_fast.weights_file import read_state, write_state
 
 
 class NotSaved(Failure):
@@ -94,7 +92,7 @@ def collect(
     processes call it.
 
     Args:
-        videos: what to remember of the list (``TrainingLoop.listing``).
+        videos: what to remember of the list (``videos.listing``).
 
     Raises:
         NonFiniteLoss: a weight is not finite.
@@ -216,17 +214,12 @@ def _load(
 ) -> tuple[Position, list[str]]:
     world = learner.world
     changed = changed_settings(folder, config)
-    model = read_model(model_file(folder), world.device)
+    model = read_state(folder / MODEL_FILE, world.device)
     trainer = read_tensors(folder / TRAINER_FILE)
     if trainer["world_size"] != world.size:
         changed.append(f"processes: {trainer['world_size']} -> {world.size}")
     if videos is not None:
-        changed += changed_videos(trainer.get("videos"), videos)
+        changed += changed_videos(trainer["videos"], videos)
     learner.load_state(model, trainer)
     learner.runner.load_optimizer_state(read_tensors(folder / OPTIMIZER_FILE))
-    position = dict(trainer["position"])
-    clips = position.pop("samples", None)
-    if clips is not None:  # earlier versions counted those of whole batches
-        before = read_saved(folder / CONFIG_FILE, type(config))
-        position["windows"] = clips * before.windows_per_step // before.train.batch_size
-    return Position(**position), changed
+    return Position(**trainer["position"]), changed

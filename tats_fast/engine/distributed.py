@@ -53,12 +53,6 @@ class World:
             dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return value
 
-    def any_of(self, flag: bool) -> bool:
-        """Whether any process says so (waits for all of them)."""
-        if self.size == 1:
-            return flag
-        return bool(self.maximum(torch.tensor(float(flag), device=self.device)).item())
-
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace gradients by their mean over processes, in one collective.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tats_fast.config import Failure
+from tats_fast.data.files import LineFile
 from tats_fast.run_folder import list_checkpoints
 
 LOGGER = logging.getLogger("tats_fast")
@@ -36,6 +37,9 @@ class SkippedSteps:
     in_row: int = 0
     """Of the last steps noted."""
 
+    def __post_init__(self) -> None:
+        self._file = LineFile(self.run_dir / "skipped_steps.jsonl")
+
     def note(self, first: int, skipped: Sequence[bool], clips: Sequence[list[Any]]) -> None:
         """Steps ``first``, ``first + 1``, ...: whether each was skipped, and its clips.
 
@@ -48,8 +52,7 @@ class SkippedSteps:
                 continue
             LOGGER.warning("step %d skipped: its loss or gradient is not finite", step)
             if self.writes:
-                with (self.run_dir / "skipped_steps.jsonl").open("a") as file:
-                    file.write(json.dumps({"step": step, "clips": names}) + "\n")
+                self._file.append([json.dumps({"step": step, "clips": names})])
             if self.in_row >= self.limit:
                 raise self.failure(step)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tats_fast.data.files import LineFile
 from tats_fast.data.workers.progress import Progress
 from tats_fast.engine.boards import Board, reason_of
 from tats_fast.run_folder import read_rows
@@ -52,6 +52,7 @@ class RunLog:
         self._logged = {name: -1 if fresh else _last_step(folder / name) for name in LINES}
         for name in LINES:
             drop_lines_after(folder / name, resumed_step)
+        self._files = {name: LineFile(folder / name) for name in LINES}
         self._boards = list(boards)
         self._progress = Progress(total_steps, max(0, resumed_step), own_thread=True)
         self._columns = columns
@@ -99,12 +100,13 @@ class RunLog:
             show()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError:  # a file on a full disk: the next line may have room
+            pass
 
     def _write(self, file: str, row: dict[str, Any], prefix: str) -> None:
         # NaN is not JSON: a number that does not exist is null.
         clean = {k: None if _is_nan(v) else v for k, v in row.items()}
-        with (self.folder / file).open("a") as lines:
-            lines.write(json.dumps(clean) + "\n")
+        self._files[file].append([json.dumps(clean)])
         numbers = {
             f"{prefix}/{name}": value
             for name, value in clean.items()
@@ -175,12 +177,7 @@ def drop_lines_after(path: Path, step: int, into: Path | None = None) -> int:
 
 def _last_step(path: Path) -> int:
     """Of the lines in a file; -1 without any."""
-    last = -1
-    with contextlib.suppress(FileNotFoundError):
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # cut off by a kill
-                last = max(last, int(json.loads(line)["step"]))
-    return last
+    return max((row["step"] for row in read_rows(path)), default=-1)
 
 
 def recorded(folder: Path, step: int) -> set[str]:

@@ -34,7 +34,7 @@ from tats_fast.engine.logs import RunLog, SilentLog, recorded
 from tats_fast.engine.meter import Meter
 from tats_fast.engine.optim import LR_REFERENCE_BATCH
 from tats_fast.engine.precision import wants_bf16
-from tats_fast.engine.resume import checkpoint_to_resume, leave_behind
+from tats_fast.engine.resume import checkpoint_to_resume, hold_to_train, leave_behind
 from tats_fast.engine.saving import Saving
 from tats_fast.engine.signals import StopRequest
 from tats_fast.engine.videos import Loader, listed_videos, listing, make_run_loader, total_steps
@@ -117,7 +117,7 @@ class TrainingLoop(ABC):
                 self.resume_from, self.learner, config, listing(self.videos)
             )
         if self._writes:
-            world.from_main(lambda: run_lock.hold(self.folder))
+            world.from_main(lambda: hold_to_train(self.folder, self.resume_from))
         if world.is_main and self._writes:
             save_config(config, self.folder / "config.yaml")
         self.bad_files = BadFileRecord(

@@ -7,17 +7,17 @@ import socket
 from pathlib import Path
 
 from tats_fast.config import ConfigError, Failure
-from tats_fast.engine import store
+from tats_fast.engine import run_lock, store
 from tats_fast.engine.boards import NUMBER_FILES
 from tats_fast.engine.distributed import World
 from tats_fast.engine.logs import LINES, drop_lines_after
 from tats_fast.run_folder import (
     MANIFEST_FILE,
+    MODEL_FILE,
     SUPERSEDED,
     damage,
     find_checkpoint,
     list_checkpoints,
-    model_file,
 )
 
 LOGGER = logging.getLogger("tats_fast")
@@ -26,6 +26,23 @@ LOGGER = logging.getLogger("tats_fast")
 class DamagedCheckpoint(ConfigError, Failure):
     """The checkpoint to continue from is not what was written, and no other was found. Work that
     failed rather than wrong use: the exit code is that of a ``Failure``."""
+
+
+def hold_to_train(run_dir: Path, resumed: Path | None) -> None:
+    """Lock a run's folder, which is made if need be.
+
+    Args:
+        resumed: what ``checkpoint_to_resume`` found before there was a lock.
+
+    Raises:
+        ConfigError: another process has it, or trained in it since then.
+    """
+    run_lock.hold(run_dir)
+    if resumed is None and list_checkpoints(run_dir):
+        raise ConfigError(
+            f"run folder {run_dir}: another start has trained here meanwhile; the same command "
+            "continues it"
+        )
 
 
 def checkpoint_to_resume(run_dir: Path, resume: str, world: World) -> Path | None:
@@ -41,7 +58,7 @@ def checkpoint_to_resume(run_dir: Path, resume: str, world: World) -> Path | Non
     chosen = world.from_main(lambda: _choose(run_dir, resume))
     if chosen is None:
         return None
-    seen = model_file(chosen).is_file()
+    seen = (chosen / MODEL_FILE).is_file()
     for rank, (host, sees) in enumerate(world.gather((socket.gethostname(), seen), patient=True)):
         if not sees:
             raise ConfigError(

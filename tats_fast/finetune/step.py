@@ -27,7 +27,6 @@ from tats_fast.finetune.augment.mixing import mix, random_erase, soft_cross_entr
 from tats_fast.finetune.augment.rand_augment import rand_augment
 from tats_fast.models.classifier import VideoClassifier
 from tats_fast.models.patchify import normalised_video
-from tats_fast.models.restore import current_names
 
 # Keeps the host's draws of a step apart from other users of (seed, step, rank).
 _AUGMENT = 4
@@ -98,11 +97,11 @@ class ClassifierLearner:
             ConfigError: its classes are others, or in another order; one line.
         """
         _require_same_classes(model["classes"], self.module.classes)
-        stored = current_names(model["classifier"])
+        stored = model["classifier"]
         if self.average is not None:
             self.runner.load_weights(stored)
             self.average.load(self.runner.parts())
-        self.runner.load_weights(current_names(trainer["weights"] or stored))
+        self.runner.load_weights(trainer["weights"] or stored)
 
 
 def _require_same_classes(before: Sequence[str], now: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from tats_fast.interchange.foreign import foreign_weights
 from tats_fast.interchange.hub import fetch, is_hub_name
 from tats_fast.interchange.huggingface import CONFIG_JSON, read_hugging_face
 from tats_fast.interchange.weights import Weights, is_ours, own_weights, resize
-from tats_fast.run_folder import find_checkpoint, model_file, read_tensors, require_sound
+from tats_fast.run_folder import MODEL_FILE, find_checkpoint, read_tensors, require_sound
 from tats_fast.weights_file import read_state
 
 
@@ -44,7 +44,7 @@ def read_weights(
     if (path / CONFIG_JSON).is_file() and not ema:
         return resize(read_hugging_face(path), overrides)
     if not path.is_file():
-        path = model_file(find_checkpoint(path, key=key))
+        path = find_checkpoint(path, key=key) / MODEL_FILE
     content = read_state(path) if path.suffix == ".safetensors" else read_plain(path)
     require_sound(path)
     if is_ours(content) or ema:
@@ -58,7 +58,7 @@ def read_weights(
     return foreign_weights(content, path, overrides)
 
 
-def read_plain(path: Path) -> Mapping[str, Any]:
+def read_plain(path: Path) -> dict[str, Any]:
     """What ``torch.save`` wrote, if that is a dictionary of tensors and plain values.
 
     Raises:
@@ -66,7 +66,4 @@ def read_plain(path: Path) -> Mapping[str, Any]:
     """
     # VideoMAE saves its command line beside the weights: a Namespace only holds attributes.
     with torch.serialization.safe_globals([argparse.Namespace]):
-        content = read_tensors(path)
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
-    return content
+        return read_tensors(path)

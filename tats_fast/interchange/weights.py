@@ -33,8 +33,8 @@ from tats_fast.models.classifier import HEAD_NORM_EPS, VideoClassifier
 from tats_fast.models.encoder import PREFIX, VideoEncoder, encoder_state
 from tats_fast.models.layers import NORM_EPS
 from tats_fast.models.mae import MaskedAutoencoder
-from tats_fast.models.restore import EMA, current_names
-from tats_fast.run_folder import CONFIG_FILE, MODEL_FILE, OLD_MODEL_FILE, STEP_PREFIX
+from tats_fast.models.restore import EMA
+from tats_fast.run_folder import CONFIG_FILE, MODEL_FILE, STEP_PREFIX
 from tats_fast.weights_file import write_state
 
 RESIZABLE = ("image_size", "num_frames", "attention")
@@ -195,8 +195,8 @@ def save_weights(weights: Weights, out: Path) -> Path:
     """
     if out.exists():
         raise ConfigError(f"out={out}: exists; choose another name")
-    kind, old = Path(MODEL_FILE).suffix, Path(OLD_MODEL_FILE).suffix
-    if out.suffix == old:
+    kind = Path(MODEL_FILE).suffix
+    if out.suffix == ".pt":
         raise ConfigError(f"out={out}: weights are written as safetensors; end the name in {kind}")
     imported = {
         "model": dataclasses.asdict(weights.model),
@@ -247,7 +247,7 @@ def own_weights(content: Mapping[str, Any], path: Path, ema: bool = False) -> We
     config_file = path.with_name(CONFIG_FILE)
     if content.keys() >= FINE_TUNED:
         # It says all that the model needs; config.yaml is for its card.
-        tensors = _single(current_names(content["classifier"]))
+        tensors = _single(content["classifier"])
         state = {name: t for name, t in tensors.items() if name.startswith(PREFIX)}
         weights = Weights(
             model=build_model_config(content["model"]),
@@ -261,20 +261,20 @@ def own_weights(content: Mapping[str, Any], path: Path, ema: bool = False) -> We
             step=_step(path),
         )
         return check_shapes(weights, path)
-    state = _single(current_names(content[EMA if ema else "mae"]))
+    state = _single(content[EMA if ema else "mae"])
     imported = content.get("imported")
     if imported is not None:
-        head = content.get("head")  # and the two facts about it: not in files of earlier versions
+        head = content["head"]
         weights = Weights(
             model=build_model_config(imported["model"]),
             state=state,
             final_norm=imported["final_norm"],
             norm_eps=imported["norm_eps"],
             head=None if head is None else _single(head),
-            head_norm_eps=imported.get("head_norm_eps", HEAD_NORM_EPS),
-            classes=tuple(imported.get("classes", ())),
+            head_norm_eps=imported["head_norm_eps"],
+            classes=tuple(imported["classes"]),
             source=imported["source"],
-            sampling=Sampling(**imported.get("sampling", {})),
+            sampling=Sampling(**imported["sampling"]),
         )
     elif not config_file.is_file():
         raise ConfigError(f"{path}: {CONFIG_FILE} is missing beside it")

@@ -20,7 +20,6 @@ Strided views of a fused projection need no copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module, metadata
 from typing import Any, NamedTuple
 
@@ -125,10 +124,10 @@ def attention_packed(
 
         lengths = (offsets, offsets, longest, longest)
         return flash_attn_varlen_func(q, k, v, *lengths, deterministic=_deterministic())
-    if runs == "sdpa" and _flash_takes(q, _FLASH["flash2"].widest):
-        varlen_attn = _varlen_attn(q.device)
-        if varlen_attn is not None:
-            return varlen_attn(q, k, v, offsets, offsets, longest, longest)
+    if runs == "sdpa" and _flash_takes(q, _FLASH["flash2"].widest) and _sdpa_packs(q.device):
+        from torch.nn.attention.varlen import varlen_attn
+
+        return varlen_attn(q, k, v, offsets, offsets, longest, longest)
     return _padded(q, k, v, offsets, longest, runs)
 
 
@@ -203,7 +202,7 @@ def unavailable(backend: str, device_type: str) -> str | None:
 def packs(backend: str, device_type: str) -> bool:
     """Whether ``attention_packed`` runs 16-bit clips on ``device_type`` without padding them."""
     if backend == "sdpa" and device_type == "cuda":
-        return _varlen_attn(torch.device("cuda")) is not None
+        return _sdpa_packs(torch.device("cuda"))
     return backend in _FLASH
 
 
@@ -242,16 +241,9 @@ def _flash4(name: str, q: Tensor, k: Tensor, v: Tensor, **lengths: Any) -> Tenso
     return out[0] if isinstance(out, tuple) else out  # b36 returns (output, log-sum-exp)
 
 
-def _varlen_attn(device: torch.device) -> Callable[..., Tensor] | None:
-    """PyTorch's packed attention where this build has it and the GPU runs its kernel, which is
-    flash-attn 2's."""
-    if torch.cuda.get_device_properties(device).major not in _FLASH["flash2"].majors:
-        return None
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    return varlen_attn
+def _sdpa_packs(device: torch.device) -> bool:
+    """Whether the GPU runs the kernel of PyTorch's packed attention, which is flash-attn 2's."""
+    return torch.cuda.get_device_properties(device).major in _FLASH["flash2"].majors
 
 
 def _padded(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int, backend: str) -> Tensor:

@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from tats_fast.config import ConfigError, RunConfig, read_saved
 from tats_fast.config.schema import LEARNED_STRATEGIES
 from tats_fast.models.mae import MaskedAutoencoder
 from tats_fast.models.sampler import TokenSampler
-from tats_fast.run_folder import (
-    CONFIG_FILE,
-    find_checkpoint,
-    model_file,
-    read_model,
-    require_sound,
-)
-
-OLD_NAMES = (
-    (r"^embed\.", "encoder.embed."),
-    (r"^encoder\.(encoder\.)?(\d+)\.", r"encoder.blocks.\2."),
-    (r"^encoder_norm\.", "encoder.norm."),
-)
-"""Parameters of autoencoders and classifiers in checkpoints of earlier versions -> today."""
+from tats_fast.run_folder import CONFIG_FILE, MODEL_FILE, find_checkpoint, require_sound
+from tats_fast.weights_file import read_state
 
 EMA = "ema"
 """Among a checkpoint's weights: average of the autoencoder's parameters, if training kept one."""
-
-
-def current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An autoencoder's or a classifier's state dict with today's names, whatever version wrote it.
-
-    ``embed.proj.bias`` -> ``encoder.embed.proj.bias``; of a classifier
-    ``encoder.encoder.3.norm1.bias`` -> ``encoder.blocks.3.norm1.bias``.
-    """
-    renamed = {}
-    for name, tensor in state.items():
-        for old, new in OLD_NAMES:
-            name = re.sub(old, new, name)
-        renamed[name] = tensor
-    return renamed
 
 
 def build_models(
@@ -70,8 +41,8 @@ def load_models(
     """
     folder = find_checkpoint(checkpoint)
     device = torch.device(device)
-    path = model_file(folder)
-    state = read_model(path)
+    path = folder / MODEL_FILE
+    state = read_state(path)
     require_sound(path)
     if "classifier" in state:  # before its configuration, which is another one
         raise ConfigError(
@@ -88,7 +59,7 @@ def load_models(
     config = replace(config, model=replace(config.model, attention="auto"))
     mae, sampler = build_models(config, device.type)
     try:
-        mae.load_state_dict(current_names(state["mae"]))
+        mae.load_state_dict(state["mae"])
         if sampler is not None:
             sampler.load_state_dict(state["sampler"])
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:

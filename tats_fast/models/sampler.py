@@ -102,7 +102,7 @@ def policy_learning_from(
     """The policy of all clips, of which every n-th, the first among them, has gradients.
 
     The n-th and not the first part of a batch: so it is the same clips for any number of processes,
-    and some of every source and of every decoded window's crops.
+    and some of every decoded window's crops.
 
     Args:
         every: n; divides B.

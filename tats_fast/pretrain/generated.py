@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -39,6 +40,34 @@ class Stream:
         if pans < size:
             parts.append(self._scenes.batch(size - pans, number).clips)
         return torch.cat(parts)
+
+
+def uneven_teaching(config: RunConfig, processes: int) -> str | None:
+    """What to say where ``sampler.learn_every`` picks its clips from some sources more than from
+    others: a micro-batch has files, pans and scenes in this order in every step.
+
+    Args:
+        processes: of the run, by which micro-batches are smaller.
+    """
+    every, micro_batches = config.sampler.learn_every, processes * config.train.accumulation
+    made = config.generated_per_step // micro_batches
+    pans = round(config.generated.pans * made)
+    counts = {
+        "files": config.listed_per_step // micro_batches,
+        "pans": pans,
+        config.generated.task: made - pans,
+    }
+    sources = [source for source, clips in counts.items() for _ in range(clips)]
+    teaching = Counter(sources[::every])
+    if all(every * teaching[source] == clips for source, clips in counts.items()):
+        return None
+    parts = ", ".join(
+        f"{teaching[source]} of {clips} {source}" for source, clips in counts.items() if clips
+    )
+    return (
+        f"sampler.learn_every={every}: of every micro-batch the same clips teach the sampler, "
+        f"{parts}; multiples of {every} of each would have an equal say"
+    )
 
 
 class GeneratedLoader:

@@ -4,6 +4,8 @@ reconstruction, and draws of sampler, chance and frame difference side by side.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch import Tensor
 
@@ -41,42 +43,39 @@ def held_out_metrics(
         ``sampler``; then also the policy's metrics.
     """
     model = config.model
-    visible = visible_tokens("random", model, config.masking.ratio)
-    # Two generators: the fixed mask must not depend on how many draws were made before it.
-    masks, draws_of = (torch.Generator(clips.device).manual_seed(MASK_SEED) for _ in range(2))
+    # Not the masks' own generator: they must not depend on how many draws were made before them.
+    generator = torch.Generator(clips.device).manual_seed(MASK_SEED)
     sums: dict[str, float] = {}
-    was_training = mae.training
-    mae.eval()
-    for chunk in clips.split(CHUNK):
-        patches = patchify(chunk, model.tubelet_size, model.patch_size)
-        with autocast(clips.device, bf16):
-            tokens, error = _rebuilt(mae, patches, visible, masks)
-            policy = None if sampler is None else sampler(tokens)
-        values = {"loss_recon_random": error.mean()}
-        strategies = {"random": "random", "motion": "motion"}
-        if policy is not None:
-            strategies["sampler"] = "tats"
-            values.update(policy_metrics(policy.log_p, policy.entropy))
-        log_p = None if policy is None else policy.log_p
-        motion = motion_energy(patches, model.tubelet_size)
-        texture = roughness(patches, model.patch_size)
-        for name, strategy in strategies.items():
-            draws = [
-                split_tokens(strategy, model, patches, log_p, visible, draws_of).visible_mask
-                for _ in range(DRAWS)
-            ]
-            values[f"motion_lift_{name}"] = sum(lift(motion, draw) for draw in draws) / DRAWS
-            values[f"roughness_lift_{name}"] = sum(lift(texture, draw) for draw in draws) / DRAWS
+    for patches, tokens, error in _rebuilt(config, mae, clips, bf16):
+        values, log_p = {"loss_recon_random": error.mean()}, None
+        if sampler is not None:
+            with autocast(clips.device, bf16):
+                policy = sampler(tokens)
+            log_p = policy.log_p
+            values.update(policy_metrics(log_p, policy.entropy))
+        scores = {
+            "motion": motion_energy(patches, model.tubelet_size),
+            "roughness": roughness(patches, model.patch_size),
+        }
+        values.update(_lifts(config, patches, log_p, scores, DRAWS, generator))
         for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value.item() * len(chunk)
-    mae.train(was_training)
+            sums[name] = sums.get(name, 0.0) + value.item() * len(patches)
     return {name: total / len(clips) for name, total in sums.items()}
 
 
 @torch.no_grad()
 def random_mask_loss(config: RunConfig, mae: MaskedAutoencoder, clips: Tensor, bf16: bool) -> float:
     """``loss_recon_random`` of ``held_out_metrics`` alone, under the same masks."""
-    model, total = config.model, 0.0
+    rebuilt = _rebuilt(config, mae, clips, bf16)
+    return sum(error.mean().item() * len(error) for *_, error in rebuilt) / len(clips)
+
+
+def _rebuilt(
+    config: RunConfig, mae: MaskedAutoencoder, clips: Tensor, bf16: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of one chunk of clips after the other the patches (B, N, D), their tokens (B, N, C), and the
+    errors (B, N_m) under the fixed random masks."""
+    model = config.model
     visible = visible_tokens("random", model, config.masking.ratio)
     masks = torch.Generator(clips.device).manual_seed(MASK_SEED)
     was_training = mae.training
@@ -84,20 +83,37 @@ def random_mask_loss(config: RunConfig, mae: MaskedAutoencoder, clips: Tensor, b
     for chunk in clips.split(CHUNK):
         patches = patchify(chunk, model.tubelet_size, model.patch_size)
         with autocast(clips.device, bf16):
-            error = _rebuilt(mae, patches, visible, masks)[1]
-        total += error.mean().item() * len(chunk)
+            split = split_tokens("random", model, patches, None, visible, masks)
+            tokens = mae.embed(patches)
+            prediction = mae.decode(mae.encode(tokens, split), split)
+            error = kernels.masked_mse(prediction, patches, split.masked)
+        yield patches, tokens, error
     mae.train(was_training)
-    return total / len(clips)
 
 
-def _rebuilt(
-    mae: MaskedAutoencoder, patches: Tensor, visible: int, masks: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Tokens (B, N, C) of patches (B, N, D), and the errors (B, N_m) under random masks."""
-    split = split_tokens("random", mae.config, patches, None, visible, masks)
-    tokens = mae.embed(patches)
-    prediction = mae.decode(mae.encode(tokens, split), split)
-    return tokens, kernels.masked_mse(prediction, patches, split.masked)
+def _lifts(
+    config: RunConfig,
+    patches: Tensor,
+    log_p: Tensor | None,
+    scores: Mapping[str, Tensor],
+    count: int,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """``SCORE_lift_NAME``: how much of each score (B, N) ``count`` draws by each strategy see."""
+    strategies = {"random": "random", "motion": "motion"}
+    if log_p is not None:
+        strategies["sampler"] = "tats"
+    model = config.model
+    visible = visible_tokens("random", model, config.masking.ratio)
+    lifts = {}
+    for name, strategy in strategies.items():
+        draws = [
+            split_tokens(strategy, model, patches, log_p, visible, generator).visible_mask
+            for _ in range(count)
+        ]
+        for score, values in scores.items():
+            lifts[f"{score}_lift_{name}"] = sum(lift(values, draw) for draw in draws) / count
+    return lifts
 
 
 @torch.no_grad()
@@ -118,19 +134,8 @@ def true_motion_lifts(
     batch = scenes.batch(TRUE_CLIPS, 0)
     truth = moving_share(batch.moving, model.tubelet_size, model.patch_size)
     patches = patchify(batch.clips, model.tubelet_size, model.patch_size)
-    visible = visible_tokens("random", model, config.masking.ratio)
     generator = torch.Generator(device).manual_seed(MASK_SEED)
     with autocast(device, bf16):
         log_p = None if sampler is None else sampler(mae.embed(patches)).log_p
-    strategies = {"random": "random", "motion": "motion"}
-    if log_p is not None:
-        strategies["sampler"] = "tats"
-    lifts = {}
-    for name, strategy in strategies.items():
-        draws = [
-            split_tokens(strategy, model, patches, log_p, visible, generator).visible_mask
-            for _ in range(TRUE_DRAWS)
-        ]
-        mean = sum(lift(truth, draw) for draw in draws) / TRUE_DRAWS
-        lifts[f"true_motion_lift_{name}"] = float(mean)
-    return lifts
+    lifts = _lifts(config, patches, log_p, {"true_motion": truth}, TRUE_DRAWS, generator)
+    return {name: float(value) for name, value in lifts.items()}

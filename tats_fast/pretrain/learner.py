@@ -22,7 +22,7 @@ from tats_fast.models import MaskedAutoencoder, TokenSampler
 from tats_fast.models.encoder import VideoEncoder
 from tats_fast.models.execution import compiled_cut, prepare_blocks
 from tats_fast.models.patchify import patches_and_statistics
-from tats_fast.models.restore import EMA, build_models, current_names
+from tats_fast.models.restore import EMA, build_models
 from tats_fast.pretrain.initial import load_initial
 from tats_fast.pretrain.step import Rollout
 from tats_fast.pretrain.teacher import load_teacher
@@ -105,7 +105,7 @@ class Learner:
 
     def load_state(self, model: dict[str, Any], trainer: dict[str, Any]) -> None:
         """Restore what ``model_state`` and ``trainer_state`` returned."""
-        weights = {MAE + name: value for name, value in current_names(model["mae"]).items()}
+        weights = {MAE + name: value for name, value in model["mae"].items()}
         if self.runner.module.feature_head is not None:
             weights |= {HEAD + name: value for name, value in model["feature_head"].items()}
         if self.average is not None:  # where none was kept so far, it starts here

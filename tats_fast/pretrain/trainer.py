@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tats_fast.config import ConfigError, RunConfig
+from tats_fast.config.schema import LEARNED_STRATEGIES
 from tats_fast.data.eval_clips import load_eval_clips
 from tats_fast.data.loader import ClipBatch, resolved_backend
 from tats_fast.engine.logs import RunLog, SilentLog
@@ -18,7 +19,7 @@ from tats_fast.masking import visible_tokens
 from tats_fast.models import MaskedAutoencoder
 from tats_fast.models.attention import choose_backend
 from tats_fast.pretrain.flops import training_step
-from tats_fast.pretrain.generated import GeneratedLoader, Stream
+from tats_fast.pretrain.generated import GeneratedLoader, Stream, uneven_teaching
 from tats_fast.pretrain.graph import make_step
 from tats_fast.pretrain.held_out import (
     held_out_metrics,
@@ -66,6 +67,9 @@ class Trainer(TrainingLoop):
         config, world = self.config, self.world
         if not config.generated_per_step:
             return super().loader()
+        uneven = uneven_teaching(config, world.size)
+        if uneven and config.masking.strategy in LEARNED_STRATEGIES and world.is_main:
+            LOGGER.warning("%s", uneven)
         return GeneratedLoader(
             super().loader() if self.videos else None,
             Stream(config, world.rank, world.device),
@@ -173,6 +177,9 @@ class Trainer(TrainingLoop):
             if mae is not None and PROBES in due:
                 probed, words = self.prober.measure(mae)
         if self.learner.average is not None:
+            # The first process has measured alone; where weights are gathered, the others would
+            # wait for it in an exchange that gives up within minutes.
+            self.world.barrier()
             with self.learner.whole_mae(averaged=True) as mae:
                 if mae is not None and HELD_OUT in due:
                     loss = random_mask_loss(self.config, mae, self.eval_clips, self.learner.bf16)

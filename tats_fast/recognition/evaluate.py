@@ -13,7 +13,7 @@ import torch
 from tats_fast.config import ConfigError, FinetuneConfig
 from tats_fast.config.options import chosen
 from tats_fast.data.bad_files import drop_quarantined
-from tats_fast.data.files import shown
+from tats_fast.data.files import require_writable, shown
 from tats_fast.data.labels import class_ids, classes_file
 from tats_fast.data.lists import read_videos
 from tats_fast.interchange import build_classifier, read_weights
@@ -72,7 +72,7 @@ def run_evaluation(
     named = run is not None and _lists_are_here(run) and classes_file(run.data) is None
     labels = class_ids(videos, classifier.classes, named=named)
     folder = default_folder(path) if options.out is None else Path(options.out)
-    _require_writable(folder)
+    require_writable(folder, "out")
     part = class_scores(
         classifier,
         videos,
@@ -119,13 +119,3 @@ def default_folder(checkpoint: Path) -> Path:
     if folder.name.startswith(STEP_PREFIX):
         return folder.resolve().parent.parent / FOLDER
     return folder / FOLDER if list_checkpoints(folder) else Path(FOLDER)
-
-
-def _require_writable(folder: Path) -> None:
-    """Before hours of work rather than after."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out={folder}: cannot be written: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"out={folder}: cannot be written; choose another folder")

@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -99,8 +98,6 @@ def encoder_hash(encoder: VideoEncoder) -> str:
     norms = [m.eps for m in encoder.modules() if isinstance(m, nn.LayerNorm)]
     digest.update(repr(norms).encode())
     for name, tensor in encoder.state_dict().items():
-        # The names of earlier versions, so that features kept from then are still recognised.
-        name = re.sub(r"^blocks\.", "encoder.", re.sub(r"^norm\.", "encoder_norm.", name))
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # As bytes: NumPy has no bf16.
         plain = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
@@ -112,9 +109,7 @@ def _key(
     encoder: VideoEncoder, videos: Sequence[Video], settings: FeatureSettings, tokens: bool
 ) -> str:
     """Name of the cache entry. Labels are not part of it; a replaced video file is."""
-    used = {"stride": settings.stride, "tokens": tokens, "grid": settings.grid}
-    if settings.fps is not None:  # otherwise the keys of features kept from before it was there
-        used["fps"] = settings.fps
+    used = {"stride": settings.stride, "fps": settings.fps, "tokens": tokens, "grid": settings.grid}
     device = next(encoder.parameters()).device.type
     digest = hashlib.sha256(repr((_VERSION, used, device, encoder_hash(encoder))).encode())
     paths = [video.path for video in videos]

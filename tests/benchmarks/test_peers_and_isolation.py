@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import ops
 import pytest
-import report
 import throughput
 import torch
+from parts import bench
 from parts.isolate import first_failure, is_cuda_error
 from parts.ops import isolated as isolated_ops
 from parts.step import isolated, measure, paths
@@ -259,9 +259,14 @@ def test_the_first_cuda_error_is_what_a_failure_is_named_after():
     assert is_cuda_error(LOST) and not is_cuda_error("out of memory")
 
 
-def test_tables_go_between_the_markers():
-    text = f"a\n{report.BEGIN}\nold\n{report.END}\nb\n"
-    assert report.updated(text, "new") == f"a\n{report.BEGIN}\nnew\n{report.END}\nb\n"
-    for bad in ("no markers", text + text, report.BEGIN):
-        with pytest.raises(ConfigError):
-            report.updated(bad, "new")
+def test_tables_go_between_the_markers(tmp_path):
+    page, text = tmp_path / "page.md", "a\n<!-- x -->\nold\n<!-- /x -->\nb\n"
+    page.write_text(text)
+    bench.put_between(str(page), "x", "new")
+    assert page.read_text() == text.replace("old", "new")
+    for bad in ("no markers", text + text, "<!-- x -->"):
+        page.write_text(bad)
+        with pytest.raises(ConfigError, match=r"page\.md: one pair of <!-- x --> and <!-- /x -->"):
+            bench.put_between(str(page), "x", "new")
+    with pytest.raises(ConfigError, match=r"--update gone\.md: No such file"):
+        bench.put_between("gone.md", "x", "new")

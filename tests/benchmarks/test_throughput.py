@@ -42,7 +42,9 @@ RECORD_KEYS = {"hardware", "versions", "commit", "config"}
 
 def test_throughput_end_to_end(tmp_path):
     file = tmp_path / "record.json"
-    done = run_script("throughput.py", *TINY, "--peak-tflops", 1, "--json", file)
+    done = run_script(
+        "throughput.py", *TINY, "--inner-epochs", 2, "--peak-tflops", 1, "--json", file
+    )
     assert done.returncode == 0, done.stderr
     record = json.loads(file.read_text())
     assert set(record) == {*RECORD_KEYS, "paths"}

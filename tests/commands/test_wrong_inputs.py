@@ -219,13 +219,17 @@ CASES = [
         (line.format(place), words)
         for place, words in {"$hostile": "refused: ", "$posing": "cannot be read"}.items()
         for line in (
-            *(PRETRAIN + "train.init_from={}", PRETRAIN + "train.resume={}_step"),
-            *(FINETUNE + "init_from={}", FINETUNE + "train.resume={}_step"),
+            *(PRETRAIN + "train.init_from={}", FINETUNE + "init_from={}"),
             *(PROBE + "--checkpoint {}", EVALUATE + "--checkpoint {}"),
-            *(EXTRACT + "--checkpoint {}", VISUALIZE + "--checkpoint {}"),
-            *(EXPORT + "--checkpoint {}", "import --from {}_weights --out new.safetensors"),
+            *(EXTRACT + "--checkpoint {}", EXPORT + "--checkpoint {}"),
+            "import --from {} --out new.safetensors",
         )
     ),
+    (PRETRAIN + "train.resume=$hostile_pre", "refused: "),
+    (FINETUNE + "train.resume=$hostile_fine", "refused: "),
+    (PRETRAIN + "train.resume=$posing", "cannot be read"),
+    (FINETUNE + "train.resume=$posing", "cannot be read"),
+    (VISUALIZE + "--checkpoint $posing", "cannot be read"),
     ("config gone", "gone"),
     ("config quickstart train.stepz=3", "did you mean train.steps?"),
     ("config quickstart train.steps=0", "train.steps=0: must be at least 1"),
@@ -311,19 +315,18 @@ def place(tmp_path_factory) -> dict[str, Path]:
     (step,) = (folder / "hurt/checkpoints").iterdir()
     weights = step / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-200] + bytes(200))
-    shutil.copytree(folder / "runs/pre", folder / "hostile")
-    (hostile,) = (folder / "hostile/checkpoints").iterdir()
-    (hostile / "manifest.json").unlink()  # whoever writes such a file writes its checksum, too
-    (hostile / "model.safetensors").unlink()
-    for name in ("model.pt", "trainer.pt", "optimizer.pt"):
-        torch.save({"mae": Hostile(folder / "touched"), "sampler": None}, hostile / name)
-    shutil.copytree(folder / "hostile", folder / "posing")
-    (posing,) = (folder / "posing/checkpoints").iterdir()
-    (posing / "model.pt").rename(posing / "model.safetensors")
+    torch.save({"mae": Hostile(folder / "touched"), "sampler": None}, folder / "hostile.pth")
+    for source, name, file in (
+        ("pre", "hostile_pre", "trainer.pt"),
+        ("fine", "hostile_fine", "trainer.pt"),
+        ("pre", "posing", "model.safetensors"),
+    ):
+        shutil.copytree(folder / "runs" / source, folder / name)
+        (hostile,) = (folder / name / "checkpoints").iterdir()
+        (hostile / "manifest.json").unlink()  # whoever writes such a file writes its checksum, too
+        shutil.copy(folder / "hostile.pth", hostile / file)
     return {
         **{path.stem: path for path in folder.iterdir()},
-        **{"hostile_step": hostile, "hostile_weights": hostile / "model.pt"},
-        **{"posing_step": posing, "posing_weights": posing / "model.safetensors"},
         **{"clip": clips / names[0], "pre": folder / "runs/pre", "fine": folder / "runs/fine"},
         "pre_step": folder / "runs/pre/checkpoints/step_000001",
         "fine_step": folder / "runs/fine/checkpoints/step_000001",

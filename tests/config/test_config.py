@@ -89,6 +89,13 @@ def test_bad_values_are_one_clear_line(override):
     assert "\n" not in message
 
 
+def test_a_tube_needs_more_than_one_place():
+    overrides = ["masking.ratio=0.5", "model.image_size=16"]
+    load_config(None, overrides)
+    with pytest.raises(ConfigError, match=r"masking\.strategy=tube: .* would hide nothing"):
+        load_config(None, [*overrides, "masking.strategy=tube"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "reward"),
     [

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
+from pathlib import Path
 
 import pytest
 
 from tats_fast.cli import main
-from tats_fast.data.files import PrintableFormatter, shown
+from tats_fast.data.files import LineFile, PrintableFormatter, shown
 
 RED = "\x1b[31mred\x1b]0;title\x07\r.mp4"
 
@@ -38,3 +41,23 @@ def test_verify_and_prepare_print_no_escapes(tmp_path, capsys, mode):
     assert main(["prepare", "folder", f"--videos={folder}", f"--out={folder}/lists"]) == 1
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out + printed.err
+
+
+def test_lines_wait_for_a_disk_that_is_full(tmp_path, monkeypatch, caplog):
+    lines = LineFile(tmp_path / "lines.txt")
+    lines.append(["one"])
+    with monkeypatch.context() as full:
+
+        class Full(io.FileIO):
+            def write(self, data):
+                super().write(bytes(data)[:2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        full.setattr(Path, "open", lambda path, mode: Full(path, mode))
+        lines.append(["two", "three"])
+        lines.append(["four"])
+    assert lines.path.read_text() == "one\n"
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert str(lines.path) in warning and "No space left on device" in warning
+    lines.append([os.fsdecode(b"caf\xe9")])
+    assert lines.path.read_bytes() == b"one\ntwo\nthree\nfour\ncaf\xe9\n"

@@ -347,11 +347,3 @@ def test_a_past_outage_does_not_count_for_ever(tmp_path):
     with pytest.raises(TooManyBadFiles, match="4 of 10"):
         after.record([("b", "missing")])  # which had a line already
     assert [line.split("\t")[0][-1] for line in path.read_text().splitlines()] == list("abcdefg")
-
-
-def test_bad_files_without_a_file(tmp_path):
-    bad = BadFileRecord(None, 4, 0.25)
-    bad.record([("a", "missing")])
-    with pytest.raises(TooManyBadFiles):
-        bad.record([("b", "missing")])
-    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from data_files import CAN_TURN, write_audio, write_video
+from data_files import CAN_TURN, noise, write_audio, write_video
 
 from tats_fast.data.clip import ClipDraw
 from tats_fast.data.dali import dali_problem
@@ -21,11 +21,6 @@ from tats_fast.engine.distributed import World
 from tats_fast.pretrain.trainer import Trainer
 
 FRAMES, STRIDE, SIZE, SEED = 8, 1, 32, 3
-
-
-def noise(image: np.ndarray) -> np.ndarray:
-    """Pictures that do not compress, so that every part of the file holds frames."""
-    return np.random.default_rng(image.sum()).integers(0, 255, image.shape, np.uint8)
 
 
 def truncated(path):

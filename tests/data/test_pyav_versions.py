@@ -108,11 +108,3 @@ def test_doctor_decodes_a_frame(monkeypatch, tmp_path):
 def test_doctor_without_pyav(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     assert doctor.decoding_problem() == "not installed; pip install av"
-
-
-def test_doctor_imports_what_it_calls_usable(monkeypatch):
-    assert doctor._loading_problem("json") is None
-    monkeypatch.setattr(doctor, "dali_problem", lambda: None)
-    monkeypatch.setitem(sys.modules, "nvidia.dali.experimental.dynamic", None)
-    (line,) = [line for line in doctor.report_lines() if line.startswith("  DALI: ")]
-    assert line.startswith("  DALI: no, does not load (ModuleNotFoundError: ")

@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from data_files import numbers, write_video
+from data_files import noise, numbers, write_video
 
 from tats_fast.config import DataConfig
 from tats_fast.data.dali import CPU_FORMATS, GPU_FORMATS, dali_problem
@@ -26,11 +26,6 @@ from tats_fast.data.video import DecodeError, open_video
 pytestmark = pytest.mark.skipif(dali_problem() is not None, reason=str(dali_problem()))
 VP9 = {"deadline": "realtime", "cpu-used": "8", "g": "12"}
 FRAMES, SIZE = 8, 48
-
-
-def noise(image: np.ndarray) -> np.ndarray:
-    """Pictures that do not compress."""
-    return np.random.default_rng(image.sum()).integers(0, 255, image.shape, np.uint8)
 
 
 def plan(path, window=0.5, formats=CPU_FORMATS, stride=2):

@@ -10,7 +10,7 @@ from data_files import numbers, write_video
 
 from tats_fast.data import windows as module
 from tats_fast.data.video import open_video
-from tats_fast.data.windows import Length, video_windows, window_batches, window_starts
+from tats_fast.data.windows import Length, video_windows, window_batches
 
 
 @pytest.mark.parametrize(
@@ -34,26 +34,23 @@ from tats_fast.data.windows import Length, video_windows, window_batches, window
         (10, 4, 1, 10, [0]),
         (11, 4, 1, 10, [0, 7]),
         (5, 1, 4, 2, [0, 2, 4]),
+        (7, 8, 1, 1, [0]),
+        (8, 8, 1, 1, [0]),
+        (23, 8, 1, 1, [*range(16)]),
+        (60, 8, 1, 3, [*range(0, 52, 3), 52]),
+        (23, 8, 3, 4, [0, 1]),
+        (60, 8, 3, 4, [*range(0, 37, 4), 38]),
+        (60, 8, 2, 40, [0, 40]),
     ],
 )
-def test_starts(total, num_frames, stride, hop, expected):
-    assert window_starts(total, num_frames, stride, hop) == expected
-
-
-def test_starts_of_nothing():
-    with pytest.raises(ValueError, match="at least 1 frame in the video, got 0"):
-        window_starts(0, 8, 2, 16)
-
-
-@pytest.mark.parametrize(("stride", "hop"), [(2, 16), (1, 3), (3, 4), (2, 40), (1, 1)])
-def test_windows_show_the_frames_they_say(tmp_path, stride, hop):
-    for total in (7, 8, 23, 60):
-        path = str(write_video(tmp_path / f"{total}.mp4", total))
-        windows = list(video_windows(path, 8, stride, hop, 32))
-        assert [window.start for window in windows] == window_starts(total, 8, stride, hop)
-        for window in windows:
-            frames = list(range(window.start, min(window.start + 7 * stride + 1, total), stride))
-            assert numbers(window.clip) == frames + frames[-1:] * (8 - len(frames))
+def test_windows_show_these_frames(tmp_path, total, num_frames, stride, hop, expected):
+    path = str(write_video(tmp_path / "video.mp4", total))
+    windows = list(video_windows(path, num_frames, stride, hop, 32))
+    assert [window.start for window in windows] == expected
+    for window in windows:
+        end = min(window.start + (num_frames - 1) * stride + 1, total)
+        frames = list(range(window.start, end, stride))
+        assert numbers(window.clip) == frames + frames[-1:] * (num_frames - len(frames))
 
 
 def read_through(path: Path) -> tuple[list[int], Length]:
@@ -75,7 +72,8 @@ def test_headers_are_not_believed(tmp_path):
     cut = write_video(tmp_path / "cut.mkv", 200, options={"g": "1"})
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     starts, length = read_through(cut)
-    assert 50 < length.frames < 150 and starts == window_starts(length.frames, 8, 2, 16)
+    last = (length.frames - 1) // 2 * 2 - 14  # of the window that ends with the last used frame
+    assert 50 < length.frames < 150 and starts == [*range(0, last, 16), last]
 
 
 def test_a_long_video_is_decoded_once(tmp_path, monkeypatch):

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from run_checks import as_of_earlier_version
 
 from tats_fast.config import ConfigError
 from tats_fast.engine import store
@@ -124,19 +123,6 @@ def test_without_one_good_checkpoint_nothing_starts_afresh(run_config, tmp_path)
     harm(tmp_path / "checkpoints" / "step_000002" / "model.safetensors", "bit")
     with pytest.raises(DamagedCheckpoint, match="no good checkpoint"):
         checkpoint_to_resume(tmp_path, "auto", CPU)
-
-
-@pytest.mark.parametrize("how", ["cut", "bit", "missing", None])
-def test_checkpoints_without_a_manifest(run_config, tmp_path, how):
-    """Those of earlier releases load, and damage inside their .pt files is noticed too."""
-    for step in (2, 4):
-        folder = save_checkpoint(tmp_path, small(1.0), run_config(), Position(step=step))
-        as_of_earlier_version(folder)
-        (folder / MANIFEST_FILE).unlink()
-    if how is not None:
-        harm(folder / "model.pt", how)
-    expected = "step_000004" if how is None else "step_000002"
-    assert checkpoint_to_resume(tmp_path, "auto", CPU).name == expected
 
 
 def test_weights_without_a_manifest_are_damaged(run_config, tmp_path):

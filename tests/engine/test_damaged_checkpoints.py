@@ -10,8 +10,8 @@ import torch
 from tats_fast.config import ConfigError
 from tats_fast.engine.distributed import World
 from tats_fast.pretrain.trainer import Trainer
-from tats_fast.run_folder import read_model
-from tats_fast.weights_file import write_state
+from tats_fast.run_folder import read_tensors
+from tats_fast.weights_file import read_state, write_state
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -32,7 +32,7 @@ def emptied(file):
 
 
 def without_a_key(file):
-    content = read_model(file)
+    content = (read_state if file.suffix == ".safetensors" else read_tensors)(file)
     content.pop(next(iter(content)))
     save(content, file)
 

@@ -8,12 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from run_checks import assert_identical, weights
+from run_processes import wait_for
 
 from tats_fast.config import ConfigError, save_config
 from tats_fast.engine.distributed import World, draw_seed
@@ -21,6 +21,7 @@ from tats_fast.engine.finite import NonFiniteLoss
 from tats_fast.engine.logs import drop_lines_after
 from tats_fast.engine.optim import lr_at, make_optimizer, parameter_groups, skip_step_if
 from tats_fast.engine.runner import Update
+from tats_fast.interchange import read_weights
 from tats_fast.models.restore import load_models
 from tats_fast.pretrain.learner import make_learner
 from tats_fast.pretrain.step import StepPlan, pretrain_step
@@ -163,14 +164,6 @@ def start(config_path, *overrides):
     )
 
 
-def wait_for(condition, process, seconds=90):
-    """Poll until ``condition()`` or the process ends."""
-    deadline = time.monotonic() + seconds
-    while not condition() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition(), process.communicate()[0] if process.poll() is not None else "timed out"
-
-
 @pytest.mark.slow
 def test_sigkill_between_steps_then_resume_equals_an_uninterrupted_run(run_config, tmp_path):
 
@@ -255,9 +248,8 @@ def test_damaged_and_hostile_checkpoints_are_refused(run_config, tmp_path):
     torch.save({"mae": Hostile()}, path)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_models(tmp_path / "run")
-    path.rename(path.with_name("model.pt"))
     with pytest.raises(ConfigError, match="refused: it holds something else than tensors"):
-        load_models(tmp_path / "run")
+        read_weights(path.rename(path.with_suffix(".pth")))
     assert not (tmp_path / "owned").exists()
 
 

@@ -15,6 +15,7 @@ from run_processes import finish, start, steps
 
 from tats_fast.config import save_config
 from tats_fast.engine.distributed import World
+from tats_fast.engine.logs import SilentLog
 from tats_fast.pretrain.trainer import Trainer
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -112,3 +113,19 @@ def test_probes_are_made_up_for_apart_from_the_held_out_loss(evaluated, tmp_path
     assert len(measured) == 1
     found = read_lines(tmp_path / "run" / "eval.jsonl")
     assert sorted(map(str, found)) == sorted(map(str, map(json.loads, lines)))
+
+
+def test_all_wait_before_the_average_is_gathered(evaluated, monkeypatch):
+    """The first process has measured alone by then; under ZeRO-3 the others would give it up."""
+    config, _ = evaluated("run", train={"ema_decay": 0.9, "steps": 2})
+    trainer, order = Trainer(config, CPU), []
+    monkeypatch.setattr(World, "barrier", lambda world: order.append("wait"))
+    whole = trainer.learner.whole_mae
+
+    def gathered(averaged=False):
+        order.append("average" if averaged else "weights")
+        return whole(averaged)
+
+    trainer.learner.whole_mae = gathered
+    trainer.evaluate(["loss_recon_random"], SilentLog())
+    assert order == ["weights", "wait", "average"]

@@ -9,10 +9,9 @@ import torch
 from records import read_lines
 
 from tats_fast.data.order import ClipStream
-from tats_fast.engine import run_lock, store
+from tats_fast.engine import run_lock
 from tats_fast.engine.distributed import World
 from tats_fast.pretrain.trainer import Trainer
-from tats_fast.run_folder import read_tensors
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -40,17 +39,3 @@ def test_another_share_of_generated_clips(run_config, batch_size):
     assert row["epoch"] == row["passes"] == pytest.approx((24 + 2 * half) / len(trainer.videos))
     _, keys, stream = next_keys(run_config(train={"steps": 9}))
     assert keys == stream[24 + 2 * half : 28 + 2 * half]
-
-
-def test_a_checkpoint_that_counts_clips(run_config, tmp_path):
-    """Earlier versions had the clips of all batches, the generated ones among them."""
-    Trainer(run_config(generated={"share": 0.5}), CPU).run()
-    folder = tmp_path / "run" / "checkpoints" / "step_000006"
-    saved = read_tensors(folder / "trainer.pt")
-    assert saved["position"].pop("windows") == 12
-    saved["position"]["samples"] = 24
-    torch.save(saved, folder / "trainer.pt")
-    (folder / "manifest.json").unlink()
-    store.seal(folder)
-    _, keys, stream = next_keys(run_config(train={"steps": 8}))
-    assert keys == stream[12:16]

@@ -62,6 +62,23 @@ def test_a_forked_worker_does_not_keep_the_lock(tmp_path):
     os.close(done[1])
 
 
+def test_a_start_that_prepared_while_another_trained_is_refused(run_config, tmp_path, monkeypatch):
+    """There was no folder to lock when it looked for a checkpoint."""
+    make = Trainer.make_learner
+
+    def meanwhile(trainer):
+        monkeypatch.setattr(Trainer, "make_learner", make)
+        Trainer(run_config(train={"steps": 2}), CPU).run()
+        return make(trainer)
+
+    monkeypatch.setattr(Trainer, "make_learner", meanwhile)
+    with pytest.raises(ConfigError, match="another start has trained here meanwhile"):
+        Trainer(run_config(), CPU)
+    assert steps(tmp_path / "run") == [2]
+    Trainer(run_config(), CPU).run()
+    assert steps(tmp_path / "run") == [2, 4, 6]
+
+
 def test_a_run_gives_its_folder_back(run_config, tmp_path):
     config = run_config(train={"steps": 2})
     Trainer(config, CPU).run()

@@ -10,6 +10,7 @@ from labelled_files import write_labelled
 from legs import run_legs
 from models_exchanged import write_run
 from project import ROOT, TINY_MODEL
+from records import read_lines
 from run_processes import finish, start
 
 import tats_fast
@@ -78,10 +79,6 @@ def model(folder, name):
     return read_state(checkpoint / "model.safetensors")["classifier"]
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_two_processes_train_and_evaluate_as_one(folder, config, monkeypatch):
     alone(config, monkeypatch, f"name=one {EXACT}")
     output = launch(
@@ -96,11 +93,11 @@ def test_two_processes_train_and_evaluate_as_one(folder, config, monkeypatch):
     for name in ("ddp", "zero", "split"):
         for key, value in model(folder, name).items():
             torch.testing.assert_close(value, expected[key], rtol=1e-2, atol=2e-4, msg=key)
-        one, two = (lines(folder / n / "metrics.jsonl") for n in ("one", name))
+        one, two = (read_lines(folder / n / "metrics.jsonl") for n in ("one", name))
         losses = [row["loss"] for row in one]
         assert [row["loss"] for row in two] == pytest.approx(losses, rel=1e-3)
         # Each process evaluates its share of the videos; together that is the same list.
-        evaluations = [lines(folder / n / "eval.jsonl") for n in ("one", name)]
+        evaluations = [read_lines(folder / n / "eval.jsonl") for n in ("one", name)]
         assert evaluations[0] == evaluations[1]
         assert evaluations[0][-1]["videos"] == 4
 

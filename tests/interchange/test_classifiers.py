@@ -7,8 +7,6 @@ logits by far more than the tolerance.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import json
 
 import pytest
@@ -38,6 +36,7 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 import tats_fast
 from tats_fast.config import ConfigError
 from tats_fast.interchange import (
+    Weights,
     build_classifier,
     export_hugging_face,
     read_weights,
@@ -160,18 +159,6 @@ def test_there_and_back_changes_no_bit(run, exported, tmp_path):
         assert torch.equal(back.state_dict()[name], tensor), name
 
 
-def test_a_checkpoint_of_before_safetensors(run, tmp_path):
-    expected = tats_fast.load_classifier(run)
-    file = run / "checkpoints" / "step_000100" / "model.safetensors"
-    torch.save(copy.deepcopy(read_state(file)), file.with_name("model.pt"))
-    file.unlink()
-    for path in (run, file.with_name("model.pt")):
-        classifier = tats_fast.load_classifier(path)
-        assert classifier.classes == CLASSES
-        _, video = random_clip(SIZES["plain"])
-        assert torch.equal(logits(classifier, video), logits(expected, video))
-
-
 @pytest.mark.parametrize(
     "values", [{}, [], {"imported": 3, "sampler": None}, {"classes": 3, "model": {}, "norm_eps": 0}]
 )
@@ -219,22 +206,9 @@ def test_a_head_on_the_first_token_is_left_out(tmp_path):
 
 def test_an_encoder_is_no_classifier(tmp_path):
     model = tats_fast.create_model(**model_tree("plain"))
-    torch.save(
-        {
-            "mae": model.state_dict(),
-            "sampler": None,
-            # As a file of `tats-fast import` was before classifiers could be imported.
-            "imported": {
-                "model": dataclasses.asdict(model.config),
-                "final_norm": True,
-                "norm_eps": 1e-6,
-                "source": "elsewhere",
-            },
-        },
-        tmp_path / "encoder.pt",
-    )
-    weights = read_weights(tmp_path / "encoder.pt")
-    assert weights.head is None and weights.head_norm_eps == 1e-5
+    weights = Weights(model=model.config, state=dict(model.state_dict()))
+    weights = read_weights(save_weights(weights, tmp_path / "encoder.safetensors"))
+    assert weights.head is None and weights.classes == ()
     with pytest.raises(ConfigError, match="these weights: an encoder without a classifier"):
         build_classifier(weights)
 

@@ -263,7 +263,8 @@ def test_damaged_and_missing_files_are_one_sentence(tmp_path, pretrained):
     assert refusal(tmp_path / "empty.pth").endswith(": empty")
     torch.save([1, 2], tmp_path / "list.pth")
     assert "holds a list" in refusal(tmp_path / "list.pth")
-    assert "neither a checkpoint folder" in refusal(tmp_path / "nothing")
+    nothing = tmp_path / "nothing"
+    assert "neither a checkpoint folder (it would hold model.safetensors)" in refusal(nothing)
 
 
 def test_command_line_imports_and_refuses(tmp_path, pretrained, capsys):

@@ -15,7 +15,7 @@ from run_checks import assert_identical, weights
 from tats_fast.config import ConfigError
 from tats_fast.engine.distributed import World
 from tats_fast.engine.signals import Stopped
-from tats_fast.pretrain.generated import GeneratedLoader, Stream
+from tats_fast.pretrain.generated import GeneratedLoader, Stream, uneven_teaching
 from tats_fast.pretrain.held_out import true_motion_lifts
 from tats_fast.pretrain.trainer import Trainer
 
@@ -139,3 +139,23 @@ def test_the_sampler_is_held_against_what_truly_moves(run_config):
             # Only what moves changes, up to the sensor's noise.
             assert lifts["true_motion_lift_motion"] > 2
             assert lifts["true_motion_lift_sampler"] == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("pans", "batch", "cut", "every", "said"),
+    [
+        (0.25, 32, 1, 4, None),
+        (0.25, 8, 1, 4, "1 of 4 files, 1 of 1 pans, 0 of 3 object"),
+        (0.25, 32, 4, 4, "1 of 4 files, 1 of 1 pans, 0 of 3 object"),
+        (0.5, 64, 1, 32, "1 of 32 files, 1 of 16 pans, 0 of 16 object"),
+        (0.25, 8, 1, 1, None),
+    ],
+)
+def test_which_sources_teach_the_sampler_is_said(tiny_config, pans, batch, cut, every, said):
+    config = tiny_config(
+        generated={"share": 0.5, "pans": pans},
+        sampler={"learn_every": every},
+        train={"batch_size": batch},
+    )
+    found = uneven_teaching(config, cut)
+    assert found is None if said is None else said in found

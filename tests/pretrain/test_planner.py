@@ -128,6 +128,9 @@ def test_the_command(capsys):
     assert "in 20 steps over 1,000 videos" in capsys.readouterr().out
     assert main(["plan", "--batch", "0"]) == 2
     assert "--batch=0: must be at least 1" in capsys.readouterr().err
+    # 256 clips, a configuration's default, would not divide by 3.
+    assert main(["plan", "--gpus", "1", "--batch", "2", "train.accumulation=3"]) == 0
+    assert "train.batch_size=6" in capsys.readouterr().out
 
 
 def test_zero_3_and_offloading(capsys):

@@ -327,7 +327,7 @@ def test_checkpoint_folder_file_and_foreign_place(folder, tmp_path, monkeypatch,
         ({"list": "bare.txt"}, "5.mp4 has no label"),
         ({"list": "unknown.txt"}, "the label swim"),
         ({"list": "bad.txt"}, "--list: no video could be read, for example"),
-        ({"out": "broken.mp4/out"}, "cannot be written"),
+        ({"out": "broken.mp4/out"}, "broken.mp4 is a file; give a folder"),
     ],
 )
 def test_bad_input_is_one_sentence(folder, tmp_path, capsys, monkeypatch, options, message):

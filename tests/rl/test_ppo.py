@@ -31,7 +31,7 @@ ERROR = torch.where(MOTION, 3.0, 1.0)  # ... with three times the error
 
 def learn(credit: str, steps: int, *, lr=0.05, error=ERROR, **ppo):
     """Train free logits on a bandit: hidden tokens pay their error. Returns the policy's p (N,)."""
-    config = None if credit == "adamae" else PPOConfig(credit=credit, **ppo)
+    config = None if credit == "adamae" else PPOConfig(credit=credit, epochs=2, **ppo)
     logits = torch.zeros(TOKENS, requires_grad=True)
     value = torch.full((), initial_value(credit), requires_grad=True)
     optimizer = torch.optim.Adam([logits, value], lr=lr)

@@ -35,6 +35,12 @@ def numbers(clip: np.ndarray) -> list[int]:
     return (bits.reshape(len(clip), 8) * (1 << np.arange(8))).sum(1).tolist()
 
 
+def noise(image: np.ndarray) -> np.ndarray:
+    """In place of ``image`` one that does not compress, so that every part of a file holds frames:
+    a ``turn`` of ``write_video``."""
+    return np.random.default_rng(image.sum()).integers(0, 255, image.shape, np.uint8)
+
+
 def write_video(
     path: Path,
     count: int,

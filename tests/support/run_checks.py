@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tats_fast.engine import store
 from tats_fast.run_folder import read_tensors
 from tats_fast.weights_file import read_state
 
@@ -18,15 +15,6 @@ def weights(run_dir, step):
     trainer = read_tensors(folder / "trainer.pt")
     optimizer = read_tensors(folder / "optimizer.pt")
     return {"model": model, "trainer": trainer, "optimizer": optimizer}
-
-
-def as_of_earlier_version(folder):
-    """Make a checkpoint one of before weights were safetensors, with a manifest that says so."""
-    state = copy.deepcopy(read_state(folder / "model.safetensors"))
-    torch.save(state, folder / "model.pt")
-    for name in ("model.safetensors", "manifest.json"):
-        (folder / name).unlink()
-    store.seal(folder)
 
 
 def assert_identical(one, two, where=""):

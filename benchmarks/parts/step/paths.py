@@ -78,6 +78,8 @@ PATHS = {
     "videomae": StepPath("auto", "sdpa", strategy="random", peer=VideoMAE),
     "videomae_compiled": StepPath("auto", "sdpa", ("cuda", "cpu"), "random", peer=VideoMAE),
     "random": StepPath("auto", "auto", ("cuda",), strategy="random"),
+    "fast_compiled": StepPath("auto", "auto", ("cuda", "cpu")),
+    "random_compiled": StepPath("auto", "auto", ("cuda", "cpu"), strategy="random"),
     "random_graph": StepPath("auto", "auto", ("cuda",), strategy="random", graph=True),
     "every4": StepPath("auto", "auto", ("cuda",), learn_every=4),
     "adamae_code": StepPath("auto", "eager", strategy="adamae", peer=AdaMAE),
@@ -89,9 +91,11 @@ PATHS = {
 }
 """``fast`` is what a run would use, but for the CUDA graph of its small steps; ``fast_graph``, on a
 GPU, is with one. ``fast_eager`` and ``fast_eager_graph``, for comparison there, are the two without
-torch.compile. ``random`` is ``fast`` with a uniformly random mask and no sampler, so that like can
-be compared with ``videomae``, Transformers' own model under such a mask; ``random_graph`` is that
-as a graph. ``every4`` is ``fast`` with a quarter of the clips teaching the sampler."""
+torch.compile; ``fast_compiled`` and ``random_compiled`` are with it on a CPU too, as runs with
+``train.compile=true`` are. ``random`` is ``fast`` with a uniformly random mask and no sampler, so
+that like can be compared with ``videomae``, Transformers' own model under such a mask;
+``random_graph`` is that as a graph. ``every4`` is ``fast`` with a quarter of the clips teaching the
+sampler."""
 
 
 @dataclass

@@ -202,8 +202,8 @@ class _Decoded(NamedTuple):
     clips: Tensor
     """(M, T, S, S, 3) uint8."""
     labels: list[str]
-    videos: Tensor | None
-    """(M,) int64: the line of the list, from 0; None where an earlier version has not kept it."""
+    videos: Tensor
+    """(M,) int64: the line of the list, from 0."""
 
 
 def _decoded(path: str, clips: int, shape: tuple[int, int, int], cache: Path) -> _Decoded:
@@ -234,8 +234,7 @@ def _decoded(path: str, clips: int, shape: tuple[int, int, int], cache: Path) ->
             np.savez_compressed(written, labels=labels, list=content, **arrays)
             os.replace(written, kept)
     with np.load(kept) as found:
-        clips = torch.from_numpy(found["clips"])
-        videos = torch.from_numpy(found["videos"]) if "videos" in found else None
+        clips, videos = (torch.from_numpy(found[name]) for name in ("clips", "videos"))
         return _Decoded(clips, [str(label) for label in found["labels"]], videos)
 
 
@@ -244,4 +243,4 @@ def _is_of(kept: Path, content: str) -> bool:
     if not kept.exists():
         return False
     with np.load(kept) as found:
-        return not content or ("list" in found and content == str(found["list"]))
+        return content in ("", str(found["list"]))
