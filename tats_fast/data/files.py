@@ -119,6 +119,7 @@ class LineFile:
         self._waiting += lines
         text = "".join(f"{line}\n" for line in self._waiting)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
                 size = file.tell()
                 file.write(text.encode("utf-8", "surrogateescape"))

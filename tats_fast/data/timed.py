@@ -19,7 +19,7 @@ from tats_fast.data.pixels import FrameScaler
 from tats_fast.data.plan import timed_packets
 from tats_fast.data.pyav import packets_of
 from tats_fast.data.segment import Packet
-from tats_fast.data.video import Timing, count_frames, decoded_frames, seek_before
+from tats_fast.data.video import KeyframeMissed, Timing, count_frames, decoded_frames, seek_before
 
 if TYPE_CHECKING:
     import av
@@ -145,7 +145,7 @@ def _from_keyframe(
             frames = seek_before(stream, origin, wanted[0], half, deadline)
             timed = ((frame.time, frame) for frame in frames if frame.time is not None)
             return _fill(clips, timed, wanted, half, crops, exact=True)
-        except av.error.FFmpegError:
+        except (av.error.FFmpegError, KeyframeMissed):
             return False
 
 

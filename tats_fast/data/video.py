@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, dropwhile, islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,6 +58,10 @@ def decode_window(
     return clips[0]
 
 
+class KeyframeMissed(Exception):
+    """No seek landed on a keyframe before the frame wanted."""
+
+
 def decode_crops(
     path: str,
     clips: np.ndarray,
@@ -95,7 +99,7 @@ def decode_crops(
             frames = _frames_from(stream, timing, start, deadline, seeks)
             try:
                 return start, _fill(clips, frames, stride, scalers)
-            except av.error.FFmpegError:
+            except (av.error.FFmpegError, KeyframeMissed):
                 if not seeks or start == 0:
                     raise
         return start, None
@@ -195,11 +199,13 @@ def _frames_from(
 ) -> Iterator[av.VideoFrame]:
     """Frames in decoder order from number ``start`` on, which is found by time.
 
-    Damage on the way to ``start``, or no way to seek, gives no frame, so that the caller draws an
-    earlier window.
+    Damage on the way to ``start`` gives no frame, so that the caller draws an earlier window.
 
     Args:
         seeks: begin at a keyframe before ``start`` rather than with the file.
+
+    Raises:
+        KeyframeMissed: as ``seek_before``.
     """
     import av
 
@@ -208,12 +214,11 @@ def _frames_from(
         return
     half = 0.5 / timing.rate
     target = timing.origin + start / timing.rate
-    if not seeks:
-        frames = decoded_frames(packets_of(stream.container, stream), deadline)
-        yield from dropwhile(lambda f: f.time is not None and f.time < target - half, frames)
-        return
     try:
-        frames = seek_before(stream, timing.origin, target, half, deadline)
+        if seeks:
+            frames = seek_before(stream, timing.origin, target, half, deadline)
+        else:
+            frames = decoded_frames(packets_of(stream.container, stream), deadline)
         first = next((f for f in frames if f.time is None or f.time >= target - half), None)
     except av.error.FFmpegError:
         return
@@ -225,13 +230,16 @@ def _frames_from(
 def seek_before(
     stream: av.VideoStream, origin: float, target: float, half: float, deadline: Deadline
 ) -> Iterator[av.VideoFrame]:
-    """Frames from a keyframe on whose first frame is not later than ``target`` s, if there is.
+    """Frames from a keyframe on whose first frame is not later than ``target`` s.
 
     Args:
         origin: time of the file's first frame, s.
         half: what ``target`` may be late, s.
+
+    Raises:
+        KeyframeMissed: none was found. MPEG-TS is sought by the times of packets, and with B-frames
+            the first packet's lies before the first frame's.
     """
-    frames: Iterator[av.VideoFrame] = iter(())
     for margin in _SEEK_MARGINS:
         time = min(target, max(origin, target - margin))
         stream.container.seek(round(time / stream.time_base), stream=stream)
@@ -239,10 +247,9 @@ def seek_before(
         first = next(frames, None)
         if first is None:
             continue
-        frames = chain((first,), frames)
         if stands_alone(first) and (first.time is None or first.time <= target + half):
-            break
-    return frames
+            return chain((first,), frames)
+    raise KeyframeMissed
 
 
 def stands_alone(frame: av.VideoFrame) -> bool:

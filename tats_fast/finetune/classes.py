@@ -22,11 +22,14 @@ def read_classes(path: str) -> list[str]:
         ConfigError: not readable, fewer than two names, or a name given twice; one line.
     """
     try:
-        with open(os.path.expanduser(path), encoding="utf-8") as file:
+        # As prepare writes them: folders' names need not be UTF-8; an editor may have put a mark.
+        how = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
+        with open(os.path.expanduser(path), **how) as file:
             names = [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise ConfigError(f"data.classes={path}: {reason}") from None
+    except OSError as error:
+        raise ConfigError(f"data.classes={path}: {error.strerror}") from None
+    if any("\0" in name for name in names):
+        raise ConfigError(f"data.classes={path}: not a text file")
     if len(names) < 2:
         raise ConfigError(f"data.classes={path}: {len(names)} name(s); expected two or more lines")
     for name in names:

@@ -74,6 +74,8 @@ class Claims:
     origin: float
     of_stream: bool
     """Whether ``duration`` and ``origin`` are the video stream's own."""
+    from_zero: bool = False
+    """Whether ``duration`` may have been counted from zero and not from ``origin``."""
 
     @classmethod
     def of(cls, stream: av.VideoStream) -> Claims:
@@ -95,6 +97,7 @@ class Claims:
             duration=duration,
             origin=origin,
             of_stream=of_stream,
+            from_zero="matroska" in container.format.name and (duration or 0) > origin,
         )
 
     def facts(self) -> dict[str, Any]:
@@ -119,7 +122,9 @@ class Claims:
         if self.frames and findings.counted is not None:
             shares.append(findings.counted / self.frames)
         if self.duration and findings.end is not None:
-            shares.append((findings.end - self.origin) / self.duration)
+            # In Matroska it may count from zero: FFmpeg's does.
+            origin = 0.0 if self.from_zero else self.origin
+            shares.append((findings.end - origin) / self.duration)
         return max(shares, default=1.0)
 
 

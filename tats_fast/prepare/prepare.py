@@ -64,7 +64,9 @@ def prepare(options: PrepareOptions) -> int:
         ConfigError: official files that are missing or damaged, or folders that cannot be read or
             written; or classes that are called by one number, such as 1 and 01.
     """
-    index = VideoIndex(options.videos, skip=os.path.join(options.out, _COPIES))
+    copied = options.recipe is not None or os.path.exists(_record(options.out, copies=True))
+    skip = os.path.join(options.out, _COPIES) if copied else None  # else it is the user's own
+    index = VideoIndex(options.videos, skip=skip)
     if options.annotations is None:
         require(bool(index.paths), "videos", options.videos, "no video in this folder or below")
         annotations = read_folder(index.paths)
@@ -141,16 +143,21 @@ def _facts(entries: list[Entry], options: PrepareOptions) -> dict[str, dict[str,
             transcode(video, listed[video], recipe)
         return describe(listed[video], with_hash)
 
-    name, title, timeout = "files", "files read", _READ_TIMEOUT
+    title, timeout = "files read", _READ_TIMEOUT
     settings = f"hash={with_hash}"
     if recipe is not None:
-        name, title, timeout = "copies", "files transcoded", _TRANSCODE_TIMEOUT
+        title, timeout = "files transcoded", _TRANSCODE_TIMEOUT
         settings = f"{recipe} {settings}"
-    record = Path(options.out, f".prepare-{name}.jsonl")
+    record = _record(options.out, copies=recipe is not None)
     job = {"title": title, "settings": settings, "timeout": timeout}
     return run_jobs(
         describe_listed, listed, record=record, workers=options.workers, result=listed.get, **job
     )
+
+
+def _record(out: str, copies: bool) -> Path:
+    """Where what was read, or transcoded, is noted."""
+    return Path(out, f".prepare-{'copies' if copies else 'files'}.jsonl")
 
 
 def _write(

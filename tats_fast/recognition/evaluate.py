@@ -55,7 +55,7 @@ def run_evaluation(
     weights = read_weights(path, {"attention": "auto", **(overrides or {})})
     classifier = build_classifier(weights, world.device, f"checkpoint={path}")
     run = weights.run if isinstance(weights.run, FinetuneConfig) else None
-    views = chosen(Views, options, run and run.data)
+    views = chosen(Views, options, weights if run is None else run.data)
     spec, root, quarantine = options.list, options.root, None
     if spec is None:
         if run is None or run.data.eval is None:

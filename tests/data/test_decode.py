@@ -25,6 +25,7 @@ FORMATS = {
     "h264-open-gop": ("a.mp4", "libx264", {"x264-params": "keyint=10:open-gop=1:bframes=3"}),
     "h264-mkv": ("a.mkv", "libx264", {"g": "12", "bf": "2"}),
     "h264-ts": ("a.ts", "libx264", {"x264-params": "keyint=10:open-gop=1:bframes=3"}),
+    "h264-ts-long-gop": ("a.ts", "libx264", {"g": "250", "bf": "2"}),
     "h264-intra": ("a.mp4", "libx264", {"g": "1"}),
     "vp9-webm": ("a.webm", "libvpx-vp9", {"g": "20", "cpu-used": "8", "deadline": "realtime"}),
     "mjpeg-avi": ("a.avi", "mjpeg", {}),

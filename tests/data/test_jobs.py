@@ -120,7 +120,7 @@ def test_a_result_that_is_gone_is_made_again(run, tmp_path, files, capsys):
         return tmp_path / f"{os.path.basename(path)}.copy"
 
     def copy(path):
-        target(path).touch()
+        target(path).write_text(path)
         return {"copied": True}
 
     def go():
@@ -131,8 +131,14 @@ def test_a_result_that_is_gone_is_made_again(run, tmp_path, files, capsys):
     (tmp_path / "3.txt.copy").unlink()
     assert go() == first
     assert (tmp_path / "3.txt.copy").exists()
-    assert "1 results are gone and are made again" in capsys.readouterr().out
+    assert "1 results are gone or changed, and are made again" in capsys.readouterr().out
     assert len(run.record.read_text().splitlines()) == 7
+    # Another source's result, at the same place.
+    (tmp_path / "4.txt.copy").write_text("another's")
+    assert go() == first
+    assert len(run.record.read_text().splitlines()) == 8
+    go()
+    assert len(run.record.read_text().splitlines()) == 8
 
 
 def test_a_video_that_does_not_decode_is_a_plain_verdict(tmp_path):

@@ -228,6 +228,8 @@ def test_folder_of_classes_splits_or_neither():
 
 
 def test_copies_have_different_names():
+    several = target_names(["x.mp4", "x.mp4.webm", "x.webm"], ".mp4")
+    assert list(several.values()) == ["x.mp4.mp4", "x.mp4.2.mp4", "x.webm.mp4"]
     names = target_names(["a/b.avi", "a/b.webm", "a/c.avi"], ".mp4")
     assert names == {"a/b.avi": "a/b.avi.mp4", "a/b.webm": "a/b.webm.mp4", "a/c.avi": "a/c.mp4"}
 

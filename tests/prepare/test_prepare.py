@@ -286,6 +286,13 @@ def test_output_inside_the_videos_folder_is_not_read_again(bench):
         assert bench.lines("train.txt") == ["videos/run/1.mp4\t0", "videos/sit/2.mp4\t1"]
 
 
+def test_a_folder_called_videos_is_read_unless_it_holds_our_copies(bench):
+    bench.out = bench.videos
+    bench.add("videos/run/a.mp4", "videos/walk/b.mp4")
+    assert bench.run("folder") == 0
+    assert len(bench.lines("train.txt")) == 2
+
+
 def test_nothing_usable_is_exit_1(bench, capsys):
     (bench.videos / "a.mp4").write_bytes(b"x")
     assert bench.run("folder") == 1

@@ -289,6 +289,16 @@ def test_a_fragmented_file_that_begins_late_is_whole(tmp_path):
         assert facts["duration"] == pytest.approx(2.4)
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx-vp9")])
+def test_a_matroska_file_that_begins_late_is_whole(tmp_path, name, codec):
+    """FFmpeg counts its duration from zero too: 2.4 s from the tenth on were 2.4 of 12.4 s."""
+    late = [10_000 + 40 * number for number in range(60)]
+    path = write_video(tmp_path / name, 60, codec, pts=late)
+    for mode in ("quick", "full"):
+        facts = examine(str(path), mode, 0.5, 1)
+        assert "error" not in facts and "ends early" not in facts["warnings"]
+
+
 def test_the_more_generous_claim_decides():
     # A trimmed MP4 keeps all its frames and shows a part: 300 of 1000 frames, 10 of 10 s.
     claims = Claims("h264", 30.0, frames=1000, duration=10.0, origin=1.0, of_stream=True)

@@ -23,6 +23,7 @@ from tats_fast.config import FinetuneConfig, ModelConfig, save_config
 from tats_fast.config.finetune import LabelledDataConfig
 from tats_fast.data.lists import Video
 from tats_fast.data.views import decode_views, side_crops
+from tats_fast.interchange import read_weights, save_weights
 from tats_fast.models.classifier import VideoClassifier
 from tats_fast.models.patchify import IMAGENET_MEAN, IMAGENET_STD
 from tats_fast.recognition import decoding as module
@@ -312,6 +313,16 @@ def test_checkpoint_folder_file_and_foreign_place(folder, tmp_path, monkeypatch,
     assert main(command(folder, checkpoint=alone, list=folder / "good.txt")) == 0
     record = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert record["views"] == {"stride": 4, "fps": None, "clips": 5, "crops": 3}
+
+
+def test_an_imported_file_remembers_how_frames_were_taken(folder, tmp_path):
+    imported = save_weights(read_weights(folder / "run"), tmp_path / "imported.safetensors")
+    out = tmp_path / "out"
+    for more, stride in (({}, 2), ({"stride": 3}, 3)):
+        options = {"checkpoint": imported, "list": folder / "good.txt", "out": out, **more}
+        assert main(command(folder, **options)) == 0
+        record = json.loads((out / "evaluation.json").read_text())
+        assert record["views"] == {"stride": stride, "fps": None, "clips": 5, "crops": 3}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,8 +43,9 @@ def run_jobs(
         function: called in a worker process; its outcome is a dict that JSON can hold, with a short
             reason under ``error`` where it failed; that of a ``DecodeError`` becomes one.
         record: JSONL file that outcomes are appended to, each as it comes: ``key`` (the path),
-            ``bytes``, ``mtime_ns`` (of the file before the call), ``settings``, ``outcome``. Where
-            a path has several lines the last counts; it is outdated once the file changes.
+            ``bytes``, ``mtime_ns`` (of the file before the call), ``settings``,
+            ``outcome``, and ``result`` (bytes and mtime_ns of what it left behind). Where a path
+            has several lines the last counts; it is outdated once the file changes.
         workers: processes at most.
         title: what the progress display counts, in the plural ("files").
         result: the file that a path leaves behind; without it the work is done again.
@@ -57,12 +57,16 @@ def run_jobs(
     """
     paths = list(dict.fromkeys(paths))
     with _locked(record) as lines:
-        done = _current(lines, paths, settings)
+        current = _current(lines, paths, settings)
+        done = {path: line["outcome"] for path, line in current.items()}
+        made = {path: line.get("result") for path, line in current.items()}
         if result is not None:
             good = [path for path, outcome in done.items() if "error" not in outcome]
-            gone = [path for path in good if not os.path.exists(result(path))]
+            left = dict(zip(good, stamps(map(result, good)), strict=True))
+            # Another source's may lie there by now.
+            gone = [path for path, now in left.items() if now is None or now != made[path]]
             if gone:
-                print(f"{len(gone)} results are gone and are made again", flush=True)
+                print(f"{len(gone)} results are gone or changed, and are made again", flush=True)
             for path in gone:
                 del done[path]
         todo = [path for path in paths if path not in done]
@@ -86,7 +90,8 @@ def run_jobs(
             for path, answer in pool.map(todo):
                 is_lost = isinstance(answer, Lost)
                 before, outcome = (None, _lost(answer.reason)) if is_lost else answer
-                _append(lines, path, before, settings, outcome)
+                made[path] = stamp(result(path)) if result is not None else None
+                _append(lines, path, before, settings, outcome, made[path])
                 done[path] = outcome
                 progress.step(failed="error" in outcome)
     return {path: done[path] for path in paths}
@@ -110,8 +115,8 @@ def _locked(record: Path) -> Iterator[BinaryIO]:
         yield lines
 
 
-def _current(lines: BinaryIO, paths: Iterable[str], settings: str) -> dict[str, Outcome]:
-    """Recorded outcomes of ``paths`` that still hold; a damaged line counts as not there."""
+def _current(lines: BinaryIO, paths: Iterable[str], settings: str) -> dict[str, dict[str, Any]]:
+    """Lines of ``paths`` whose outcomes still hold; a damaged line counts as not there."""
     lines.seek(0)
     whole = [line for line in read_lines(lines) if isinstance(line.get("outcome"), dict)]
     last = {line.get("key"): line for line in whole}
@@ -123,15 +128,18 @@ def _current(lines: BinaryIO, paths: Iterable[str], settings: str) -> dict[str, 
         and not last[path]["outcome"].get("lost")
     ]
     return {
-        path: last[path]["outcome"]
+        path: last[path]
         for path, now in zip(usable, stamps(usable), strict=True)
         if [last[path].get("bytes"), last[path].get("mtime_ns")] == (now or [None, None])
     }
 
 
-def _append(lines: BinaryIO, path: str, before: Stamp, settings: str, outcome: Outcome) -> None:
+def _append(
+    lines: BinaryIO, path: str, before: Stamp, settings: str, outcome: Outcome, result: Stamp
+) -> None:
     size, changed = before or (None, None)
     line = {"key": path, "bytes": size, "mtime_ns": changed, "settings": settings}
+    line |= {"result": result} if result is not None else {}
     # ASCII escapes also carry names that are not UTF-8.
     lines.write(json.dumps(line | {"outcome": outcome}).encode("ascii") + b"\n")
     lines.flush()

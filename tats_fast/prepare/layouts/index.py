@@ -62,11 +62,19 @@ def _plain(folder: str) -> str:
 def target_names(paths: Iterable[str], suffix: str) -> dict[str, str]:
     """A new relative path with the ending ``suffix`` for each of ``paths``, all different.
 
-    ``a/b.avi`` -> ``a/b.mp4``; where ``a/b.webm`` is there too, ``a/b.avi.mp4``.
+    ``a/b.avi`` -> ``a/b.mp4``; where ``a/b.webm`` is there too, ``a/b.avi.mp4``, and where that is
+    taken (by ``a/b.avi.mov``) ``a/b.avi.2.mp4``.
     """
     stems = {path: os.path.splitext(path)[0] for path in paths}
     sharing = Counter(stem.casefold() for stem in stems.values())
-    return {
-        path: (path if sharing[stem.casefold()] > 1 else stem) + suffix
-        for path, stem in stems.items()
-    }
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for path, stem in stems.items():
+        whole, number = path if sharing[stem.casefold()] > 1 else stem, 1
+        name = whole + suffix
+        while name.casefold() in taken:
+            number += 1
+            name = f"{whole}.{number}{suffix}"
+        taken.add(name.casefold())
+        names[path] = name
+    return names
