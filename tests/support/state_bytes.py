@@ -48,8 +48,8 @@ def measured(config: RunConfig, world: World) -> dict[str, int]:
 
 
 def smaller_of_two(config: RunConfig, world: World) -> dict[str, int]:
-    """The round with less at its peak: on a busy machine the exchange's thread now and then lets go
-    of a bucket late."""
+    """The round with less at its peak, which on a busy machine was a tenth higher once: probably a
+    bucket that the exchange's thread let go late."""
     return min((measured(config, world) for _ in range(2)), key=lambda found: found["peak"])
 
 
