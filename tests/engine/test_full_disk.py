@@ -9,9 +9,12 @@ import sys
 
 import pytest
 from project import ROOT
+from records import read_lines
 from run_processes import TRAIN, finish, start
 
 from tats_fast.config import save_config
+from tats_fast.engine.finite import SkippedSteps
+from tats_fast.engine.logs import RunLog
 from tats_fast.run_folder import damage, list_checkpoints
 
 FULL_FOR_ONE = """
@@ -32,6 +35,22 @@ def full(content, file, *rest, **kept):
 torch.save = full
 main()
 """
+
+
+def test_lines_without_room_end_nothing(tmp_path):
+    log, skipped = RunLog(tmp_path, -1, 10, ()), SkippedSteps(tmp_path, 10, writes=True)
+    files = [tmp_path / name for name in ("metrics.jsonl", "eval.jsonl", "skipped_steps.jsonl")]
+    for step in (1, 2):
+        for file in files:
+            if step == 1:
+                file.symlink_to("/dev/full")
+            else:
+                file.unlink()
+        log.metrics({"step": step, "clips_per_s": 1.0})
+        log.evaluation({"step": step}, "")
+        skipped.note(step, [True], [[]])
+    log.close()
+    assert [[row["step"] for row in read_lines(file)] for file in files] == [[1, 2]] * 3
 
 
 @pytest.mark.slow

@@ -24,6 +24,20 @@ def test_step_at_vit_base(settings, gigaflops):
     assert round(training_step(config) / 1e9) == gigaflops
 
 
+@pytest.mark.parametrize(
+    ("preset", "step", "wide"), [("vit_large", 882, 284), ("vit_huge", 1379, 513)]
+)
+def test_what_fp8_could_take(preset, step, wide):
+    """Linear maps as wide as the encoder: docs/benchmarks.md, "Predicted, not measured"."""
+    config = load_config(overrides=[f"model.preset={preset}", "masking.ratio=0.95"])
+    model = config.model
+    square, visible = model.width**2, 78
+    embedding = flops.mae(model, visible).embedding
+    maps = 24 * visible * square * model.depth + 26 * model.num_tokens * square + embedding
+    assert round(3 * maps / 1e9) == wide
+    assert round(training_step(config) / 1e9) == step
+
+
 def test_an_inner_epoch_costs_the_sampler_alone():
     once, twice = (training_step(build_config({"ppo": {"epochs": k}})) for k in (1, 2))
     assert twice - once == 3 * flops.sampler(load_config().model, absorbed=True)

@@ -159,3 +159,13 @@ def test_which_sources_teach_the_sampler_is_said(tiny_config, pans, batch, cut, 
     )
     found = uneven_teaching(config, cut)
     assert found is None if said is None else said in found
+
+
+def test_a_run_says_which_sources_teach(run_config, caplog):
+    sections = {"generated": {"share": 0.5, "pans": 0.25}, "train": {"batch_size": 8}}
+    for every, said in ((4, 1), (1, 0)):
+        config = run_config(f"run{every}", sampler={"learn_every": every}, **sections)
+        trainer = Trainer(config, CPU)
+        trainer.loader().close()
+        assert sum("teach the sampler" in r.getMessage() for r in caplog.records) == said
+        caplog.clear()

@@ -59,12 +59,11 @@ def run_jobs(
     with _locked(record) as lines:
         current = _current(lines, paths, settings)
         done = {path: line["outcome"] for path, line in current.items()}
-        made = {path: line.get("result") for path, line in current.items()}
         if result is not None:
             good = [path for path, outcome in done.items() if "error" not in outcome]
-            left = dict(zip(good, stamps(map(result, good)), strict=True))
+            found = zip(good, stamps(map(result, good)), strict=True)
             # Another source's may lie there by now.
-            gone = [path for path, now in left.items() if now is None or now != made[path]]
+            gone = [p for p, now in found if now is None or now != current[p].get("result")]
             if gone:
                 print(f"{len(gone)} results are gone or changed, and are made again", flush=True)
             for path in gone:
@@ -90,8 +89,8 @@ def run_jobs(
             for path, answer in pool.map(todo):
                 is_lost = isinstance(answer, Lost)
                 before, outcome = (None, _lost(answer.reason)) if is_lost else answer
-                made[path] = stamp(result(path)) if result is not None else None
-                _append(lines, path, before, settings, outcome, made[path])
+                left_behind = None if result is None else stamp(result(path))
+                _append(lines, path, before, settings, outcome, left_behind)
                 done[path] = outcome
                 progress.step(failed="error" in outcome)
     return {path: done[path] for path in paths}
